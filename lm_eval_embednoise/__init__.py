@@ -1,0 +1,28 @@
+"""Input noise at inference as an alternative to temperature, measured through lm-evaluation-harness.
+
+Importing the package makes the model `hf-embednoise` and the tasks known to lm_eval; nothing heavy
+is imported until it is used (the start-up hook imports this file in every Python process).
+"""
+
+from lm_eval_embednoise import _hook
+
+__version__ = "0.1.0"
+
+# Public names and where they live; resolved on first use so that the import stays instant.
+_LAZY = {
+    "Generation": "lm_eval_embednoise.generation",
+    "Perturbation": "lm_eval_embednoise.config",
+    "Sampling": "lm_eval_embednoise.config",
+    "perturbed": "lm_eval_embednoise.inject",
+}
+__all__ = ["Generation", "Perturbation", "Sampling", "__version__", "perturbed"]  # noqa: F822
+
+_hook.install()
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

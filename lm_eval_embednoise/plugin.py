@@ -1,0 +1,93 @@
+"""All that touches lm_eval's registries: the models, where the task files are, standard errors.
+
+Filters and aggregations need no registration: the task files name them by their dotted path.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MODELS = {"hf-embednoise": "lm_eval_embednoise.models.hf_embednoise:HFEmbedNoise"}
+
+
+def task_dir() -> Path:
+    """The folder that holds this project's task YAML files."""
+    import lm_eval_embednoise.tasks as tasks
+
+    return Path(next(iter(tasks.__path__)))
+
+
+def register() -> None:
+    """Make models, tasks and standard errors known to lm_eval now, hook or no hook. Idempotent."""
+    import lm_eval.evaluator_utils
+    import lm_eval.models
+    import lm_eval.tasks.manager  # noqa: F401
+
+    for name in _EXTENSIONS:
+        extend(name)
+
+
+def extend(module_name: str) -> None:
+    """Add what belongs to one loaded module of lm_eval (called by the import hook). Idempotent."""
+    _EXTENSIONS[module_name](sys.modules[module_name])
+
+
+def _register_models(_: Any) -> None:
+    """Register lazily, by path: the harness imports torch only when the model is asked for."""
+    from lm_eval.api.registry import model_registry
+
+    for name, target in MODELS.items():
+        if name not in model_registry:  # a harness that reads entry points was here first
+            model_registry.register(name, target=target)
+
+
+def _add_tasks(manager: Any) -> None:
+    """Let every TaskManager that knows the harness's own tasks know ours as well."""
+    cls = manager.TaskManager
+    if hasattr(cls.__init__, "_embednoise"):
+        return
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def __init__(
+        self: Any,
+        verbosity: str | None = None,
+        include_path: str | Path | list[str | Path] | None = None,
+        include_defaults: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        given = include_path if isinstance(include_path, (list, tuple)) else [include_path]
+        paths = [task_dir()] if include_defaults else []
+        paths += [path for path in given if path]
+        original(self, verbosity, paths or None, include_defaults, *args, **kwargs)
+        self.include_path = include_path
+
+    __init__._embednoise = True  # type: ignore[attr-defined]
+    cls.__init__ = __init__
+
+
+def _add_standard_errors(utils: Any) -> None:
+    """Let an aggregation function bring its own standard error, as its attribute `stderr`."""
+    original = utils.stderr_for_metric
+    if hasattr(original, "_embednoise"):
+        return
+
+    @functools.wraps(original)
+    def stderr_for_metric(metric: Any, bootstrap_iters: int) -> Any:
+        own: Callable[[Any], float] | None = getattr(metric, "stderr", None)
+        return own if callable(own) else original(metric, bootstrap_iters)
+
+    stderr_for_metric._embednoise = True  # type: ignore[attr-defined]
+    utils.stderr_for_metric = stderr_for_metric
+
+
+_EXTENSIONS: dict[str, Callable[[Any], None]] = {
+    "lm_eval.models": _register_models,
+    "lm_eval.tasks.manager": _add_tasks,
+    "lm_eval.evaluator_utils": _add_standard_errors,
+}
