@@ -1,4 +1,4 @@
-"""Input noise at inference as an alternative to temperature, measured through lm-evaluation-harness.
+"""Input noise at inference instead of temperature, measured through lm-evaluation-harness.
 
 Importing the package makes the model `hf-embednoise` and the tasks known to lm_eval; nothing heavy
 is imported until it is used (the start-up hook imports this file in every Python process).
@@ -15,7 +15,7 @@ _LAZY = {
     "Sampling": "lm_eval_embednoise.config",
     "perturbed": "lm_eval_embednoise.inject",
 }
-__all__ = ["Generation", "Perturbation", "Sampling", "__version__", "perturbed"]  # noqa: F822
+__all__ = ["Generation", "Perturbation", "Sampling", "__version__", "perturbed"]
 
 _hook.install()
 

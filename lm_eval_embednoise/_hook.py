@@ -11,9 +11,9 @@ WATCHED = ("lm_eval.models", "lm_eval.tasks.manager", "lm_eval.evaluator_utils")
 
 
 class _Finder:
-    """A meta-path finder that finds nothing itself: it wraps the real loader of a watched module."""
+    """A meta-path finder that finds nothing itself: it wraps a watched module's real loader."""
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(self, name, path=None, target=None):
         if name not in WATCHED:
             return None
         for finder in sys.meta_path:
@@ -27,19 +27,19 @@ class _Finder:
         return None
 
 
-def _call_after_exec(loader, name):  # type: ignore[no-untyped-def]
+def _call_after_exec(loader, name):
     """Make `loader.exec_module` tell the plug-in once the module's own code has run."""
     exec_module = loader.exec_module
 
-    def exec_and_tell(module):  # type: ignore[no-untyped-def]
+    def exec_and_tell(module):
         exec_module(module)
         _tell(name)
 
     loader.exec_module = exec_and_tell
 
 
-def _tell(name):  # type: ignore[no-untyped-def]
-    """Let the plug-in extend module `name`; a failure is logged and never reaches the user's import."""
+def _tell(name):
+    """Let the plug-in extend a module; a failure is logged and never reaches the user."""
     try:
         from lm_eval_embednoise import plugin
 
@@ -52,15 +52,15 @@ def _tell(name):  # type: ignore[no-untyped-def]
         )
 
 
-def install():  # type: ignore[no-untyped-def]
+def install():
     """Watch for lm_eval's modules, and extend at once those that are loaded already. Idempotent."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder())
         for name in WATCHED:
             module = sys.modules.get(name)
             if module is not None and not _is_loading(module):
                 _tell(name)
 
 
-def _is_loading(module):  # type: ignore[no-untyped-def]
+def _is_loading(module):
     return getattr(getattr(module, "__spec__", None), "_initializing", False)

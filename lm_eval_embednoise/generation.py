@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-FIELDS = ("index", "tokens", "finish_reason", "nll", "nll_tokens", "rho", "seconds")
+FIELDS = ("sample_index", "tokens", "finish_reason", "nll", "nll_tokens", "rho", "seconds")
 
 
 class Generation(str):
     """A generated text that is a plain `str` to the harness and carries its own measurements.
 
     Attributes:
-        index: which of the problem's K samples this is, from 0.
+        sample_index: which of the problem's K samples this is, from 0.
         tokens: number of generated tokens, end token and stop string excluded.
         finish_reason: "end_token", "stop_string", "length" or "prompt_too_long".
         nll: summed negative log-likelihood of those tokens under the clean model, in nats.
@@ -22,7 +22,7 @@ class Generation(str):
 
     __slots__ = FIELDS
 
-    index: int | None
+    sample_index: int | None
     tokens: int | None
     finish_reason: str | None
     nll: float | None

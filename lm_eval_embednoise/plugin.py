@@ -62,7 +62,7 @@ def _add_tasks(manager: Any) -> None:
         **kwargs: Any,
     ) -> None:
         given = include_path if isinstance(include_path, (list, tuple)) else [include_path]
-        paths = [task_dir()] if include_defaults else []
+        paths: list[str | Path] = [task_dir()] if include_defaults else []
         paths += [path for path in given if path]
         original(self, verbosity, paths or None, include_defaults, *args, **kwargs)
         self.include_path = include_path

@@ -1,0 +1,363 @@
+"""`hf-embednoise`: the harness's Hugging Face model with perturbations and a K-sample sampler."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from lm_eval_embednoise import streams
+from lm_eval_embednoise.config import Perturbation, Sampling, suggest
+from lm_eval_embednoise.generation import Generation
+from lm_eval_embednoise.inject import find_site
+from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models.text import StopStrings, emittable_ids, end_tokens
+from lm_eval_embednoise.sampler import Job, Sample, Sampler
+
+log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
+
+OWN_ARGS = ("method", "perplexity", "blocks")
+# What reaches transformers' from_pretrained; anything else there would be swallowed silently.
+LOADING_ARGS = ("attn_implementation", "cache_dir", "local_files_only", "token", "use_safetensors")
+AUTO_ROWS_CPU = 128
+AUTO_ROWS_MOST = 512
+
+
+class HFEmbedNoise(HFLM):
+    """A Hugging Face causal LM, its input or hidden states perturbed at inference.
+
+    Takes all arguments of `Perturbation` and of the harness's `hf` model, and
+
+    Args:
+        pretrained: the model; the embedded minicoder by default.
+        method: a label for results; named after the perturbation by default.
+        perplexity: score every sample under the clean model (one extra pass when there is noise).
+        blocks: dotted name of the decoder blocks' ModuleList, for a model whose list isn't found.
+        batch_size: rows decoded at a time; `auto` takes what fits.
+
+    Raises:
+        ValueError: for an unknown or contradictory argument, before the model is loaded; for a
+            depth that the model doesn't have, after.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = None,
+        *,
+        method: str | None = None,
+        perplexity: bool = True,
+        blocks: str | None = None,
+        batch_size: int | str | None = "auto",
+        device: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        perturbation, hf_args = _split_args(kwargs)
+        self._rows = _parse_batch_size(batch_size)
+        self.perplexity = perplexity
+        self.blocks = blocks
+        if pretrained is None:
+            pretrained = str(MODEL_DIR)
+            log.info("pretrained not given: using the embedded model, minicoder (%s)", pretrained)
+        super().__init__(
+            pretrained,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            batch_size=batch_size or "auto",
+            **hf_args,
+        )
+        if self.backend != "causal":
+            raise ValueError(
+                f"{type(self.model).__name__} is an encoder–decoder model; hf-embednoise works on "
+                "decoder-only language models"
+            )
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None:  # HFLM does this only for several GPUs, by local rank
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
+        self.set_perturbation(perturbation, method)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> HFEmbedNoise:
+        """Build from the command line's arguments.
+
+        The harness hands over batch_size=1 (a number) when the user gave none, and a string when
+        one was given; samples don't depend on it, so without one the sampler takes what fits.
+        """
+        extra = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        if extra.get("batch_size") == 1:
+            extra["batch_size"] = "auto"
+        return cls(**{**extra, **arg_dict})
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> HFEmbedNoise:
+        """Build from `key=value,key=value`."""
+        from lm_eval.utils import simple_parse_args_string
+
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def set_perturbation(self, perturbation: Perturbation, method: str | None = None) -> None:
+        """Swap the noise without loading the model again.
+
+        Raises:
+            ValueError: for a site the model doesn't have.
+        """
+        for site in perturbation.sites:
+            find_site(self.model, site, self.blocks)
+        self.perturbation = perturbation
+        self.method = method
+        self._measured: dict[str, list[float]] = {site: [] for site in perturbation.sites}
+        self._std: dict[str, float] = {}
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Refuse the harness's response cache.
+
+        Raises:
+            ValueError: always, when a cache is given.
+        """
+        if getattr(cache_hook, "dbdict", None) is not None:
+            raise ValueError(
+                "--use_cache is not supported by hf-embednoise: its key holds neither the noise "
+                "nor the sample index, so all K samples would come back identical; leave it out"
+            )
+        super().set_cache_hook(cache_hook)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generate for the harness: K requests of one Instance are K samples of a problem."""
+        results: list[Generation | None] = [None] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+        settings = [
+            Sampling.from_gen_kwargs(requests[numbers[0]].args[1], self.max_gen_toks)
+            for numbers in groups.values()
+        ]  # all of them are checked before any work is done
+        with tqdm(
+            total=len(requests),
+            desc="generating",
+            unit="sample",
+            disable=disable_tqdm or self.rank != 0,
+        ) as bar:
+            for numbers, sampling in zip(groups.values(), settings, strict=True):
+                self._generate_group(requests, numbers, sampling, results, bar)
+        self._report()
+        missing = sum(result is None for result in results)
+        if missing:
+            raise RuntimeError(f"{missing} of {len(requests)} samples were not generated")
+        return results  # type: ignore[return-value]
+
+    def _generate_group(
+        self,
+        requests: list[Any],
+        numbers: list[int],
+        sampling: Sampling,
+        results: list[Generation | None],
+        bar: Any,
+    ) -> None:
+        """Generate the requests that share their sampling settings."""
+        slots: dict[int, list[int]] = {}  # an Instance → its places among the requests, in order
+        for number in numbers:
+            slots.setdefault(id(requests[number]), []).append(number)
+        jobs, places = [], []
+        for of_one in slots.values():
+            request = requests[of_one[0]]
+            prompt = self._prompt_ids(request.args[0], sampling.max_gen_toks)
+            problem = streams.problem_id(request.task_name, prompt)
+            # A shorter rank is padded with repetitions of its last problem: copies, not new work.
+            wanted = min(request.repeats or len(of_one), len(of_one))
+            jobs.append(Job(tuple(prompt), problem, tuple(range(wanted))))
+            places.append(of_one)
+        strings = self._stop_strings(sampling.until)
+        sampler = self._sampler(sampling, strings, jobs)
+        tokens = 0
+        for sample in sampler.run(jobs):
+            generation = self._generation(sample, strings)
+            wanted = len(jobs[sample.job].samples)
+            for place in places[sample.job][sample.index :: wanted]:
+                results[place] = generation
+                bar.update()
+            tokens += len(sample.ids)
+            elapsed = bar.format_dict["elapsed"]
+            if elapsed:
+                bar.set_postfix_str(f"{tokens / elapsed:.0f} tokens/s", refresh=False)
+        self._std = sampler.mean_std()
+
+    def _prompt_ids(self, text: str, max_gen_toks: int) -> list[int]:
+        keep = self.max_length - max_gen_toks
+        ids: list[int] = self.tok_encode(text, left_truncate_len=keep if self.truncation else None)
+        return ids or [self.prefix_token_id]
+
+    def _stop_strings(self, until: tuple[str, ...]) -> StopStrings:
+        if until not in self._stops:
+            width = self.model.get_input_embeddings().weight.shape[0]
+            self._stops[until] = StopStrings(self.tokenizer, until, width)
+        return self._stops[until]
+
+    def _sampler(self, sampling: Sampling, strings: StopStrings, jobs: list[Job]) -> Sampler:
+        width = self.model.get_input_embeddings().weight.shape[0]
+        longest = max((len(job.prompt_ids) for job in jobs), default=1)
+        return Sampler(
+            self.model,
+            self.perturbation,
+            sampling,
+            strings.stop(end_tokens(self.model, self.tokenizer), self.device),
+            batch_size=self._rows or self._rows_that_fit(longest + sampling.max_gen_toks),
+            max_length=self.max_length,
+            token_ids=emittable_ids(self.tokenizer, width),
+            perplexity=self.perplexity,
+            blocks=self.blocks,
+        )
+
+    def _rows_that_fit(self, length: int) -> int:
+        """How many rows of `length` positions the free memory holds, for batch_size=auto."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None)
+        head_dim = head_dim or config.hidden_size // config.num_attention_heads
+        entry = 2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
+        if self.device.type == "cuda":
+            free = int(0.6 * torch.cuda.mem_get_info(self.device)[0])
+            most = AUTO_ROWS_MOST
+        else:
+            free = int(0.3 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+            most = AUTO_ROWS_CPU
+        rows = max(1, min(most, free // (2 * entry * length)))  # twice: a prefill stands beside
+        log.info("batch_size=auto: %d rows", rows)
+        return rows
+
+    def _generation(self, sample: Sample, strings: StopStrings) -> Generation:
+        for site, rho in sample.rho.items():
+            self._measured[site].append(rho)
+        return Generation(
+            strings.text(sample.ids),
+            sample_index=sample.index,
+            tokens=sample.kept,
+            finish_reason=sample.finish_reason,
+            nll=sample.nll,
+            nll_tokens=sample.kept if sample.nll is not None else None,
+            rho=max(sample.rho.values()) if sample.rho else None,
+            seconds=sample.seconds,
+        )
+
+    def rho(self) -> dict[str, float]:
+        """Site → measured ‖ε‖/‖h‖, mean over the samples generated so far."""
+        return {site: sum(seen) / len(seen) for site, seen in self._measured.items() if seen}
+
+    def _report(self) -> None:
+        for site, rho in self.rho().items():
+            log.info(
+                "%s: std per coordinate %.4g, measured ρ = ‖ε‖/‖h‖ = %.3g",
+                site,
+                self._std.get(site, float("nan")),
+                rho,
+            )
+            if rho > 1:
+                log.warning(
+                    "%s: the noise is larger than the signal (ρ = %.3g); expect garbage. "
+                    "sigma_unit=relative makes ρ ≈ sigma at the embedding",
+                    site,
+                    rho,
+                )
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Score continuations; under noise as sample 0 of the perturbation."""
+        if not self.perturbation.active:
+            scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+                requests, disable_tqdm=disable_tqdm, **kwargs
+            )
+            return scored
+        log.info("loglikelihood requests are scored as sample 0 of the perturbation")
+        sampler = Sampler(
+            self.model,
+            self.perturbation,
+            Sampling(),
+            max_length=self.max_length,
+            token_ids=emittable_ids(
+                self.tokenizer, self.model.get_input_embeddings().weight.shape[0]
+            ),
+            blocks=self.blocks,
+        )
+        jobs = [
+            Job(tuple(context), streams.problem_id("loglikelihood", context), (0,))
+            for _, context, _ in requests
+        ]
+        return [
+            sampler.loglikelihood(number, job, continuation)
+            for number, (job, (_, _, continuation)) in enumerate(
+                zip(
+                    jobs,
+                    tqdm(requests, desc="scoring", disable=disable_tqdm or self.rank != 0),
+                    strict=True,
+                )
+            )
+        ]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """The harness's model information, and under `embednoise` all that identifies a run."""
+        info: dict[str, Any] = super().get_model_info()
+        info["embednoise"] = {
+            "method": self.method,
+            "perturbation": self.perturbation.canonical(),
+            "signature": self.signature(),
+            "rho": self.rho(),
+            "std": self._std,
+            "stream_version": streams.STREAM_VERSION,
+            "model": {"name": str(self.pretrained), "class": type(self.model).__name__},
+            "versions": {
+                name: importlib.metadata.version(name)
+                for name in ("lm-eval-embednoise", "lm-eval", "torch", "transformers")
+            },
+        }
+        return info
+
+    def signature(self) -> str:
+        """One line that identifies the perturbation."""
+        if not self.perturbation.active:
+            return f"clean|seed:{self.perturbation.seed}|stream:{streams.STREAM_VERSION}"
+        canonical = dict(self.perturbation.canonical())
+        sites = ",".join(f"{site}={sigma:g}" for site, sigma in canonical.pop("sites").items())
+        rest = "|".join(f"{name}:{value}" for name, value in canonical.items() if value is not None)
+        return f"sites:{sites}|{rest}|stream:{streams.STREAM_VERSION}"
+
+
+def _split_args(kwargs: Mapping[str, Any]) -> tuple[Perturbation, dict[str, Any]]:
+    """Divide the user's arguments into the perturbation and what HFLM takes; refuse the rest."""
+    own = Perturbation.names()
+    host = [name for name in inspect.signature(HFLM.__init__).parameters if name != "self"]
+    allowed = [*own, *OWN_ARGS, *(name for name in host if name != "kwargs"), *LOADING_ARGS]
+    for name in kwargs:
+        if name not in allowed:
+            raise ValueError(
+                f"unknown model argument {name!r}; {suggest(name, allowed)}perturbation: "
+                f"{', '.join(own)}; own: {', '.join(OWN_ARGS)}; and those of --model hf"
+            )
+    if kwargs.get("backend", "default") == "seq2seq":
+        raise ValueError("backend='seq2seq' is not supported; hf-embednoise needs a causal LM")
+    perturbation = Perturbation.from_args({k: v for k, v in kwargs.items() if k in own})
+    return perturbation, {k: v for k, v in kwargs.items() if k not in own}
+
+
+def _parse_batch_size(batch_size: int | str | None) -> int | None:
+    """Rows to decode at a time; None for `auto`."""
+    if batch_size is None or str(batch_size).partition(":")[0] == "auto":
+        return None
+    try:
+        rows = int(batch_size)
+    except ValueError:
+        rows = 0
+    if rows < 1:
+        raise ValueError(
+            f"batch_size={batch_size!r} is not allowed; it must be a number ≥ 1 or auto"
+        )
+    return rows

@@ -1,0 +1,80 @@
+"""Between text and tokens: stop strings found while tokens arrive, and where a text ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from lm_eval_embednoise.sampler import Stop
+
+_UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are not yet a character
+
+
+class StopStrings:
+    """Stop strings against a tokenizer's tokens.
+
+    Only a token whose text holds the last character of some stop string can complete one; all
+    others skip the check, which decodes just the tail that a stop string can reach into.
+    """
+
+    def __init__(self, tokenizer: Any, until: Sequence[str], vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self.until = tuple(until)
+        self._window = max((len(text.encode()) for text in until), default=0) + 8
+        lasts = {text[-1] for text in until}
+        pieces = tokenizer.batch_decode([[i] for i in range(min(vocabulary, len(tokenizer)))])
+        may_end = torch.zeros(vocabulary, dtype=torch.bool)
+        for token, piece in enumerate(pieces):
+            # A tokenizer may drop a piece's leading space when it decodes the piece alone.
+            may_end[token] = bool(lasts & {*piece, " "}) or _UNFINISHED in piece
+        self.may_end = may_end
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, special tokens left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def cut(self, text: str) -> int | None:
+        """Where the earliest stop string starts, or None."""
+        found = [at for at in (text.find(stop) for stop in self.until) if at >= 0]
+        return min(found) if found else None
+
+    def kept(self, ids: list[int]) -> int | None:
+        """How many of the generated ids stand wholly before a stop string; None without one."""
+        if self.cut(self.decode(ids[-self._window :])) is None:
+            return None
+        end = self.cut(self.decode(ids))
+        if end is None:
+            return None
+        count = len(ids)
+        while count and len(self.decode(ids[:count])) > end:
+            count -= 1
+        return count
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The generated text up to the earliest stop string."""
+        text = self.decode(ids)
+        return text[: self.cut(text)]
+
+    def stop(self, end_tokens: Iterable[int], device: torch.device) -> Stop:
+        """The sampler's stop rule."""
+        if not self.until:
+            return Stop(frozenset(end_tokens))
+        return Stop(frozenset(end_tokens), self.may_end.to(device), self.kept)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a text: the one thing taken over from the model's generation config."""
+    config = getattr(model, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    own = tokenizer.eos_token_id
+    return frozenset(i for i in [*listed, own] if i is not None)
+
+
+def emittable_ids(tokenizer: Any, vocabulary: int) -> torch.Tensor:
+    """Ids of the tokens that the tokenizer can emit and the embedding table holds: int64 [n]."""
+    ids = sorted({i for i in tokenizer.get_vocab().values() if 0 <= i < vocabulary})
+    return torch.tensor(ids, dtype=torch.int64)

@@ -1,0 +1,118 @@
+"""The noise itself: which positions, how strong, which draw. Tensors in, tensors out.
+
+ε_{s,ℓ}(p) = 1[p ∈ P] · g(t(p)) · std_ℓ · z_{s,ℓ}(c(p)), see docs/perturbation.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lm_eval_embednoise import streams
+from lm_eval_embednoise.config import EMBED, Perturbation
+
+
+def schedule(perturbation: Perturbation, t: Tensor) -> Tensor:
+    """g over generated positions: 1 at t = 0 (the prompt), `end_ratio` from t = anneal_tokens on.
+
+    Args:
+        perturbation: names the schedule.
+        t: number of the generated position, 0 on the prompt; any shape.
+
+    Returns:
+        float64 of t's shape.
+    """
+    t = t.to(torch.float64)
+    if perturbation.schedule == "constant":
+        return torch.ones_like(t)
+    end = perturbation.end_ratio
+    share = (t / float(perturbation.anneal_tokens or 1)).clamp(0, 1)
+    if perturbation.schedule == "linear":
+        return 1 + (end - 1) * share
+    if perturbation.schedule == "cosine":
+        return end + (1 - end) * (1 + torch.cos(math.pi * share)) / 2
+    if perturbation.schedule == "exponential":
+        return end**share
+    return torch.where(share < 1, 1.0, end)  # step
+
+
+def weights(perturbation: Perturbation, positions: Tensor, prompt_length: Tensor) -> Tensor:
+    """1[p ∈ P] · g(t(p)).
+
+    Args:
+        perturbation: names P and g.
+        positions: int64 [rows, pos]; input vectors of a sample counted from 0.
+        prompt_length: int64 [rows].
+
+    Returns:
+        float64 [rows, pos], 0 where a position gets no noise.
+    """
+    length = prompt_length[:, None]
+    in_prompt = positions < length
+    t = (positions - length + 1).clamp(min=0)
+    kind, count = perturbation.where.kind, perturbation.where.count or 0
+    inside = {
+        "all": lambda: torch.ones_like(in_prompt),
+        "prompt": lambda: in_prompt,
+        "first": lambda: in_prompt & (positions < count),
+        "last": lambda: in_prompt & (positions >= length - count),
+        "generated": lambda: ~in_prompt & ((t <= count) if count else torch.ones_like(in_prompt)),
+    }[kind]()
+    return torch.where(inside, schedule(perturbation, t), 0.0)
+
+
+def reference_kind(perturbation: Perturbation, site: str) -> str | None:
+    """Which norm m scales a site: `table`, `prompt`, `hidden`, or None for `absolute`."""
+    if perturbation.sigma_unit == "absolute":
+        return None
+    if perturbation.sigma_reference == "site":
+        return "table" if site == EMBED else "hidden"
+    return perturbation.sigma_reference
+
+
+def site_std(perturbation: Perturbation, site: str, reference: float | None, dim: int) -> float:
+    """Standard deviation per coordinate at a site, before the schedule.
+
+    Args:
+        perturbation: gives the site's sigma and its unit.
+        site: "embed" or "block.<k>".
+        reference: m, the norm the unit refers to; ignored for `absolute`.
+        dim: d, the width of the site.
+    """
+    sigma = perturbation.sites[site]
+    if perturbation.sigma_unit == "absolute":
+        return sigma
+    if reference is None:
+        raise ValueError(f"sigma_unit={perturbation.sigma_unit!r} needs a reference norm")
+    return sigma * reference / (math.sqrt(dim) if perturbation.sigma_unit == "relative" else 1.0)
+
+
+def draw(
+    perturbation: Perturbation,
+    keys: Tensor,
+    positions: Tensor,
+    prompt_length: Tensor,
+    std: Tensor,
+    dim: int,
+) -> Tensor:
+    """ε for rows of a batch.
+
+    Args:
+        perturbation: scope, positions and schedule.
+        keys: int64 [rows, 2], one stream a row (its site is in the key).
+        positions: int64 [rows, pos].
+        prompt_length: int64 [rows].
+        std: float64 [rows], standard deviation per coordinate.
+        dim: width of the site.
+
+    Returns:
+        float32 [rows, pos, dim]; exactly 0 at positions outside P.
+    """
+    scale = weights(perturbation, positions, prompt_length) * std[:, None]
+    if perturbation.scope == "sequence":
+        z = streams.normal(keys, torch.zeros_like(positions[:, :1]), dim)
+    else:
+        z = streams.normal(keys, positions, dim)
+    return scale.to(torch.float32)[:, :, None] * z
