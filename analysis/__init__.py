@@ -1,0 +1,1 @@
+"""From result folders to a decision: paired statistics, Pareto front, verdict, report."""

@@ -1,0 +1,62 @@
+"""`embednoise compare`: result folders to comparison.json, CSV, Markdown, plot and table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lm_eval_embednoise.analysis import schema, tables
+from lm_eval_embednoise.analysis.comparison import compare
+from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.records import ResultError, read_runs
+from lm_eval_embednoise.analysis.statement import statement
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "results",
+        nargs="+",
+        metavar="RESULTS",
+        help="folders or results_*.json files of lm_eval (with --log_samples) or of a study; "
+        "LABEL=PATH names the method",
+    )
+    parser.add_argument("--baseline", metavar="METHOD", help="paired with all others (temp-0.8)")
+    parser.add_argument("--candidate", metavar="METHOD", help="σ*, the method the verdict is about")
+    parser.add_argument("--protocol", metavar="FILE", help="protocol file (the packaged one)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("comparison.json"), metavar="FILE", help="comparison.json"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and write; returns the exit status."""
+    comparison = compare(
+        read_runs(args.results),
+        baseline=args.baseline,
+        candidate=args.candidate,
+        protocol=Protocol.load(args.protocol),
+    )
+    written = write_outputs(comparison, args.out)
+    print(tables.terminal(comparison))
+    print(statement(comparison))
+    print("\nwritten:", ", ".join(str(path) for path in written))
+    return 0
+
+
+def write_outputs(comparison: dict[str, Any], out: Path) -> list[Path]:
+    """Write comparison.json and beside it the CSV, the Markdown tables and the Pareto plot.
+
+    Raises:
+        ResultError: `out` is not a .json file.
+    """
+    from lm_eval_embednoise.analysis.figures import pareto_figure, save
+
+    if out.suffix != ".json":
+        raise ResultError(f"--out {out}: give a file name that ends in .json")
+    schema.write(comparison, out)
+    schema.write_text(out.with_suffix(".csv"), tables.as_csv(comparison))
+    schema.write_text(out.with_suffix(".md"), tables.markdown(comparison))
+    figures = save(pareto_figure(comparison), out.parent, "pareto")
+    return [out, out.with_suffix(".csv"), out.with_suffix(".md"), *figures]

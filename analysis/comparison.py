@@ -1,0 +1,331 @@
+"""From runs to the content of comparison.json: leaderboard, paired tests, planes, verdict."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy
+
+import lm_eval_embednoise
+from lm_eval_embednoise.analysis import pareto, verdict
+from lm_eval_embednoise.analysis.measures import headline, measure, ordered
+from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs
+from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.records import ResultError, Run, align, combine
+from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes
+
+SCHEMA = "lm-eval-embednoise/comparison/1"
+
+
+@dataclass(frozen=True)
+class Group:
+    """All methods of one model on one task, problems aligned, with the draws they share."""
+
+    model: str
+    task: str
+    methods: dict[str, Run]  # replicates combined
+    replicates: dict[str, list[Run]]
+    resampler: Resampler
+
+
+def compare(
+    runs: list[Run],
+    *,
+    baseline: str | None = None,
+    candidate: str | None = None,
+    protocol: Protocol | None = None,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare all methods on each model and task.
+
+    Args:
+        runs: what `read_runs` found.
+        baseline: method the others are paired with; the protocol's unless told.
+        candidate: the method the verdict is about, σ*; none, no verdict.
+        protocol: endpoints, margins and family; the packaged one unless told.
+        level: coverage of the exploratory intervals.
+        draws: bootstrap resamples.
+        seed: root of the resamples.
+
+    Returns:
+        The content of comparison.json, see docs/comparison.md.
+
+    Raises:
+        ResultError: baseline or candidate missing, or runs that can't be compared.
+    """
+    protocol = protocol or Protocol.load()
+    baseline = baseline or protocol["baseline"]
+    groups = _groups(runs, draws, seed)
+    for group in groups:
+        for role, name in (("baseline", baseline), ("candidate", candidate)):
+            if name is not None and name not in group.methods:
+                raise ResultError(
+                    f"the {role} {name!r} has no results for {group.model} on {group.task}; "
+                    f"there are: {', '.join(group.methods)}"
+                )
+    leaderboard: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for group in groups:
+        leaderboard += _leaderboard(group, level)
+        pairs += _pairs(group, baseline, candidate, protocol, level)
+    return {
+        "schema": SCHEMA,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "software": {
+            "lm-eval-embednoise": lm_eval_embednoise.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "protocol": {
+            "name": protocol["name"],
+            "hash": protocol.hash,
+            "level": protocol.level,
+            "content": protocol.content,
+        },
+        "analysis": {
+            "baseline": baseline,
+            "candidate": candidate,
+            "level": level,
+            "draws": draws,
+            "seed": seed,
+        },
+        "sources": [
+            {"model": r.model, "method": r.method, "task": r.task, "file": r.path.name}
+            for r in runs
+        ],
+        "leaderboard": leaderboard,
+        "pairs": pairs,
+        "planes": [plane for group in groups for plane in _planes(group, protocol, level)],
+        "verdicts": _verdicts(groups, baseline, candidate, protocol) if candidate else [],
+        "floor": [entry for group in groups for entry in _floor(group, level)],
+    }
+
+
+def method_order(method: str) -> tuple[Any, ...]:
+    """Greedy, temperatures, nucleus, noise by dose, then the rest by name."""
+    for rank, prefix in enumerate(("greedy", "temp-", "nucleus-", "embednoise-")):
+        if method.startswith(prefix):
+            head = method.removeprefix(prefix).split("@")[0].split("+")[0]
+            try:
+                return (rank, float(head or 0), method)
+            except ValueError:
+                return (rank, np.inf, method)
+    return (9, 0.0, method)
+
+
+def _groups(runs: list[Run], draws: int, seed: int) -> list[Group]:
+    found: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        found[run.model, run.task][run.method].append(run)
+    groups = []
+    for (model, task), methods in sorted(found.items()):
+        names = sorted(methods, key=method_order)
+        flat = align([run for name in names for run in methods[name]])
+        aligned = {name: [run for run in flat if run.method == name] for name in names}
+        first = flat[0]
+        groups.append(
+            Group(
+                model,
+                task,
+                {name: combine(aligned[name]) for name in names},
+                aligned,
+                Resampler(cluster_codes(first.clusters, first.n), draws=draws, seed=seed),
+            )
+        )
+    return groups
+
+
+def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
+    cells = [(run, name) for run in group.methods.values() for name in ordered(run.metrics)]
+    means = group.resampler.means(np.stack([run.metrics[name] for run, name in cells], axis=1))
+    estimates: dict[str, dict[str, Any]] = defaultdict(dict)
+    for column, (run, name) in enumerate(cells):
+        bounds = (0.0, 1.0) if measure(name).unit else None
+        estimates[run.method][name] = as_json(
+            bca(*means.column(column), level=level, bounds=bounds)
+        )
+    return [
+        {
+            "model": group.model,
+            "task": group.task,
+            "domain": run.domain,
+            "method": method,
+            "n": run.n,
+            "clusters": group.resampler.groups if run.clusters else None,
+            "k": run.k,
+            "seeds": [replicate.seed for replicate in group.replicates[method]],
+            "signature": run.info.get("signature"),
+            "perturbation": run.perturbation,
+            "sampling": run.sampling,
+            "rho": run.info.get("rho"),
+            "std": run.info.get("std"),
+            "protocol": run.protocol,
+            "metrics": estimates[method],
+            "cost": _cost(run),
+        }
+        for method, run in group.methods.items()
+    ]
+
+
+def _cost(run: Run) -> dict[str, float | None]:
+    """Generated tokens a sample, and for each distinct correct solution (ratio of totals)."""
+    tokens = run.metrics.get("mean_tokens", np.array([np.nan]))
+    solutions = run.metrics.get("unique_correct", np.array([np.nan]))
+    per_sample, total = float(np.mean(tokens)), float(np.sum(solutions))
+    per_solution = run.k * float(np.sum(tokens)) / total if total > 0 else np.nan
+    return {
+        "tokens_per_sample": per_sample if np.isfinite(per_sample) else None,
+        "tokens_per_unique_correct": per_solution if np.isfinite(per_solution) else None,
+    }
+
+
+def _pairs(
+    group: Group, baseline: str, candidate: str | None, protocol: Protocol, level: float
+) -> list[dict[str, Any]]:
+    """Every method against the baseline, and the candidate against the rest of its family."""
+    against_baseline = [(name, baseline) for name in group.methods if name != baseline]
+    family = [
+        (candidate, name)
+        for name in protocol["family"]
+        if candidate and name in group.methods and name not in (baseline, candidate)
+    ]
+    named = against_baseline + [pair for pair in family if pair not in against_baseline]
+    metrics = ordered({name for run in group.methods.values() for name in run.metrics})
+    compared = compare_pairs(
+        [(group.methods[a], group.methods[b]) for a, b in named],
+        metrics,
+        group.resampler,
+        level=level,
+        comparisons=len(protocol["family"]),
+    )
+    for reference in {b for _, b in named}:
+        add_holm([found for (_, b), found in zip(named, compared, strict=True) if b == reference])
+    return [
+        {
+            "model": group.model,
+            "task": group.task,
+            "method": a,
+            "baseline": b,
+            "in_family": a == candidate and b in protocol["family"],
+            "metrics": found,
+        }
+        for (a, b), found in zip(named, compared, strict=True)
+    ]
+
+
+def _planes(group: Group, protocol: Protocol, level: float) -> list[dict[str, Any]]:
+    """Front, hypervolume and matched differences in each of the protocol's planes."""
+    y_name = protocol["plane"]["y"]
+    planes = []
+    for x_name in protocol["plane"]["x"]:
+        runs = [r for r in group.methods.values() if {x_name, y_name} <= r.metrics.keys()]
+        if not runs:
+            continue
+        names = [run.method for run in runs]
+        x, y, correctness = (
+            group.resampler.means(
+                np.stack([r.metrics.get(name, np.full(r.n, np.nan)) for r in runs], axis=1)
+            )
+            for name in (x_name, y_name, protocol["endpoints"]["correctness"]["metric"])
+        )
+        on_front = pareto.front(x.value, y.value)
+        curve = [
+            i for i, name in enumerate(names) if name in protocol["curve"] or name[:5] == "temp-"
+        ]
+        families = {
+            "all": list(range(len(runs))),
+            "sampling": [i for i, r in enumerate(runs) if not r.perturbation.get("sigma")],
+            "noise": [i for i, r in enumerate(runs) if r.perturbation.get("sigma")],
+        }
+        volumes = {
+            family: as_json(
+                bca(
+                    float(pareto.hypervolume(x.value[members], y.value[members])),
+                    pareto.hypervolume(x.boot[:, members], y.boot[:, members]),
+                    pareto.hypervolume(x.jack[:, members], y.jack[:, members]),
+                    runs[0].n,
+                    level=level,
+                )
+            )
+            for family, members in families.items()
+            if members
+        }
+        matched = {
+            names[i]: as_json(pareto.matched_estimate(x, correctness, i, curve, level=level))
+            for i in range(len(runs))
+            if i not in curve
+        }
+        planes.append(
+            {
+                "model": group.model,
+                "task": group.task,
+                "x": x_name,
+                "y": y_name,
+                "front": [name for name, on in zip(names, on_front, strict=True) if on],
+                "hypervolume": volumes,
+                "curve": [names[i] for i in curve],
+                "matched_metric": protocol["endpoints"]["correctness"]["metric"],
+                "matched": matched,
+            }
+        )
+    return planes
+
+
+def _verdicts(
+    groups: list[Group], baseline: str, candidate: str, protocol: Protocol
+) -> list[dict[str, Any]]:
+    found = []
+    for model in dict.fromkeys(group.model for group in groups):
+        mine = [group for group in groups if group.model == model]
+        tasks = [
+            verdict.task_verdict(g.methods[candidate], g.methods[baseline], g.resampler, protocol)
+            for g in mine
+        ]
+        departures = verdict.deviations(
+            [run for g in mine for run in g.replicates[candidate]],
+            protocol,
+            {g.task: list(g.methods) for g in mine},
+        )
+        if baseline != protocol["baseline"]:
+            departures.append(f"the baseline is {baseline}, not {protocol['baseline']}")
+        value, why = verdict.overall(tasks)
+        found.append(
+            {
+                "model": model,
+                "candidate": candidate,
+                "verdict": value,
+                "why": why,
+                "status": "exploratory" if departures else "confirmatory",
+                "deviations": departures,
+                "tasks": tasks,
+            }
+        )
+    return found
+
+
+def _floor(group: Group, level: float) -> list[dict[str, Any]]:
+    """The difference between two runs of one method: what re-running alone does."""
+    entries = []
+    for method, (first, *rest) in group.replicates.items():
+        if not rest:
+            continue
+        names = headline(first.domain, ordered(first.metrics))
+        [found] = compare_pairs([(rest[0], first)], names, group.resampler, level=level)
+        entries.append(
+            {
+                "model": group.model,
+                "task": group.task,
+                "method": method,
+                "seeds": [first.seed, rest[0].seed],
+                "metrics": {name: stats["difference"] for name, stats in found.items()},
+            }
+        )
+    return entries

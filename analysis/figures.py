@@ -1,0 +1,188 @@
+"""Figures from comparison.json: the Pareto plot, one panel for each model and task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lm_eval_embednoise.analysis.labels import place
+from lm_eval_embednoise.analysis.measures import measure
+
+# Okabe & Ito's palette, told apart by the colour-blind; the marker repeats what the colour says.
+STYLES = {
+    "greedy": ("#000000", "s"),
+    "temperature": ("#D55E00", "o"),
+    "nucleus": ("#CC79A7", "D"),
+    "noise": ("#0072B2", "^"),
+    "other": ("#009E73", "v"),
+}
+_PREFIXES = {
+    "greedy": "greedy",
+    "temp-": "temperature",
+    "nucleus-": "nucleus",
+    "embednoise": "noise",
+}
+_AXIS = {
+    "distinct_2": "distinct-2  (diversity →)",
+    "distinct_2_valid": "distinct-2 of valid samples  (diversity →)",
+    "distinct_2_correct": "distinct-2 of correct samples  (diversity →)",
+}
+_RC: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "embednoise",  # the same figure is the same file
+    "svg.fonttype": "none",
+}
+
+
+def kind(method: str) -> str:
+    """Which family a method belongs to, by its name."""
+    return next((v for k, v in _PREFIXES.items() if method.startswith(k)), "other")
+
+
+def pareto_figure(comparison: dict[str, Any], x: str | None = None) -> Figure:
+    """Correctness against diversity with intervals, the front drawn and every point named.
+
+    Args:
+        comparison: content of comparison.json.
+        x: diversity metric, the protocol's first plane unless told.
+    """
+    x = x or comparison["protocol"]["content"]["plane"]["x"][0]
+    planes = [plane for plane in comparison["planes"] if plane["x"] == x]
+    columns = min(2, len(planes)) or 1
+    rows = -(-len(planes) // columns) or 1
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(6.4 * columns, 4.9 * rows), dpi=150, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+        for axis in axes[len(planes) :]:
+            axis.set_visible(False)
+        drawn = [_panel(ax, comparison, plane) for ax, plane in zip(axes, planes, strict=False)]
+        canvas.draw()
+        for axis, points in zip(axes, drawn, strict=False):
+            _name_points(axis, points)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write PNG and SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with mpl.rc_context(_RC):
+        for path in paths:
+            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+            figure.savefig(path, metadata=metadata)
+    return paths
+
+
+def _panel(axis: Axes, comparison: dict[str, Any], plane: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [
+        row
+        for row in comparison["leaderboard"]
+        if (row["model"], row["task"]) == (plane["model"], plane["task"])
+    ]
+    points = []
+    for row in rows:
+        x, y = (row["metrics"].get(plane[key]) for key in ("x", "y"))
+        if x is None or y is None or x["value"] is None or y["value"] is None:
+            continue
+        points.append({"method": row["method"], "x": x, "y": y})
+    for point in points:
+        color, marker = STYLES[kind(point["method"])]
+        axis.errorbar(
+            point["x"]["value"],
+            point["y"]["value"],
+            xerr=_whiskers(point["x"]),
+            yerr=_whiskers(point["y"]),
+            fmt=marker,
+            color=color,
+            markersize=6,
+            elinewidth=1,
+            ecolor=(*mpl.colors.to_rgb(color), 0.35),
+        )
+    front = sorted(
+        ((p["x"]["value"], p["y"]["value"]) for p in points if p["method"] in plane["front"]),
+    )
+    if front:
+        xs, ys = (np.array(values) for values in zip(*front, strict=True))
+        # The dominated region's edge: from the y axis over each point down to the x axis.
+        edge_x = np.concatenate([[0.0], xs, xs[-1:]])
+        edge_y = np.concatenate([ys[:1], ys, [0.0]])
+        axis.step(edge_x, edge_y, where="pre", color="#888888", linewidth=1, zorder=0)
+        axis.fill_between(edge_x, edge_y, step="pre", color="#888888", alpha=0.08, linewidth=0)
+    k = rows[0]["k"]
+    axis.set_title(f"{plane['task']}  ({plane['model']})", loc="left", fontweight="bold")
+    axis.set_xlabel(_AXIS.get(plane["x"], plane["x"]))
+    axis.set_ylabel(f"pass@K, K = {k}" if plane["y"] == "success@K" else plane["y"])
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0, top=1.05 if measure(plane["y"]).rate else None)
+    axis.grid(alpha=0.2, linewidth=0.5)
+    level = 100 * comparison["analysis"]["level"]
+    axis.text(
+        1.0,
+        1.01,
+        f"n = {rows[0]['n']}, bars: {level:.0f} % intervals, grey: Pareto front",
+        transform=axis.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color="#555555",
+    )
+    return points
+
+
+def _whiskers(estimate: dict[str, Any]) -> list[list[float]] | None:
+    if estimate["low"] is None:
+        return None
+    # An interval need not contain its estimate when it is corrected for bias.
+    down, up = estimate["value"] - estimate["low"], estimate["high"] - estimate["value"]
+    return [[max(down, 0.0)], [max(up, 0.0)]]
+
+
+def _name_points(axis: Axes, points: list[dict[str, Any]]) -> None:
+    """Write each method's name beside its point, with a thin line where it had to move away."""
+    if not points:
+        return
+    figure = axis.get_figure()
+    assert figure is not None
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    values = np.array([[p["x"]["value"], p["y"]["value"]] for p in points])
+    pixels = axis.transData.transform(values)
+    texts = [
+        axis.text(0, 0, p["method"], fontsize=8, color=STYLES[kind(p["method"])][0], zorder=5)
+        for p in points
+    ]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    sizes = np.array([[box.width, box.height] for box in boxes])
+    room = axis.get_window_extent(renderer)
+    bars = [_bar_boxes(axis, point) for point in points]
+    markers = np.concatenate([pixels - 7, pixels + 7], axis=1)
+    obstacles = np.concatenate([np.repeat(markers, 4, axis=0), *bars])
+    centres = place(pixels, sizes, (room.x0 + 2, room.y0 + 2, room.x1, room.y1), obstacles)
+    to_data = axis.transData.inverted()
+    for text, centre, size, pixel in zip(texts, centres, sizes, pixels, strict=True):
+        x, y = to_data.transform(centre)
+        text.set(position=(x, y), horizontalalignment="center", verticalalignment="center")
+        nearest = np.clip(pixel, centre - size / 2, centre + size / 2)
+        if np.linalg.norm(nearest - pixel) > 22:
+            ends = to_data.transform(np.stack([pixel, nearest]))
+            axis.plot(*ends.T, color="#999999", linewidth=0.6, zorder=1)
+
+
+def _bar_boxes(axis: Axes, point: dict[str, Any]) -> np.ndarray:
+    """The whiskers of a point as thin rectangles in pixels, [0 to 2, 4]."""
+    x, y = point["x"], point["y"]
+    lines = []
+    if x["low"] is not None:
+        lines.append([(x["low"], y["value"]), (x["high"], y["value"])])
+    if y["low"] is not None:
+        lines.append([(x["value"], y["low"]), (x["value"], y["high"])])
+    ends = [axis.transData.transform(line) for line in lines]
+    return np.array([[*(end.min(0) - 1), *(end.max(0) + 1)] for end in ends]).reshape(-1, 4)

@@ -1,0 +1,346 @@
+"""The only reader of harness result folders: runs, their per-problem metrics, and honest pairing.
+
+A run is one method on one task: what `lm_eval --log_samples --output_path` or `embednoise study`
+wrote as `results_<date>.json` and `samples_<task>_<date>.jsonl`. Problems are matched by their own
+id and the hash of their document, never by position. The generated samples themselves are read
+one line at a time and dropped; `samples` reads them again for those who show them.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_embednoise.analysis.resample import Array
+
+# What a method is made of: allowed to differ between the two sides of a pair.
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
+_RECORDS = "records"  # the filter of this project's tasks; its metrics keep their plain names
+
+
+class ResultError(ValueError):
+    """Results that can't be read or compared; the message is one line and says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One method on one task: settings and the metrics of every problem."""
+
+    path: Path  # the results file
+    samples_path: Path
+    model: str
+    method: str
+    task: str
+    seed: int | None
+    k: int
+    settings: dict[str, Any]  # must be equal on both sides of a pair, the seed apart
+    perturbation: dict[str, Any]
+    sampling: dict[str, Any]
+    info: dict[str, Any]  # what the model class reported of itself ("embednoise"), or {}
+    date: float
+    problems: tuple[str, ...]  # problem ids
+    hashes: tuple[str, ...]  # document hashes
+    clusters: tuple[Any, ...] | None
+    metrics: dict[str, Array]
+    higher_is_better: dict[str, bool]
+
+    @property
+    def n(self) -> int:
+        """Number of problems."""
+        return len(self.problems)
+
+    @property
+    def protocol(self) -> str | None:
+        """Hash of the protocol that was fixed before generation, if any."""
+        return self.info.get("protocol")
+
+    @property
+    def domain(self) -> str:
+        """`code`, `maths` or `other`, by the metrics the task reports."""
+        if "compile_rate" in self.metrics:
+            return "code"
+        return "maths" if "maj@K" in self.metrics or "accuracy" in self.metrics else "other"
+
+    def __repr__(self) -> str:
+        return f"Run({self.model}, {self.method}, {self.task}, n={self.n}, K={self.k})"
+
+
+def read_runs(sources: Iterable[str | Path]) -> list[Run]:
+    """Read every run under the given folders and files.
+
+    Args:
+        sources: result folders (searched recursively), `results_*.json` files, or `LABEL=PATH` to
+            name the method of the runs found at PATH.
+
+    Raises:
+        ResultError: nothing found, or a file is missing, damaged or incomplete.
+    """
+    runs: list[Run] = []
+    for source in sources:
+        label, path = _labelled(source)
+        files = [path] if path.is_file() else sorted(path.rglob("results_*.json"))
+        if not files:
+            raise ResultError(
+                f"no results_*.json under {path}: give the folder that `lm_eval --output_path` or "
+                "`embednoise study` wrote"
+            )
+        for file in files:
+            runs.extend(read_results(file, label))
+    return runs
+
+
+def read_results(path: Path, label: str | None = None) -> list[Run]:
+    """Read the runs of one `results_*.json` and the samples files beside it."""
+    results = _load_json(path)
+    configs = results.get("configs")
+    if not isinstance(configs, dict) or "results" not in results:
+        raise ResultError(f"{path} is not a results file of lm_eval: it has no 'configs'")
+    return [_read_task(path, results, task, config, label) for task, config in configs.items()]
+
+
+def samples(run: Run) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Problem id, document and K records of each problem of a run, one at a time."""
+    shown = None
+    for line in _lines(run.samples_path):
+        shown = shown or line.get("filter")  # a task with several filters repeats its documents
+        if line.get("filter") == shown:
+            records = line["filtered_resps"][0]
+            listed = records if isinstance(records, list) else [records]
+            yield _problem_id(line), line["doc"], [_record(record) for record in listed]
+
+
+def differences(a: Run, b: Run) -> list[str]:
+    """What stands in the way of comparing two runs problem by problem; empty if nothing does."""
+    found = []
+    if a.task != b.task:
+        found.append(f"task {a.task} against {b.task}")
+    if a.k != b.k:
+        found.append(f"K {a.k} against {b.k} samples a problem")
+    for key in sorted(a.settings.keys() | b.settings.keys()):
+        if a.settings.get(key) != b.settings.get(key):
+            found.append(f"{key} {a.settings.get(key)!r} against {b.settings.get(key)!r}")
+    left, right = (dict(zip(run.problems, run.hashes, strict=True)) for run in (a, b))
+    for only, side in ((left.keys() - right.keys(), a), (right.keys() - left.keys(), b)):
+        if only:
+            found.append(f"{len(only)} problems only in {side.method}, e.g. {min(only)!r}")
+    changed = [p for p in left.keys() & right.keys() if left[p] != right[p]]
+    if changed:
+        found.append(f"{len(changed)} problems whose documents differ, e.g. {min(changed)!r}")
+    return found
+
+
+def align(runs: list[Run]) -> list[Run]:
+    """The same runs with their problems in one common order.
+
+    Raises:
+        ResultError: two of them are not comparable; the message lists what differs.
+    """
+    first = min(runs, key=lambda run: (run.date, run.method))
+    for run in runs:
+        found = differences(first, run)
+        if found:
+            raise ResultError(
+                f"{first.method} and {run.method} on {run.task} are not comparable: "
+                f"{'; '.join(found)} ({first.path.parent} and {run.path.parent})"
+            )
+    return [_reordered(run, first.problems) for run in runs]
+
+
+def combine(runs: list[Run]) -> Run:
+    """One run whose per-problem values are the means over replicates (seeds) of one method."""
+    runs = align(runs)
+    if len(runs) == 1:
+        return runs[0]
+    names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    stacked = {name: np.stack([run.metrics[name] for run in runs]) for name in names}
+    return replace(runs[0], metrics={name: v.mean(0) for name, v in stacked.items()})
+
+
+def _read_task(
+    path: Path, results: dict[str, Any], task: str, config: dict[str, Any], label: str | None
+) -> Run:
+    date_id = path.stem.removeprefix("results_")
+    samples_path = path.with_name(f"samples_{task}_{date_id}.jsonl")
+    if not samples_path.is_file():
+        raise ResultError(
+            f"{samples_path} is missing: run lm_eval with --log_samples (a comparison needs the "
+            "values of each problem)"
+        )
+    rows: dict[str, dict[str, Any]] = {}
+    names: dict[str, None] = {}
+    for line in _lines(samples_path):
+        key = _problem_id(line)
+        row = rows.setdefault(
+            key, {"hash": line.get("doc_hash", ""), "cluster": _cluster(line), "values": {}}
+        )
+        if row["hash"] != line.get("doc_hash", ""):
+            raise ResultError(f"{samples_path}: two problems have the id {key!r}")
+        for name in line.get("metrics", ()):
+            metric = _metric_key(name, line.get("filter", ""))
+            if metric in row["values"]:
+                raise ResultError(f"{samples_path}: problem {key!r} appears twice")
+            row["values"][metric] = line[name]
+            names[metric] = None
+    expected = (results.get("n-samples") or {}).get(task, {}).get("effective")
+    if not rows or (expected is not None and len(rows) < expected):
+        raise ResultError(
+            f"{samples_path} holds {len(rows)} of {expected} problems: the file is truncated; run "
+            "this method again"
+        )
+    clusters = tuple(row["cluster"] for row in rows.values())
+    header = results.get("config") or {}
+    info = header.get("embednoise") or {}
+    generation = config.get("generation_kwargs") or {}
+    sampling = {key: generation[key] for key in SAMPLING if key in generation}
+    perturbation = info.get("perturbation") or {}
+    return Run(
+        path=path,
+        samples_path=samples_path,
+        model=_model_name(results, header, info),
+        method=label or info.get("method") or _method_name(perturbation, sampling),
+        task=task,
+        seed=perturbation.get("seed"),
+        k=int(config.get("repeats") or 1),
+        settings=_settings(results, header, info, config, task),
+        perturbation=perturbation,
+        sampling=sampling,
+        info=info,
+        date=float(results.get("date") or 0.0),
+        problems=tuple(rows),
+        hashes=tuple(row["hash"] for row in rows.values()),
+        clusters=clusters if any(cluster is not None for cluster in clusters) else None,
+        metrics={name: _column(rows, name) for name in names},
+        higher_is_better=dict((results.get("higher_is_better") or {}).get(task) or {}),
+    )
+
+
+def _settings(
+    results: dict[str, Any],
+    header: dict[str, Any],
+    info: dict[str, Any],
+    config: dict[str, Any],
+    task: str,
+) -> dict[str, Any]:
+    generation = config.get("generation_kwargs") or {}
+    model = info.get("model") or {}
+    found = {
+        "data version": (results.get("versions") or {}).get(task),
+        "num_fewshot": config.get("num_fewshot"),
+        "description": config.get("description"),
+        "chat template": results.get("chat_template_sha"),
+        "system instruction": results.get("system_instruction_sha"),
+        "stream_version": info.get("stream_version"),
+        "model commit": header.get("model_sha") or None,
+        "model dtype": header.get("model_dtype"),
+        **{f"generation {k}": v for k, v in generation.items() if k not in SAMPLING},
+        **{f"model {k}": model.get(k) for k in ("commit", "fingerprint", "dtype", "quantization")},
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _model_name(results: dict[str, Any], header: dict[str, Any], info: dict[str, Any]) -> str:
+    named = (info.get("model") or {}).get("name") or results.get("model_name")
+    arguments = header.get("model_args")
+    if not named and isinstance(arguments, dict):
+        named = arguments.get("pretrained")
+    return str(named or header.get("model") or "model").rstrip("/").split("/")[-1]
+
+
+def _method_name(perturbation: dict[str, Any], sampling: dict[str, Any]) -> str:
+    """A label for a run that brings none: its perturbation and sampling in short."""
+    noise = f"embednoise-{perturbation['sigma']:g}" if perturbation.get("sigma") else ""
+    if not sampling.get("do_sample"):
+        return noise or "greedy"
+    temperature = float(sampling.get("temperature", 1.0))
+    top_p = sampling.get("top_p")
+    drawn = f"temp-{temperature:g}"
+    if top_p not in (None, 1.0):
+        drawn = f"nucleus-{top_p:g}" if temperature == 1.0 else f"{drawn}-nucleus-{top_p:g}"
+    return f"{noise}+{drawn}" if noise else drawn
+
+
+def _metric_key(name: str, filter_name: str) -> str:
+    return name if filter_name in (_RECORDS, "none", "") else f"{name},{filter_name}"
+
+
+def _column(rows: dict[str, dict[str, Any]], name: str) -> Array:
+    values = [row["values"].get(name) for row in rows.values()]
+    return np.array(
+        [float(v) if isinstance(v, (int, float)) else np.nan for v in values], dtype=np.float64
+    )
+
+
+def _problem_id(line: dict[str, Any]) -> str:
+    doc = line.get("doc")
+    named = doc.get("task_id") if isinstance(doc, dict) else None
+    return str(named if named is not None else line.get("doc_hash"))
+
+
+def _cluster(line: dict[str, Any]) -> Any:
+    doc = line.get("doc")
+    return doc.get("cluster") if isinstance(doc, dict) else None
+
+
+def _record(written: Any) -> dict[str, Any]:
+    """A record as the harness logged it: the dict, its JSON, or (stock logger) its Python repr."""
+    if isinstance(written, dict):
+        return written
+    try:
+        parsed = json.loads(written)
+    except ValueError:
+        try:
+            parsed = ast.literal_eval(written)
+        except (ValueError, SyntaxError):
+            parsed = None
+    return parsed if isinstance(parsed, dict) else {"text": str(written)}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise ResultError(
+                    f"{path}, line {number} is damaged or cut off ({error}): run this method again"
+                ) from None
+            yield line
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ResultError(f"{path} is damaged or cut off ({error}): run it again") from None
+    if not isinstance(loaded, dict):
+        raise ResultError(f"{path} holds no JSON object")
+    return loaded
+
+
+def _labelled(source: str | Path) -> tuple[str | None, Path]:
+    if isinstance(source, Path) or Path(source).exists() or "=" not in source:
+        return None, Path(source)
+    label, _, path = source.partition("=")
+    return label, Path(path)
+
+
+def _reordered(run: Run, problems: tuple[str, ...]) -> Run:
+    if run.problems == problems:
+        return run
+    where = {problem: i for i, problem in enumerate(run.problems)}
+    order = [where[problem] for problem in problems]
+    return replace(
+        run,
+        problems=problems,
+        hashes=tuple(run.hashes[i] for i in order),
+        clusters=run.clusters and tuple(run.clusters[i] for i in order),
+        metrics={name: values[order] for name, values in run.metrics.items()},
+    )

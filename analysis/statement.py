@@ -1,0 +1,67 @@
+"""In words: what was run, and what a sample of this size can and can't show."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from lm_eval_embednoise.analysis.measures import measure, printed
+from lm_eval_embednoise.analysis.pairs import POWER
+
+_TOLD = ("pass@10", "distinct_2", "unique_correct")
+
+
+def statement(comparison: dict[str, Any]) -> str:
+    """What was run; the smallest detectable differences; what follows from a missing one."""
+    rows = comparison["leaderboard"]
+    samples = sum(row["n"] * row["k"] * len(row["seeds"]) for row in rows)
+    models, tasks, methods = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "task", "method")
+    )
+    paragraphs = [
+        f"What was run: {_count(len(models), 'model')} × {_count(len(tasks), 'task')} × "
+        f"{_count(len(methods), 'method')}, {samples:,} samples in all. Every method answered the "
+        "same problems; intervals are over problems (families of problems where they are not "
+        "independent), not over samples, so they say how a new set of such problems would differ."
+    ]
+    paragraphs += _limits(comparison)
+    if not comparison["verdicts"]:
+        paragraphs.append(
+            "No verdict: no candidate was named before the data were seen (--candidate, or "
+            "`candidate` in the study file)."
+        )
+    return "\n".join(textwrap.fill(text, 100) for text in paragraphs)
+
+
+def _limits(comparison: dict[str, Any]) -> list[str]:
+    """One sentence for each task, from the candidate's pair (or the first noise method's)."""
+    analysis = comparison["analysis"]
+    found = []
+    for key in dict.fromkeys((p["model"], p["task"]) for p in comparison["pairs"]):
+        pairs = [
+            p
+            for p in comparison["pairs"]
+            if (p["model"], p["task"]) == key and p["baseline"] == analysis["baseline"]
+        ]
+        named = [p for p in pairs if p["method"] == analysis["candidate"]]
+        pair = (named or [p for p in pairs if p["method"].startswith("embednoise")] or pairs)[0]
+        reach = []
+        for metric in _TOLD:
+            test = pair["metrics"].get(metric)
+            if test and test["detectable"]:
+                unit = " points" if measure(metric).rate else ""
+                reach.append(f"{printed(metric, test['detectable'])}{unit} in {metric}")
+        if reach:
+            n = max(test["n"] for test in pair["metrics"].values())
+            found.append(
+                f"What it can show on {key[1]} (n = {n}): between {pair['method']} and "
+                f"{pair['baseline']}, with the variation seen here, a true difference must be at "
+                f"least {', '.join(reach)} to be found with {100 * POWER:.0f} % power at "
+                f"{1 - analysis['level']:.2f}. Smaller ones are usually missed: a difference that "
+                "is not significant is no evidence that there is none."
+            )
+    return found
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,149 @@
+"""The verdict: each endpoint met, refuted or open; each task and the whole by the protocol's rule.
+
+A missing difference is never evidence of none: what neither holds nor fails at the protocol's level
+is inconclusive. Anything that departs from the protocol makes the verdict exploratory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lm_eval_embednoise.analysis.pairs import as_json, difference, ratio
+from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.records import Run
+from lm_eval_embednoise.analysis.resample import Estimate, Resampler
+
+SUCCESS, PARTIAL, NULL, INCONCLUSIVE = "success", "partial", "null", "inconclusive"
+
+
+def endpoint_status(estimate: Estimate, threshold: float) -> str:
+    """`met` if the interval lies above the threshold, `refuted` if below, `open` otherwise."""
+    if estimate.low > threshold:
+        return "met"
+    return "refuted" if estimate.high < threshold else "open"
+
+
+def task_verdict(
+    candidate: Run, baseline: Run, resampler: Resampler, protocol: Protocol
+) -> dict[str, Any]:
+    """Endpoints and outcome of one candidate on one task, against the protocol's baseline."""
+    rule, coherence = protocol["endpoints"], protocol["coherence"]
+    correctness, diversity = rule["correctness"], rule["diversity"]
+    asked = [
+        ("correctness", "difference", correctness["metric"], -correctness["margin"]),
+        ("diversity", "ratio", diversity["metric"], diversity["ratio"]),
+        ("diversity, gated", "ratio", diversity["gated"], diversity["ratio"]),
+    ]
+    if candidate.domain in coherence["metric"]:
+        metric = coherence["metric"][candidate.domain]
+        asked.append(("coherence", "difference", metric, -coherence["margin"]))
+    endpoints = []
+    for name, statistic, metric, threshold in asked:
+        estimate = _estimate(candidate, baseline, metric, statistic, resampler, protocol.level)
+        endpoints.append(
+            {
+                "name": name,
+                "metric": metric,
+                "statistic": statistic,
+                "threshold": threshold,
+                "estimate": as_json(estimate),
+                "status": endpoint_status(estimate, threshold),
+            }
+        )
+    status = {endpoint["name"]: endpoint["status"] for endpoint in endpoints}
+    if all(status[name] == "met" for name in ("correctness", "diversity", "diversity, gated")):
+        outcome = SUCCESS
+    elif "refuted" in (status["correctness"], status["diversity"], status.get("coherence")):
+        outcome = NULL
+    else:
+        outcome = INCONCLUSIVE
+    return {
+        "task": candidate.task,
+        "domain": candidate.domain,
+        "baseline": baseline.method,
+        "n": candidate.n,
+        "outcome": outcome,
+        "endpoints": endpoints,
+    }
+
+
+def overall(tasks: list[dict[str, Any]]) -> tuple[str, str]:
+    """The four-valued verdict over tasks, and the sentence that says why."""
+    domains = {
+        domain: _agreed([task["outcome"] for task in tasks if task["domain"] == domain])
+        for domain in dict.fromkeys(task["domain"] for task in tasks)
+    }
+    said = ", ".join(f"{outcome} on {domain}" for domain, outcome in domains.items())
+    outcomes = set(domains.values())
+    if outcomes == {SUCCESS}:
+        return SUCCESS, f"both endpoints hold ({said})"
+    if domains.get("code") == SUCCESS:
+        return PARTIAL, said
+    if outcomes == {NULL}:
+        return NULL, said
+    return INCONCLUSIVE, said or "no task was compared"
+
+
+def deviations(
+    candidate: list[Run], protocol: Protocol, families: dict[str, list[str]]
+) -> list[str]:
+    """What departs from the protocol; any of it makes the verdict exploratory.
+
+    Args:
+        candidate: the candidate's runs, one a task.
+        protocol: the protocol in force.
+        families: methods found on each task.
+    """
+    found: dict[str, None] = {}
+    for run in candidate:
+        for key, value in protocol["primary"].items():
+            actual = run.perturbation.get(key)
+            if actual != value:
+                found[f"{run.method} has {key}={actual}, the primary arm {key}={value}"] = None
+        if run.protocol is None:
+            found["no protocol was stored with the results before generation"] = None
+        elif run.protocol != protocol.hash:
+            found[f"results carry protocol {run.protocol}, not {protocol.hash}"] = None
+        if not run.info.get("calibrated"):
+            found[f"{run.method} was not chosen by `embednoise calibrate`"] = None
+        missing = [name for name in protocol["family"] if name not in families[run.task]]
+        if missing:
+            found[f"the family lacks {', '.join(missing)}"] = None
+    return list(found)
+
+
+def sentence(endpoint: dict[str, Any]) -> str:
+    """One endpoint in words, numbers included."""
+    estimate, threshold = endpoint["estimate"], endpoint["threshold"]
+    named = f"{endpoint['metric']} {endpoint['statistic']}"
+    if estimate["low"] is None:
+        return f"{named}: open ({estimate['reason']})"
+    percent = endpoint["statistic"] == "difference"
+    value, low, high, limit = (
+        f"{100 * v:+.1f}" if percent else f"{v:.2f}"
+        for v in (estimate["value"], estimate["low"], estimate["high"], threshold)
+    )
+    unit = " points" if percent else ""
+    return f"{named} {value} [{low}, {high}]{unit}, limit {limit}: {endpoint['status']}"
+
+
+def _agreed(outcomes: list[str]) -> str:
+    return outcomes[0] if len(set(outcomes)) == 1 else INCONCLUSIVE
+
+
+def _estimate(
+    a: Run, b: Run, metric: str, statistic: str, resampler: Resampler, level: float
+) -> Estimate:
+    if metric not in a.metrics or metric not in b.metrics:
+        return Estimate(np.nan, np.nan, np.nan, 0, f"{metric} was not measured (K = {a.k})")
+    left, right = a.metrics[metric], b.metrics[metric]
+    both = np.isfinite(left) & np.isfinite(right)
+    if not both.any():
+        return Estimate(np.nan, np.nan, np.nan, 0, f"{metric} is undefined on every problem")
+    pair = np.stack([np.where(both, left, np.nan), np.where(both, right, np.nan)], axis=1)
+    means = resampler.means(pair)
+    if statistic == "ratio":
+        return ratio(means, level=level)
+    return difference(metric, means, level=level)

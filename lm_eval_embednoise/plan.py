@@ -1,0 +1,210 @@
+"""What a study is: models × tasks × methods × seeds, as its file says, and each cell's settings.
+
+Knows the files and nothing of the harness; study.py runs the cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_METHOD_KEYS = {"model", "model_args", "gen_kwargs", "metadata"}
+
+
+class StudyError(ValueError):
+    """A study or method file that can't be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How samples are drawn: perturbation and sampling arguments under a name."""
+
+    name: str
+    perturbation: Mapping[str, Any]
+    gen_kwargs: Mapping[str, Any]
+    calibrated: bool = False  # chosen by `embednoise calibrate`, which says so in the file
+
+    @classmethod
+    def load(cls, name: str, beside: Path | None = None) -> Method:
+        """Read a method file by packaged name or by path (also relative to the study file)."""
+        path = _find(name, "methods", beside)
+        content = _read(path, _METHOD_KEYS)
+        return cls(
+            name=path.stem,
+            perturbation=dict(content.get("model_args") or {}),
+            gen_kwargs=dict(content.get("gen_kwargs") or {}),
+            calibrated="calibration" in (content.get("metadata") or {}),
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as `lm_eval --model CLASS --model_args …` would load it."""
+
+    name: str
+    model: str = "hf-embednoise"
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int | str | None = None
+    device: str | None = None
+    apply_chat_template: bool | str = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task (or group) with the number of problems and of samples a problem; None: its own."""
+
+    name: str
+    limit: int | None = None
+    k: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method with one seed on one task of one model."""
+
+    model: Model
+    task: Task
+    method: Method
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its results lie below the study's folder."""
+        label = self.method.name if self.seed == 0 else f"{self.method.name}@{self.seed}"
+        return Path("results") / self.model.name / label / Path(self.task.name).stem
+
+    def settings(self, protocol: str) -> dict[str, Any]:
+        """All that determines its results, as JSON."""
+        return {
+            "model": self.model.model,
+            "model_args": dict(self.model.model_args),
+            "apply_chat_template": self.model.apply_chat_template,
+            "task": self.task.name,
+            "limit": self.task.limit,
+            "k": self.task.k,
+            "perturbation": {**self.method.perturbation, "seed": self.seed},
+            "gen_kwargs": dict(self.method.gen_kwargs),
+            "protocol": protocol,
+        }
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file's content, checked."""
+
+    name: str
+    models: tuple[Model, ...]
+    tasks: tuple[Task, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...] = (0,)
+    baseline: str | None = None
+    candidate: str | None = None
+    protocol: str | None = None
+
+    def __post_init__(self) -> None:
+        for kind in ("models", "tasks", "methods"):
+            names = [item.name for item in getattr(self, kind)]
+            if not names or len(set(names)) != len(names):
+                raise StudyError(f"study {self.name}: {kind} must be different names, got {names}")
+        methods = [method.name for method in self.methods]
+        for role in ("baseline", "candidate"):
+            named = getattr(self, role)
+            if named is not None and named not in methods:
+                raise StudyError(
+                    f"study {self.name}: the {role} {named!r} is none of its methods: "
+                    f"{', '.join(methods)}"
+                )
+
+    @classmethod
+    def load(cls, source: str) -> Study:
+        """Read a study file by packaged name or path."""
+        path = _find(source, "studies", None)
+        known = {f.name for f in dataclasses.fields(cls)} | {"limit", "k"}
+        content = _read(path, known)
+        beside = path.parent
+        protocol = content.get("protocol")
+        return cls(
+            name=str(content.get("name", path.stem)),
+            models=tuple(_model(item) for item in _listed(content, "models")),
+            tasks=tuple(
+                _task(item, content.get("limit"), content.get("k"))
+                for item in _listed(content, "tasks")
+            ),
+            methods=tuple(Method.load(str(m), beside) for m in _listed(content, "methods")),
+            seeds=tuple(int(seed) for seed in content.get("seeds", [0])),
+            baseline=content.get("baseline"),
+            candidate=content.get("candidate"),
+            protocol=str(beside / protocol) if protocol else None,
+        )
+
+    def cells(self) -> list[Cell]:
+        """Every run, model by model (each is loaded once), then task by task."""
+        return [
+            Cell(model, task, method, seed)
+            for model in self.models
+            for task in self.tasks
+            for method in self.methods
+            for seed in self.seeds
+        ]
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that identify a cell's settings."""
+    canonical = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _model(item: Any) -> Model:
+    known = [f.name for f in dataclasses.fields(Model)]
+    if not isinstance(item, dict) or "name" not in item or set(item) - set(known):
+        raise StudyError(f"a model of a study is a mapping with name and {known[1:]}, got {item!r}")
+    return Model(**item)
+
+
+def _task(item: Any, limit: int | None, k: int | None) -> Task:
+    given = {"name": item} if isinstance(item, str) else item
+    if not isinstance(given, dict) or "name" not in given or set(given) - {"name", "limit", "k"}:
+        raise StudyError(f"a task of a study is a name, or name, limit and k; got {item!r}")
+    task = Task(**{"limit": limit, "k": k, **given})
+    for name, value in (("limit", task.limit), ("k", task.k)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise StudyError(f"task {task.name}: {name}={value!r} must be a whole number ≥ 1")
+    return task
+
+
+def _listed(content: dict[str, Any], key: str) -> list[Any]:
+    value = content.get(key)
+    if not isinstance(value, list) or not value:
+        raise StudyError(f"a study needs a list of {key}")
+    return value
+
+
+def _find(name: str, kind: str, beside: Path | None) -> Path:
+    packaged = Path(str(resources.files("lm_eval_embednoise.model_configs"))) / kind
+    for path in (Path(name), *([beside / name] if beside else []), packaged / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in packaged.glob("*.yaml"))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise StudyError(f"no {kind} file {name!r}; {hint}packaged: {', '.join(known)}")
+
+
+def _read(path: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise StudyError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or set(content) - known:
+        unknown = sorted(set(content) - known) if isinstance(content, dict) else "no mapping"
+        raise StudyError(f"{path}: unknown {unknown}; allowed: {', '.join(sorted(known))}")
+    return content

@@ -1,0 +1,321 @@
+"""`embednoise study`: run every cell of a study through the harness, resume, then compare.
+
+Each model is loaded once and its perturbation swapped. A cell's results are written as the harness
+writes them (results_*.json, samples_*.jsonl), whole or not at all, and are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+import lm_eval_embednoise
+from lm_eval_embednoise import plugin
+from lm_eval_embednoise.analysis import tables
+from lm_eval_embednoise.analysis.compare import write_outputs
+from lm_eval_embednoise.analysis.comparison import compare
+from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.records import read_runs
+from lm_eval_embednoise.analysis.schema import write_text
+from lm_eval_embednoise.analysis.statement import statement
+from lm_eval_embednoise.plan import Cell, Model, Study, StudyError, Task, fingerprint
+
+_DONE = "cell.json"  # written last into a cell's folder: its settings and their fingerprint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "study", metavar="STUDY", help="a study file, or the name of a packaged one: quick, …"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="results/NAME unless told")
+    parser.add_argument(
+        "--model_args", metavar="K=V,…", help="added to every model of the study: pretrained=…"
+    )
+    parser.add_argument("--tasks", metavar="NAME,…", help="instead of the study's tasks")
+    parser.add_argument("--limit", type=int, metavar="N", help="problems of each task")
+    parser.add_argument("-K", "--k", type=int, metavar="K", help="samples a problem")
+    parser.add_argument("--batch_size", metavar="B", help="as in lm_eval")
+    parser.add_argument("--device", help="as in lm_eval")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is left of the study and compare; returns the exit status."""
+    study = _overridden(Study.load(args.study), args)
+    out = args.out or Path("results") / study.name
+    protocol = Protocol.load(study.protocol)
+    runner = Runner(study, out, protocol)
+    print(runner.overview())
+    if args.dry_run:
+        return 0
+    runner.run()
+    if int(os.environ.get("RANK", "0")):
+        return 0
+    comparison = compare(
+        read_runs([out / cell.folder for cell in runner.cells]),
+        baseline=study.baseline,
+        candidate=study.candidate,
+        protocol=protocol,
+    )
+    written = write_outputs(comparison, out / "comparison.json")
+    print(tables.terminal(comparison))
+    print(statement(comparison))
+    print("\nwritten:", ", ".join(str(path) for path in written))
+    return 0
+
+
+class Runner:
+    """The cells of one study and where they stand.
+
+    Args:
+        study: what to run.
+        out: folder of the study's results.
+        protocol: its hash goes into every result.
+
+    Raises:
+        StudyError: `out` holds results of other settings.
+    """
+
+    def __init__(self, study: Study, out: Path, protocol: Protocol) -> None:
+        self.study, self.out, self.protocol = study, out, protocol
+        self.cells = study.cells()
+        self.left = [cell for cell in self.cells if not self._finished(cell)]
+
+    def overview(self) -> str:
+        """What is done and what is left, a line for each model and task."""
+        lines = [f"study {self.study.name} in {self.out}, protocol {self.protocol.hash}"]
+        for model in self.study.models:
+            for task in self.study.tasks:
+                mine = [c for c in self.cells if (c.model, c.task) == (model, task)]
+                left = [c for c in self.left if (c.model, c.task) == (model, task)]
+                size = f"{task.limit or 'all'} problems, K = {task.k or 'the task’s own'}"
+                names = ", ".join(
+                    f"{c.method.name}@{c.seed}" if c.seed else c.method.name for c in left
+                )
+                lines.append(
+                    f"  {model.name} · {task.name} ({size}): {len(mine) - len(left)} of "
+                    f"{len(mine)} runs done{'; left: ' + names if names else ''}"
+                )
+        return "\n".join(lines)
+
+    def run(self) -> None:
+        """Generate and score what is left."""
+        if not self.left:
+            return
+        self._write_manifest()
+        done = len(self.cells) - len(self.left)
+        with _quiet_harness(), tqdm(total=len(self.cells), initial=done, unit="run") as bar:
+            for model in self.study.models:
+                mine = [cell for cell in self.left if cell.model == model]
+                if not mine:
+                    continue
+                bar.set_description(f"loading {model.name}")
+                session = Session(model)
+                for cell in mine:
+                    bar.set_description(f"{cell.task.name} {cell.method.name}")
+                    results = session.evaluate(cell, self.protocol.hash)
+                    if results is not None:  # None on all ranks but the first
+                        self._write(cell, results)
+                    bar.update()
+                bar.set_description("done")
+
+    def _finished(self, cell: Cell) -> bool:
+        marker = self.out / cell.folder / _DONE
+        if not marker.is_file():
+            return False
+        stored = json.loads(marker.read_text(encoding="utf-8"))
+        settings = cell.settings(self.protocol.hash)
+        if stored["fingerprint"] != fingerprint(settings):
+            changed = [k for k, v in settings.items() if stored["settings"].get(k) != v]
+            raise StudyError(
+                f"{marker.parent} was run with another {', '.join(changed)}: choose another --out, "
+                "or delete that folder to run it again"
+            )
+        return True
+
+    def _write_manifest(self) -> None:
+        """What is about to be run and the protocol that will judge it, before anything is run."""
+        manifest = {
+            "study": dataclasses.asdict(self.study),
+            "protocol": {"hash": self.protocol.hash, **self.protocol.content},
+            "version": lm_eval_embednoise.__version__,
+            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "command": sys.argv,
+        }
+        text = json.dumps(manifest, indent=1, default=str, ensure_ascii=False)
+        write_text(self.out / "study.json", text + "\n")
+
+    def _write(self, cell: Cell, results: dict[str, Any]) -> None:
+        """Write a cell's results under another name, then move them into place at once."""
+        from lm_eval.loggers import EvaluationTracker
+
+        target = self.out / cell.folder
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            tracker = EvaluationTracker(output_path=str(partial))
+            # The model's name, not the object: the tracker deep-copies what it is given.
+            tracker.general_config_tracker.log_experiment_args(
+                model_source=cell.model.model,
+                model_args=results["config"]["model_args"],
+                system_instruction=None,
+                chat_template=None,
+                fewshot_as_multiturn=False,
+            )
+            tracker.general_config_tracker.model_name = cell.model.name
+            samples = results.pop("samples")
+            tracker.save_results_aggregated(results=results, samples=samples)
+            for task, task_samples in samples.items():
+                tracker.save_results_samples(task_name=task, samples=task_samples)
+            files = [path for path in partial.rglob("*") if path.is_file()]
+            if len(files) != 1 + len(samples):  # the tracker logs its errors and goes on
+                raise StudyError(f"the results of {cell.folder} could not be written to {self.out}")
+            for path in files:
+                path.rename(partial / path.name)
+            settings = cell.settings(self.protocol.hash)
+            marker = {"fingerprint": fingerprint(settings), "settings": settings}
+            (partial / _DONE).write_text(json.dumps(marker, indent=1), encoding="utf-8")
+            for folder in [path for path in partial.iterdir() if path.is_dir()]:
+                shutil.rmtree(folder)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+class Session:
+    """One loaded model, evaluated under one perturbation after another."""
+
+    def __init__(self, model: Model) -> None:
+        import lm_eval.models  # noqa: F401  (the built-in models register themselves first)
+        from lm_eval.api.registry import get_model
+        from lm_eval.tasks import TaskManager
+
+        plugin.register()
+        self.model = model
+        options = {"batch_size": model.batch_size, "device": model.device}
+        given = {key: value for key, value in options.items() if value is not None}
+        self.lm = get_model(model.model).create_from_arg_obj(dict(model.model_args), given)
+        self.tasks = TaskManager(metadata=dict(model.model_args))
+
+    def evaluate(self, cell: Cell, protocol: str) -> dict[str, Any] | None:
+        """Generate and score one cell through the harness; None on ranks other than the first."""
+        from lm_eval import simple_evaluate
+
+        arguments = self._perturb(cell)
+        results = simple_evaluate(
+            model=self.lm,
+            tasks=self.load_tasks(cell.task),
+            limit=cell.task.limit,
+            gen_kwargs=dict(cell.method.gen_kwargs) or None,
+            batch_size=self.model.batch_size,
+            apply_chat_template=self.model.apply_chat_template,
+            task_manager=self.tasks,
+            log_samples=True,
+        )
+        if results is None:
+            return None
+        config = results["config"]
+        config["model"] = self.model.model
+        config["model_args"] = {**self.model.model_args, **arguments}
+        info = config.setdefault("embednoise", {})
+        info["method"] = cell.method.name
+        info["protocol"] = protocol
+        info["calibrated"] = cell.method.calibrated
+        info.setdefault("perturbation", arguments)
+        named = {"name": cell.model.name}
+        info["model"] = {**info.get("model", {}), **named}
+        return dict(results)
+
+    def load_tasks(self, task: Task) -> list[Any]:
+        """Fresh task objects (the harness writes a run's sampling into them), K as the study says.
+
+        K stands in `repeats` and, as `k`, in the filters that cut or pad to it.
+        """
+        from lm_eval.filters import build_filter_ensemble
+
+        loaded = list(self.tasks.load([task.name])["tasks"].values())
+        for item in loaded:
+            if task.k is None:
+                continue
+            item.set_config("repeats", task.k)
+            ensembles = []
+            for pipeline in item.config.filter_list or []:
+                for step in pipeline["filter"]:
+                    if "k" in step:
+                        step["k"] = task.k
+                steps = [
+                    [step["function"], {k: v for k, v in step.items() if k != "function"}]
+                    for step in pipeline["filter"]
+                ]
+                ensembles.append(build_filter_ensemble(pipeline["name"], steps))
+            if ensembles:
+                item._filters = ensembles
+        return loaded
+
+    def _perturb(self, cell: Cell) -> dict[str, Any]:
+        arguments = {**cell.method.perturbation, "seed": cell.seed}
+        if hasattr(self.lm, "set_perturbation"):
+            from lm_eval_embednoise.config import Perturbation
+
+            self.lm.set_perturbation(Perturbation.from_args(arguments), method=cell.method.name)
+            return arguments
+        if any(cell.method.perturbation.values()):
+            raise StudyError(
+                f"model {self.model.model!r} can't be perturbed, so it can't run "
+                f"{cell.method.name}; use hf-embednoise"
+            )
+        return {}
+
+
+@contextmanager
+def _quiet_harness() -> Iterator[None]:
+    """Keep the harness's notes on every run out of the progress bar; warnings stay."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _overridden(study: Study, args: argparse.Namespace) -> Study:
+    """The study with what the command line says instead."""
+    tasks = study.tasks
+    if args.tasks:
+        first = study.tasks[0]
+        tasks = tuple(Task(name, first.limit, first.k) for name in args.tasks.split(","))
+    sizes = {key: getattr(args, key) for key in ("limit", "k") if getattr(args, key) is not None}
+    for key, value in sizes.items():
+        if value < 1:
+            raise StudyError(f"--{key} {value}: it must be a whole number ≥ 1")
+    options: dict[str, Any] = {
+        key: getattr(args, key) for key in ("batch_size", "device") if getattr(args, key)
+    }
+    added = {}
+    for item in filter(None, (args.model_args or "").split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise StudyError(f"--model_args {item!r}: write NAME=VALUE, separated by commas")
+        added[key] = yaml.safe_load(value)
+    models = tuple(
+        dataclasses.replace(model, model_args={**model.model_args, **added}, **options)
+        for model in study.models
+    )
+    return dataclasses.replace(
+        study, tasks=tuple(dataclasses.replace(t, **sizes) for t in tasks), models=models
+    )

@@ -1,0 +1,371 @@
+"""comparison.json: schema, pairs, planes, verdict, output files, and refusals."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from synthetic import METHODS, Method, write_run, write_study
+
+from lm_eval_embednoise.analysis import compare as command
+from lm_eval_embednoise.analysis import figures, labels, pareto, schema, tables, verdict
+from lm_eval_embednoise.analysis.comparison import compare, method_order
+from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.records import ResultError, read_runs
+from lm_eval_embednoise.analysis.resample import Estimate
+from lm_eval_embednoise.analysis.statement import statement
+
+DRAWS = 300
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return read_runs([write_study(tmp_path_factory.mktemp("study"), n=30)])
+
+
+@pytest.fixture(scope="module")
+def comparison(runs):
+    return compare(runs, candidate="embednoise-0.1", draws=DRAWS)
+
+
+def entry(comparison, part, **wanted):
+    [found] = [
+        item for item in comparison[part] if all(item[key] == v for key, v in wanted.items())
+    ]
+    return found
+
+
+def test_it_fits_its_schema_and_holds_no_nan(comparison):
+    text = json.dumps(comparison, allow_nan=False)
+    jsonschema.validate(json.loads(text), schema.comparison_schema())
+    schema.validate(comparison)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c.pop("pairs"),
+        lambda c: c.update(extra=1),
+        lambda c: c["leaderboard"][0].update(n="many"),
+        lambda c: c["leaderboard"][0].update(k=True),
+        lambda c: c["verdicts"][0].update(verdict="perhaps"),
+        lambda c: c.update(schema="another/1"),
+        lambda c: c["pairs"][0]["metrics"]["pass@1"]["difference"].pop("reason"),
+    ],
+)
+def test_own_validator_agrees_with_jsonschema(comparison, damage):
+    damaged = json.loads(json.dumps(comparison))
+    damage(damaged)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(damaged, schema.comparison_schema())
+    with pytest.raises(ResultError):
+        schema.validate(damaged)
+
+
+def test_a_pair_holds_what_its_differences_say(runs, comparison):
+    [a], [b] = (
+        [r for r in runs if (r.method, r.task) == (name, "minicode_diverse")]
+        for name in ("temp-1.5", "temp-0.8")
+    )
+    d = np.round(a.metrics["pass@10"] - b.metrics["pass@10"], 10)
+    pair = entry(comparison, "pairs", method="temp-1.5", task="minicode_diverse")
+    found = pair["metrics"]["pass@10"]
+    assert found["difference"]["value"] == pytest.approx(d.mean())
+    assert (found["wins"], found["ties"], found["losses"]) == (
+        np.sum(d > 0),
+        np.sum(d == 0),
+        np.sum(d < 0),
+    )
+    assert found["difference"]["low"] < d.mean() < found["difference"]["high"]
+    # Lower self-BLEU is better: more diverse on every problem means 30 wins.
+    assert pair["metrics"]["self_bleu"]["wins"] == 30
+
+
+def test_clusters_are_resampled_and_said(tmp_path, comparison):
+    assert (
+        entry(comparison, "leaderboard", method="greedy", task="minicode_diverse")["clusters"] == 10
+    )
+    for name in ("temp-0.8", "temp-1.5"):
+        write_run(tmp_path, name, families=None, n=20)
+    alone = compare(read_runs([tmp_path]), draws=DRAWS)
+    assert alone["leaderboard"][0]["clusters"] is None
+    [pair] = alone["pairs"]
+    runs = {run.method: run for run in read_runs([tmp_path])}
+    d = runs["temp-1.5"].metrics["pass@1"] - runs["temp-0.8"].metrics["pass@1"]
+    theirs = scipy_stats.wilcoxon(np.round(d, 10), zero_method="pratt", method="asymptotic")
+    assert pair["metrics"]["pass@1"]["p_wilcoxon"] == pytest.approx(theirs.pvalue)
+
+
+def test_undefined_values_are_counted_and_null_has_a_reason(comparison):
+    pair = entry(comparison, "pairs", method="embednoise-1", task="minicode_diverse")
+    gated = pair["metrics"]["distinct_2_valid"]
+    assert gated["n_undefined"] > 0 and gated["n"] + gated["n_undefined"] == 30
+
+    def estimates(value):
+        if isinstance(value, dict):
+            if {"value", "low", "high", "reason"} <= value.keys():
+                yield value
+            for item in value.values():
+                yield from estimates(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from estimates(item)
+
+    found = list(estimates(comparison))
+    assert len(found) > 100
+    for estimate in found:
+        if estimate["value"] is None or estimate["low"] is None:
+            assert estimate["reason"]
+
+
+def test_one_problem_is_reported_without_tests(tmp_path):
+    for name in ("temp-0.8", "greedy"):
+        write_run(tmp_path, name, n=1)
+    [pair] = compare(read_runs([tmp_path]), draws=DRAWS)["pairs"]
+    found = pair["metrics"]["pass@1"]
+    assert found["p_wilcoxon"] is None and found["difference"]["low"] is None
+    assert "one problem" in found["difference"]["reason"]
+
+
+def test_missing_baseline_or_candidate_names_what_is_there(runs):
+    with pytest.raises(ResultError, match=r"baseline 'temp-9' has no results .* there are: greedy"):
+        compare(runs, baseline="temp-9", draws=DRAWS)
+    with pytest.raises(ResultError, match="candidate 'x' has no results"):
+        compare(runs, candidate="x", draws=DRAWS)
+
+
+def test_replicates_give_the_floor(tmp_path):
+    for replicate in range(2):
+        for name in ("temp-0.8", "greedy"):
+            write_run(tmp_path / str(replicate), name, n=20, replicate=replicate)
+    found = compare(read_runs([tmp_path]), draws=DRAWS)
+    floor = entry(found, "floor", method="temp-0.8")
+    assert floor["seeds"] == [0, 1]
+    estimate = floor["metrics"]["pass@1"]
+    assert estimate["low"] <= 0 <= estimate["high"]
+
+
+def test_methods_are_listed_by_dose():
+    names = ["embednoise-0.5", "zeta", "temp-1.5", "embednoise-0.05", "greedy", "temp-0.8"]
+    assert sorted(names, key=method_order) == [
+        *("greedy", "temp-0.8", "temp-1.5", "embednoise-0.05", "embednoise-0.5", "zeta")
+    ]
+
+
+# ---- the plane
+
+
+def test_front_by_hand():
+    x = np.array([0.1, 0.2, 0.3, 0.2, np.nan])
+    y = np.array([0.9, 0.9, 0.5, 0.4, 1.0])
+    np.testing.assert_array_equal(pareto.front(x, y), [False, True, True, False, False])
+
+
+def test_equal_points_are_both_on_the_front():
+    np.testing.assert_array_equal(pareto.front(np.ones(2), np.ones(2)), [True, True])
+
+
+def test_hypervolume_equals_counting():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, 6))
+    grid = (np.arange(1000) + 0.5) / 1000
+    covered = ((grid[:, None, None] < x) & (grid[None, :, None] < y)).any(-1).mean()
+    assert pareto.hypervolume(x, y) == pytest.approx(covered, abs=2e-3)
+    stacked = pareto.hypervolume(np.stack([x, y]), np.stack([y, x]))
+    assert stacked[0] == pytest.approx(stacked[1])
+
+
+def test_a_dominated_point_adds_no_volume():
+    assert pareto.hypervolume(np.array([1.0, 0.5]), np.array([1.0, 0.5])) == 1.0
+    assert pareto.hypervolume(np.array([np.nan]), np.array([0.5])) == 0.0
+
+
+def test_matched_difference_is_the_height_over_the_curve():
+    curve_x, curve_y = np.array([0.5, 0.1, 0.3]), np.array([0.2, 0.8, 0.6])
+    rng = np.random.default_rng(1)
+    x = rng.uniform(0.1, 0.5, 50)
+    y = rng.random(50)
+    order = np.argsort(curve_x)
+    expected = y - np.interp(x, curve_x[order], curve_y[order])
+    found = pareto.matched_difference(x, y, np.tile(curve_x, (50, 1)), np.tile(curve_y, (50, 1)))
+    np.testing.assert_allclose(found, expected)
+    assert np.isnan(pareto.matched_difference(np.array(0.6), np.array(0.5), curve_x, curve_y)).all()
+
+
+def test_matched_difference_outside_the_curve_is_null_with_the_range(comparison):
+    plane = entry(comparison, "planes", task="minicode_diverse", x="distinct_2")
+    assert plane["curve"] == ["greedy", "temp-0.8", "temp-1.5"]
+    assert "outside the curve" in plane["matched"]["embednoise-1"]["reason"]
+    inside = plane["matched"]["nucleus-0.95"]
+    assert inside["low"] <= inside["value"] <= inside["high"]
+
+
+# ---- the verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "status"),
+    [(0.1, 0.2, "met"), (-0.2, -0.1, "refuted"), (-0.1, 0.1, "open"), (np.nan, np.nan, "open")],
+)
+def test_endpoint_status(low, high, status):
+    assert verdict.endpoint_status(Estimate(0.0, low, high, 10), 0.0) == status
+
+
+@pytest.mark.parametrize(
+    ("code", "maths", "expected"),
+    [
+        ("success", "success", "success"),
+        ("success", "null", "partial"),
+        ("success", "inconclusive", "partial"),
+        ("null", "null", "null"),
+        ("null", "inconclusive", "inconclusive"),
+        ("inconclusive", "success", "inconclusive"),
+    ],
+)
+def test_overall_verdict(code, maths, expected):
+    tasks = [{"domain": "code", "outcome": code}, {"domain": "maths", "outcome": maths}]
+    value, why = verdict.overall(tasks)
+    assert value == expected
+    assert f"{code} on code" in why and f"{maths} on maths" in why
+
+
+def verdict_for(tmp_path, candidate: Method, **settings):
+    """The verdict on one synthetic method, with everything the protocol asks for in place."""
+    protocol = Protocol.load()
+    for name in ("greedy", "temp-0.8", "temp-1.5", "nucleus-0.95"):
+        write_study(tmp_path, {name: METHODS[name]}, protocol=protocol.hash, **settings)
+    write_study(tmp_path, {"temp-tuned": METHODS["temp-0.8"]}, protocol=protocol.hash, **settings)
+    write_study(tmp_path, {"star": candidate}, protocol=protocol.hash, **settings)
+    for path in (tmp_path / "star").rglob("results_*.json"):
+        content = json.loads(path.read_text())
+        content["config"]["embednoise"]["calibrated"] = True
+        path.write_text(json.dumps(content))
+    [found] = compare(read_runs([tmp_path]), candidate="star", draws=DRAWS)["verdicts"]
+    return found
+
+
+def test_a_better_method_succeeds_and_is_confirmatory(tmp_path):
+    found = verdict_for(tmp_path, Method(1.0, 0.3, sigma=0.1), n=150, families=None)
+    assert (found["verdict"], found["status"]) == ("success", "confirmatory")
+    assert found["deviations"] == []
+
+
+def test_no_gain_in_diversity_is_null(tmp_path):
+    found = verdict_for(tmp_path, Method(0.0, 0.2, sigma=0.1), n=150, families=None)
+    assert found["verdict"] == "null"
+
+
+def test_a_loss_of_correctness_is_null(tmp_path):
+    found = verdict_for(tmp_path, Method(-6.0, 0.5, sigma=0.1), n=60, families=None)
+    assert found["verdict"] == "null"
+    correctness = found["tasks"][0]["endpoints"][0]
+    assert (correctness["name"], correctness["status"]) == ("correctness", "refuted")
+
+
+def test_few_problems_are_inconclusive(tmp_path):
+    found = verdict_for(tmp_path, Method(-0.3, 0.25, sigma=0.1), n=12, families=None)
+    assert found["verdict"] == "inconclusive"
+
+
+def test_departures_make_it_exploratory(comparison):
+    [found] = comparison["verdicts"]
+    said = " ".join(found["deviations"])
+    assert found["status"] == "exploratory"
+    assert "no protocol was stored" in said and "temp-tuned" in said and "calibrate" in said
+
+
+def test_the_protocol_hash_is_of_its_content(tmp_path):
+    protocol = Protocol.load()
+    assert protocol.level == pytest.approx(0.99)
+    text = json.dumps(protocol.content)
+    (tmp_path / "same.yaml").write_text("# a comment\n" + text)
+    assert Protocol.load(tmp_path / "same.yaml").hash == protocol.hash
+    (tmp_path / "other.yaml").write_text(text.replace("0.05", "0.06"))
+    assert Protocol.load(tmp_path / "other.yaml").hash != protocol.hash
+    (tmp_path / "bad.yaml").write_text("name: x\nextra: 1")
+    with pytest.raises(ResultError, match=r"missing .*unknown \['extra'\]"):
+        Protocol.load(tmp_path / "bad.yaml")
+
+
+# ---- outputs
+
+
+def test_the_command_writes_everything_or_nothing(tmp_path, capsys):
+    write_study(tmp_path / "in", {k: METHODS[k] for k in ("temp-0.8", "greedy")}, n=10)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    out = tmp_path / "out" / "comparison.json"
+    assert command.run(parser.parse_args([str(tmp_path / "in"), "--out", str(out)])) == 0
+    names = {path.name for path in out.parent.iterdir()}
+    assert names == {f"comparison.{end}" for end in ("json", "csv", "md")} | {
+        "pareto.png",
+        "pareto.svg",
+    }
+    assert schema.read(out)["analysis"]["baseline"] == "temp-0.8"
+    shown = capsys.readouterr().out
+    assert "paired difference from temp-0.8" in shown and "What it can show" in shown
+    (tmp_path / "empty").mkdir()
+    bad = parser.parse_args([str(tmp_path / "empty"), "--out", str(tmp_path / "none.json")])
+    with pytest.raises(ResultError):
+        command.run(bad)
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_a_value_outside_the_schema_is_not_written(tmp_path, comparison):
+    with pytest.raises(ResultError):
+        schema.write({**comparison, "extra": 1}, tmp_path / "c.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_and_markdown_hold_the_numbers(comparison):
+    lines = list(csv.DictReader(io.StringIO(tables.as_csv(comparison))))
+    assert len(lines) == sum(len(row["metrics"]) for row in comparison["leaderboard"])
+    [line] = [
+        item
+        for item in lines
+        if (item["method"], item["task"], item["metric"])
+        == ("greedy", "minicode_diverse", "pass@1")
+    ]
+    row = entry(comparison, "leaderboard", method="greedy", task="minicode_diverse")
+    assert float(line["value"]) == row["metrics"]["pass@1"]["value"]
+    assert "| greedy |" in tables.markdown(comparison)
+
+
+def test_the_statement_says_what_was_run_and_its_limits(comparison):
+    text = " ".join(statement(comparison).split())
+    assert "1 model × 2 tasks × 9 methods, 10,800 samples" in text
+    assert "no evidence that there is none" in text
+
+
+def test_figure_labels_do_not_overlap(comparison):
+    figure = figures.pareto_figure(comparison)
+    renderer = figure.canvas.get_renderer()
+    for axis in figure.axes:
+        names = [t for t in axis.texts if t.get_text() in METHODS or t.get_text().startswith("emb")]
+        assert len(names) == 9
+        boxes = [text.get_window_extent(renderer) for text in names]
+        for i, a in enumerate(boxes):
+            assert not any(a.overlaps(b) for b in boxes[i + 1 :])
+
+
+def test_labels_stay_inside_and_apart_even_when_points_coincide():
+    points = np.full((6, 2), 200.0)
+    sizes = np.tile([60.0, 10.0], (6, 1))
+    centres = labels.place(points, sizes, (0, 0, 400, 400), np.empty((0, 4)))
+    low, high = centres - sizes / 2, centres + sizes / 2
+    assert (low >= 0).all() and (high <= 400).all()
+    for i in range(6):
+        for j in range(i):
+            assert (low[i] >= high[j]).any() or (low[j] >= high[i]).any()
+
+
+def test_figures_are_reproducible(tmp_path, comparison):
+    first = figures.save(figures.pareto_figure(comparison), tmp_path / "a", "pareto")
+    second = figures.save(figures.pareto_figure(comparison), tmp_path / "b", "pareto")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
