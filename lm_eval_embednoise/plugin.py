@@ -86,6 +86,44 @@ def _add_standard_errors(utils: Any) -> None:
     utils.stderr_for_metric = stderr_for_metric
 
 
+def set_repeats(task: Any, k: int) -> None:
+    """Make a loaded task take K samples of every problem.
+
+    K stands in `repeats` and, as `k`, in the filters that cut or pad to it.
+    """
+    from lm_eval.filters import build_filter_ensemble
+
+    task.set_config("repeats", k)
+    ensembles = []
+    for pipeline in task.config.filter_list or []:
+        for step in pipeline["filter"]:
+            if "k" in step:
+                step["k"] = k
+        steps = [
+            [step["function"], {name: v for name, v in step.items() if name != "function"}]
+            for step in pipeline["filter"]
+        ]
+        ensembles.append(build_filter_ensemble(pipeline["name"], steps))
+    if ensembles:
+        task._filters = ensembles
+
+
+def load_with_repeats(k: int) -> None:
+    """From now on, every task that this process loads takes K samples of a problem."""
+    from lm_eval.tasks import TaskManager
+
+    original = TaskManager.load
+
+    @functools.wraps(original)
+    def load(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded = original(self, *args, **kwargs)
+        for task in loaded["tasks"].values():
+            set_repeats(task, k)
+        return loaded
+
+    TaskManager.load = load
+
+
 _EXTENSIONS: dict[str, Callable[[Any], None]] = {
     "lm_eval.models": _register_models,
     "lm_eval.tasks.manager": _add_tasks,

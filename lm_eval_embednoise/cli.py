@@ -1,0 +1,108 @@
+"""The command `embednoise`: finds the subcommand, runs it, and turns errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+# Subcommand → (module with add_arguments(parser) and run(args), one line of help).
+COMMANDS = {
+    "study": ("lm_eval_embednoise.study", "run models × tasks × methods and compare them"),
+    "compare": ("lm_eval_embednoise.analysis.compare", "compare methods from result folders"),
+    "doctor": ("lm_eval_embednoise.doctor", "say what works on this machine"),
+}
+RUN_HELP = "evaluate: the arguments of `lm_eval run`, and -K"
+
+EPILOG = """\
+examples:
+  # the whole comparison on the embedded model: nine methods, two tasks, about seven minutes
+  embednoise study quick --out results/quick
+
+  # one method on your own model, 20 samples a problem
+  embednoise run --model hf-embednoise --model_args pretrained=MODEL,sigma=0.1,depth=5 \\
+      --tasks minicode_diverse -K 20 --output_path results --log_samples
+
+  # what works here: plug-in routes, sandbox, GPU, quantization, attention kernels
+  embednoise doctor
+
+`embednoise COMMAND --help` explains a command. EMBEDNOISE_DEBUG=1 shows errors in full.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 1 after an error, 130 after an interrupt."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(argv)
+    except KeyboardInterrupt:
+        print("embednoise: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
+        if os.environ.get("EMBEDNOISE_DEBUG", "0") not in ("", "0"):
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        print(f"embednoise: error: {' '.join(text.split())}", file=sys.stderr)
+        return 1
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv[:1] == ["run"]:  # the harness's own parser reads the rest
+        return _run(argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="embednoise",
+        description="Noise on a language model's input instead of temperature: "
+        "generate, score, compare.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from lm_eval_embednoise import __version__
+
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("run", help=RUN_HELP, add_help=False)
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if argv[:1] == [name]:  # only the chosen command's module is imported
+            implementation = importlib.import_module(module)
+            command.description = implementation.__doc__
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.run)
+    args = parser.parse_args(argv)
+    return int(args.run(args) or 0)
+
+
+def _run(argv: list[str]) -> int:
+    """`embednoise run`: the harness's command with the plug-in loaded, and K from `-K`."""
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("-K", type=int)
+    options, rest = own.parse_known_args(argv)
+    if options.K is not None and options.K < 1:
+        raise ValueError(f"-K {options.K} is not allowed; the number of samples must be ≥ 1")
+
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    from lm_eval_embednoise import plugin
+
+    if not rest or {"-h", "--help"} & set(rest):
+        print(
+            "embednoise run takes all of `lm_eval run`'s arguments, and\n"
+            "  -K <n>                samples of every problem, instead of the task's own number\n"
+        )
+        rest = ["--help"]
+    setup_logging()
+    plugin.register()
+    if options.K is not None:
+        plugin.load_with_repeats(options.K)
+    sys.argv = ["lm_eval", "run", *rest]  # the harness reads its arguments there
+    harness = HarnessCLI()
+    harness.execute(harness.parse_args())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
