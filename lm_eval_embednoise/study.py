@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import logging
 import os
@@ -124,7 +125,7 @@ class Runner:
                 if not mine:
                     continue
                 bar.set_description(f"loading {model.name}")
-                session = Session(model)
+                session = Session(model, self.study.tasks)
                 for cell in mine:
                     bar.set_description(f"{cell.task.name} {cell.method.name}")
                     results = session.evaluate(cell, self.protocol.hash)
@@ -199,17 +200,16 @@ class Runner:
 class Session:
     """One loaded model, evaluated under one perturbation after another."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, tasks: tuple[Task, ...]) -> None:
         import lm_eval.models  # noqa: F401  (the built-in models register themselves first)
         from lm_eval.api.registry import get_model
-        from lm_eval.tasks import TaskManager
 
         plugin.register()
         self.model = model
         options = {"batch_size": model.batch_size, "device": model.device}
         given = {key: value for key, value in options.items() if value is not None}
         self.lm = get_model(model.model).create_from_arg_obj(dict(model.model_args), given)
-        self.tasks = TaskManager(metadata=dict(model.model_args))
+        self.tasks = _task_manager([task.name for task in tasks], dict(model.model_args))
 
     def evaluate(self, cell: Cell, protocol: str) -> dict[str, Any] | None:
         """Generate and score one cell through the harness; None on ranks other than the first."""
@@ -281,16 +281,30 @@ class Session:
         return {}
 
 
+def _task_manager(tasks: list[str], metadata: dict[str, Any]) -> Any:
+    """A task index; the harness's thousands of tasks (10 s) are read only if one is needed."""
+    from lm_eval.tasks import TaskManager
+
+    own = TaskManager(include_defaults=False, include_path=plugin.task_dir(), metadata=metadata)
+    if all(name in own.all_tasks or Path(name).is_file() for name in tasks):
+        return own
+    return TaskManager(metadata=metadata)
+
+
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """Keep the harness's notes on every run out of the progress bar; warnings stay."""
-    logger = logging.getLogger("lm_eval")
+    """Keep the harness from repeating its notes, and its survey of the machine, at every run."""
+    from torch.utils import collect_env
+
+    logger, survey = logging.getLogger("lm_eval"), collect_env.get_pretty_env_info
     before = logger.level
     logger.setLevel(logging.ERROR)
+    collect_env.get_pretty_env_info = functools.cache(survey)
     try:
         yield
     finally:
         logger.setLevel(before)
+        collect_env.get_pretty_env_info = survey
 
 
 def _overridden(study: Study, args: argparse.Namespace) -> Study:

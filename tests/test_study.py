@@ -1,0 +1,280 @@
+"""Studies: files to cells, runs through the harness with a stand-in model, resuming, refusals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+from lm_eval.api.model import LM
+from lm_eval.api.registry import model_registry
+
+from lm_eval_embednoise import study as study_command
+from lm_eval_embednoise.analysis.records import read_runs, samples
+from lm_eval_embednoise.plan import Method, Study, StudyError
+
+CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
+GRID = ["0.01", "0.05", "0.1", "0.5", "1.0"]
+
+TASK_CODE = """
+import datasets
+
+def docs(**_):
+    rows = [{"task_id": f"toy/{i}", "prompt": f"{i}", "cluster": f"c{i % 3}"} for i in range(6)]
+    return {"test": datasets.Dataset.from_list(rows)}
+
+class Records:
+    def __init__(self, k=None):
+        self.k = k
+    def apply(self, resps, docs):
+        return [[{"text": t, "passed": len(t) % 2 == 0} for t in r[: self.k]] for r in resps]
+
+def metrics(doc, results):
+    [records] = results
+    passed = [r["passed"] for r in records]
+    unique = len({r["text"] for r in records})
+    return {"pass@1": sum(passed) / len(passed), "success@K": float(any(passed)),
+            "distinct_2": unique / len(records), "compile_rate": 1.0}
+"""
+TASK_YAML = """
+task: toy
+custom_dataset: !function toy_functions.docs
+output_type: generate_until
+test_split: test
+doc_to_text: prompt
+doc_to_target: ""
+process_results: !function toy_functions.metrics
+repeats: 3
+generation_kwargs: {until: ["\\n"], max_gen_toks: 8, do_sample: false}
+filter_list:
+  - name: records
+    filter:
+      - {function: !function toy_functions.Records, k: 3}
+metric_list:
+  - {metric: pass@1, aggregation: mean, higher_is_better: true}
+  - {metric: success@K, aggregation: mean, higher_is_better: true}
+  - {metric: distinct_2, aggregation: mean, higher_is_better: true}
+  - {metric: compile_rate, aggregation: mean, higher_is_better: true}
+metadata: {version: 1}
+"""
+
+
+class StandIn(LM):
+    """Writes texts that depend on the perturbation, the sampling and the sample's index."""
+
+    loaded = 0
+    calls = 0
+    fail_at: int | None = None
+
+    def __init__(self, batch_size=None, device=None, **_):
+        super().__init__()
+        type(self).loaded += 1
+        self.perturbation = None
+
+    def set_perturbation(self, perturbation, *, method):
+        self.perturbation, self.method = perturbation, method
+
+    def generate_until(self, requests, disable_tqdm=False):
+        type(self).calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        drawn = requests[0].args[1].get("temperature", 0) > 0 or self.perturbation.active
+        return [
+            f"{r.args[0]} {self.perturbation.seed} {'x' * (i % 5) if drawn else ''}"
+            for i, r in enumerate(requests)
+        ]
+
+    def get_model_info(self):
+        return {"embednoise": {"perturbation": {"sigma": self.perturbation.sigma}}}
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        raise NotImplementedError
+
+    loglikelihood_rolling = loglikelihood
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A study of two methods on a toy task with the stand-in model."""
+    (tmp_path / "toy_functions.py").write_text(TASK_CODE)
+    (tmp_path / "toy.yaml").write_text(TASK_YAML)
+    import lm_eval.models  # noqa: F401
+
+    if "stand-in" not in model_registry:
+        model_registry.register("stand-in", target=StandIn)
+    monkeypatch.setattr(StandIn, "loaded", 0)
+    monkeypatch.setattr(StandIn, "calls", 0)
+    monkeypatch.setattr(StandIn, "fail_at", None)
+    content = {
+        "name": "toy",
+        "models": [{"name": "m", "model": "stand-in"}],
+        "tasks": [str(tmp_path / "toy.yaml")],
+        "methods": ["temp-0.8", "embednoise-0.1", "greedy"],
+        "k": 4,
+        "limit": 5,
+        "candidate": "embednoise-0.1",
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(study: Path, *options: str) -> int:
+    parser = argparse.ArgumentParser()
+    study_command.add_arguments(parser)
+    out = ["--out", str(study.parent / "out")]
+    return study_command.run(parser.parse_args([str(study), *out, *options]))
+
+
+def test_a_study_runs_to_its_comparison(toy, capsys):
+    assert run(toy) == 0
+    out = toy.parent / "out"
+    comparison = json.loads((out / "comparison.json").read_text())
+    rows = {row["method"]: row for row in comparison["leaderboard"]}
+    assert set(rows) == {"temp-0.8", "embednoise-0.1", "greedy"}
+    assert all((row["k"], row["n"], row["clusters"]) == (4, 5, 3) for row in rows.values())
+    assert rows["greedy"]["metrics"]["distinct_2"]["value"] == 0.25
+    assert rows["embednoise-0.1"]["metrics"]["distinct_2"]["value"] > 0.25
+    assert rows["temp-0.8"]["sampling"] == {"do_sample": True, "temperature": 0.8}
+    assert rows["greedy"]["sampling"] == {"do_sample": False}  # nothing left over from temp-0.8
+    assert StandIn.loaded == 1
+    assert (out / "pareto.png").stat().st_size > 10_000
+    manifest = json.loads((out / "study.json").read_text())
+    assert {row["protocol"] for row in rows.values()} == {manifest["protocol"]["hash"]}
+    [verdict] = comparison["verdicts"]
+    assert "no protocol was stored" not in " ".join(verdict["deviations"])
+    assert "Verdict (exploratory) for embednoise-0.1" in capsys.readouterr().out
+
+
+def test_the_harness_files_hold_k_records_of_each_problem(toy):
+    run(toy)
+    runs = read_runs([toy.parent / "out" / "results"])
+    for found in runs:
+        for _, doc, records in samples(found):
+            assert len(records) == 4
+            assert records[0]["text"].startswith(doc["prompt"])
+
+
+def test_finished_runs_are_not_run_again(toy, capsys):
+    run(toy)
+    calls = StandIn.calls
+    capsys.readouterr()
+    assert run(toy) == 0
+    assert StandIn.calls == calls == 3
+    assert "3 of 3 runs done" in capsys.readouterr().out
+
+
+def test_an_interrupted_study_resumes_with_what_is_left(toy, monkeypatch):
+    monkeypatch.setattr(StandIn, "fail_at", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(toy)
+    results = toy.parent / "out" / "results"
+    assert len(list(results.rglob("cell.json"))) == 1
+    assert not list(results.rglob(".*"))
+    monkeypatch.setattr(StandIn, "fail_at", None)
+    assert run(toy) == 0
+    assert StandIn.calls == 2 + 2
+    assert len(list(results.rglob("cell.json"))) == 3
+
+
+def test_results_of_other_settings_are_not_mixed_in(toy):
+    run(toy)
+    with pytest.raises(StudyError, match="was run with another limit: choose another --out"):
+        run(toy, "--limit", "4")
+
+
+def test_dry_run_lists_and_writes_nothing(toy, capsys):
+    assert run(toy, "--dry-run", "-K", "2") == 0
+    shown = capsys.readouterr().out
+    assert "0 of 3 runs done; left: temp-0.8, embednoise-0.1, greedy" in shown and "K = 2" in shown
+    assert not (toy.parent / "out").exists() and StandIn.loaded == 0
+
+
+def test_seeds_are_replicates(toy):
+    content = yaml.safe_load(toy.read_text())
+    toy.write_text(
+        yaml.safe_dump(
+            {**content, "seeds": [0, 1], "methods": ["temp-0.8", "greedy"], "candidate": None}
+        )
+    )
+    run(toy)
+    comparison = json.loads((toy.parent / "out" / "comparison.json").read_text())
+    assert [entry["method"] for entry in comparison["floor"]] == ["greedy", "temp-0.8"]
+
+
+def test_a_model_that_cannot_be_perturbed_runs_sampling_only(toy, monkeypatch):
+    monkeypatch.delattr(StandIn, "set_perturbation")
+    monkeypatch.setattr(StandIn, "get_model_info", lambda self: {})
+    with pytest.raises(StudyError, match="can't be perturbed, so it can't run embednoise"):
+        monkeypatch.setattr(StandIn, "generate_until", lambda self, r, **_: ["x"] * len(r))
+        run(toy)
+    assert len(list((toy.parent / "out").rglob("cell.json"))) == 1  # temp-0.8 came first
+
+
+def test_the_command_line_overrides_the_file(toy):
+    arguments = ["--model_args", "pretrained=a/b,dtype=float32", "--device", "cpu"]
+    parser = argparse.ArgumentParser()
+    study_command.add_arguments(parser)
+    args = parser.parse_args([str(toy), "-K", "7", "--tasks", "one,two", *arguments])
+    found = study_command._overridden(Study.load(str(toy)), args)
+    assert [(t.name, t.limit, t.k) for t in found.tasks] == [("one", 5, 7), ("two", 5, 7)]
+    assert found.models[0].model_args == {"pretrained": "a/b", "dtype": "float32"}
+    assert found.models[0].device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": ["temp-0.9"]}, "did you mean 'temp-0.8'"),
+        ({"methods": []}, "needs a list of methods"),
+        ({"candidate": "temp-7"}, "candidate 'temp-7' is none of its methods"),
+        ({"limits": 3}, r"unknown \['limits'\]"),
+        ({"k": 0}, "k=0 must be a whole number"),
+        ({"models": ["m"]}, "a mapping with name"),
+        ({"methods": ["greedy", "greedy"]}, "must be different names"),
+    ],
+)
+def test_bad_study_files_are_one_line(toy, change, said):
+    toy.write_text(yaml.safe_dump({**yaml.safe_load(toy.read_text()), **change}))
+    with pytest.raises(StudyError, match=said) as error:
+        Study.load(str(toy))
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_studies_name_the_packaged_ones():
+    with pytest.raises(StudyError, match="did you mean 'quick'"):
+        Study.load("quik")
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+def test_packaged_studies_are_whole(path):
+    found = Study.load(str(path))
+    assert found.candidate in [method.name for method in found.methods]
+    assert len(found.cells()) == len({cell.folder for cell in found.cells()})
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "methods").glob("*.yaml")), ids=lambda p: p.stem)
+def test_packaged_methods_are_run_files_and_what_their_name_says(path):
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from lm_eval_embednoise.config import Perturbation, Sampling
+
+    config = EvaluatorConfig(**EvaluatorConfig.load_yaml_config(path))
+    assert config.model == "hf-embednoise"
+    method = Method.load(path.stem)
+    perturbation = Perturbation.from_args(method.perturbation)
+    sampling = Sampling.from_gen_kwargs(method.gen_kwargs)
+    assert perturbation.active != (not sampling.greedy or path.stem == "greedy")
+    if path.stem.startswith("embednoise-"):
+        assert perturbation.sigma == float(path.stem.removeprefix("embednoise-"))
+        assert perturbation.positions == "prompt" and perturbation.sigma_unit == "relative"
+    elif path.stem.startswith("temp-"):
+        assert sampling.temperature == float(path.stem.removeprefix("temp-"))
+
+
+def test_the_grid_of_doses_is_the_papers():
+    names = {path.stem for path in (CONFIGS / "methods").glob("embednoise-*.yaml")}
+    assert {f"embednoise-{sigma}" for sigma in GRID} <= names
