@@ -242,8 +242,8 @@ def _planes(group: Group, protocol: Protocol, level: float) -> list[dict[str, An
         ]
         families = {
             "all": list(range(len(runs))),
-            "sampling": [i for i, r in enumerate(runs) if not r.perturbation.get("sigma")],
-            "noise": [i for i, r in enumerate(runs) if r.perturbation.get("sigma")],
+            "sampling": [i for i, r in enumerate(runs) if not r.noisy],
+            "noise": [i for i, r in enumerate(runs) if r.noisy],
         }
         volumes = {
             family: as_json(

@@ -61,6 +61,11 @@ class Run:
         return self.info.get("protocol")
 
     @property
+    def noisy(self) -> bool:
+        """Whether the model's inputs or hidden states were perturbed."""
+        return bool(self.perturbation.get("sites") or self.perturbation.get("sigma"))
+
+    @property
     def domain(self) -> str:
         """`code`, `maths` or `other`, by the metrics the task reports."""
         if "compile_rate" in self.metrics:
@@ -254,7 +259,8 @@ def _model_name(results: dict[str, Any], header: dict[str, Any], info: dict[str,
 
 def _method_name(perturbation: dict[str, Any], sampling: dict[str, Any]) -> str:
     """A label for a run that brings none: its perturbation and sampling in short."""
-    noise = f"embednoise-{perturbation['sigma']:g}" if perturbation.get("sigma") else ""
+    dose = max((perturbation.get("sites") or {}).values(), default=perturbation.get("sigma"))
+    noise = f"embednoise-{dose:g}" if dose else ""
     if not sampling.get("do_sample"):
         return noise or "greedy"
     temperature = float(sampling.get("temperature", 1.0))

@@ -241,29 +241,11 @@ class Session:
         return dict(results)
 
     def load_tasks(self, task: Task) -> list[Any]:
-        """Fresh task objects (the harness writes a run's sampling into them), K as the study says.
-
-        K stands in `repeats` and, as `k`, in the filters that cut or pad to it.
-        """
-        from lm_eval.filters import build_filter_ensemble
-
+        """Fresh tasks (the harness writes a run's sampling into them) with the study's K."""
         loaded = list(self.tasks.load([task.name])["tasks"].values())
-        for item in loaded:
-            if task.k is None:
-                continue
-            item.set_config("repeats", task.k)
-            ensembles = []
-            for pipeline in item.config.filter_list or []:
-                for step in pipeline["filter"]:
-                    if "k" in step:
-                        step["k"] = task.k
-                steps = [
-                    [step["function"], {k: v for k, v in step.items() if k != "function"}]
-                    for step in pipeline["filter"]
-                ]
-                ensembles.append(build_filter_ensemble(pipeline["name"], steps))
-            if ensembles:
-                item._filters = ensembles
+        if task.k is not None:
+            for item in loaded:
+                plugin.set_repeats(item, task.k)
         return loaded
 
     def _perturb(self, cell: Cell) -> dict[str, Any]:

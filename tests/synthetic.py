@@ -188,10 +188,9 @@ def _results(
             "embednoise": {
                 "method": name,
                 "perturbation": {
-                    "sigma": method.sigma,
-                    "sigma_unit": "relative",
-                    "positions": "prompt",
                     "seed": replicate,
+                    "sites": {"embed": method.sigma} if method.sigma else {},
+                    **({"sigma_unit": "relative", "positions": "prompt"} if method.sigma else {}),
                 },
                 "signature": f"sigma:{method.sigma}",
                 "rho": {"embed": method.sigma} if method.sigma else {},
