@@ -1,0 +1,92 @@
+"""The candidate's process: read the program, report what it is, run it, answer calls.
+
+Nothing here is secret and nothing here is trusted once the program has started: all that leaves
+this process afterwards are return values, output and the way it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import types
+from typing import Any, NoReturn
+
+from . import syntax, wire
+
+_DEEP = 20_000
+
+
+def run(
+    job: dict[str, Any], report: int, calls: int | None = None, returns: int | None = None
+) -> NoReturn:
+    """Run `job["program"]`; never returns.
+
+    Writes the static facts to `report` before any of the program runs, and at most one more frame,
+    the name of the exception that ended it. With `calls` and `returns` it then serves calls to the
+    program's functions until the other end closes.
+    """
+    default_limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(_DEEP)
+    facts = syntax.examine(job["program"], job["entry_point"])
+    wire.send_json(report, facts)
+    sys.setrecursionlimit(default_limit)
+    if not facts["compiled"]:
+        os._exit(0)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    name = "__main__" if calls is None else "candidate"
+    module = types.ModuleType(name)
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    if job["header"]:
+        exec(compile(job["header"], "<header>", "exec", dont_inherit=True), module.__dict__)
+    try:
+        exec(compile(job["program"], "<candidate>", "exec", dont_inherit=True), module.__dict__)
+        if calls is not None and returns is not None:
+            serve(module, calls, returns)
+        _flush()
+    except SystemExit:
+        _flush()
+        if calls is not None:
+            wire.send_json(report, "SystemExit")
+    except BaseException as error:
+        _flush()
+        wire.send_json(report, type(error).__name__)
+    os._exit(0)
+
+
+def _flush() -> None:
+    """Hand buffered output over, as leaving the interpreter would."""
+    try:
+        sys.stdout.flush()
+    except Exception:
+        os._exit(1)
+
+
+def serve(module: types.ModuleType, calls: int, returns: int) -> None:
+    """Answer calls to the program's functions until the tests close the pipe."""
+    encoder = wire.Encoder(keep_objects=True)
+    while (frame := wire.receive(calls)) is not None:
+        request = json.loads(frame)
+        arguments = wire.decode(request["args"], encoder.objects)
+        keywords = wire.decode(request["kwargs"], encoder.objects)
+        try:
+            value = resolve(module, request["name"])(*arguments, **keywords)
+            reply: dict[str, Any] = {"value": encoder.encode(value)}
+            if any(isinstance(a, (list, dict, set)) for a in arguments):
+                after = encoder.encode(arguments)
+                if after != request["args"]:
+                    reply["changed"] = after
+            payload = json.dumps(reply).encode()
+        except BaseException as error:
+            payload = json.dumps({"raised": type(error).__name__}).encode()
+        wire.send(returns, payload)
+
+
+def resolve(module: types.ModuleType, name: str) -> Any:
+    """The program's function `name`, or the method of that name of its class Solution."""
+    if hasattr(module, name):
+        return getattr(module, name)
+    if hasattr(module, "Solution"):
+        return getattr(module.Solution(), name)
+    raise NameError(name)

@@ -1,0 +1,252 @@
+"""The harness's side: start workers, hand out programs, collect outcomes in order."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import levels, wire
+from .jobs import Job, Outcome, SandboxError, outcome
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# The worker's files are imported as a package without running this package's __init__.
+_BOOTSTRAP = (
+    "import sys, types; sys.path[:] = [p for p in sys.path if p]; "
+    "package = types.ModuleType('sandbox'); package.__path__ = [{path!r}]; "
+    "sys.modules['sandbox'] = package; from sandbox.worker import main; main()"
+)
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LC_ALL": "C.UTF-8",
+    "PYTHONHASHSEED": "0",  # programs that print a set get the same verdict every time
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+_PACKAGES = ("numpy",)  # what the benchmarks' programs may import beside the standard library
+
+
+def _packages() -> dict[str, str]:
+    """Folders of the allowed packages, and of the shared libraries that come with them."""
+    found = {}
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        for path in (spec.submodule_search_locations or ()) if spec else ():
+            found[name] = path
+            if os.path.isdir(path + ".libs"):
+                found[name + ".libs"] = path + ".libs"
+    return found
+
+
+class Worker:
+    """A running worker process; not safe to share between threads."""
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+        self._tmp = tempfile.mkdtemp(prefix="embednoise-")
+        options = {"level": level, "tmp": self._tmp, "packages": _packages()}
+        bootstrap = _BOOTSTRAP.format(path=str(Path(__file__).parent))
+        self._process = subprocess.Popen(
+            [sys.executable, "-s", "-S", "-B", "-X", "utf8", "-c", bootstrap, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is for the harness
+        )
+        try:
+            hello = self._receive()
+            if "refused" in hello:
+                raise SandboxError(f"isolation level {level!r}: {hello['refused']}")
+        except SandboxError:
+            self.close()
+            raise
+
+    def run(self, job: Job) -> Outcome:
+        """Judge one program.
+
+        Raises:
+            SandboxError: when the worker died or could not confine the program.
+        """
+        limits = job.limits
+        header = {
+            "mode": "stdin" if job.test is None else "test",
+            "program": job.program,
+            "entry_point": job.entry_point,
+            "header": job.header,
+            "cpu": limits.cpu_seconds,
+            "wall": limits.wall_seconds,
+            "memory": limits.memory_bytes,
+            "output": limits.output_bytes,
+        }
+        tests = {"setup": job.setup, "test": job.test, "data": job.data}
+        second = job.stdin if job.test is None else json.dumps(tests).encode()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            wire.send_json(self._process.stdin.fileno(), header)
+            wire.send(self._process.stdin.fileno(), second)
+        except BrokenPipeError as error:
+            raise SandboxError("a sandbox worker died") from error
+        account = self._receive()
+        output = wire.receive(self._process.stdout.fileno())
+        return outcome(job, account, output or b"")
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        try:
+            message = wire.receive_json(self._process.stdout.fileno())
+        except (wire.WireError, ValueError) as error:
+            raise SandboxError(f"a sandbox worker sent rubbish ({error})") from error
+        if message is None:
+            raise SandboxError("a sandbox worker died")
+        return message
+
+    def close(self) -> None:
+        """End the worker and all that runs in it; remove its directory."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._tmp, ignore_errors=True)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def default_workers() -> int:
+    """One for each processor this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def map_items(
+    function: Callable[[Callable[[Job], Outcome], Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    level: str | None = None,
+    description: str = "judging",
+) -> list[Result]:
+    """Apply `function(run, item)` to every item, in parallel, results in the order of items.
+
+    `run` judges one job in the sandbox; a function may call it several times and stop early. When
+    the sandbox itself fails for an item, that item is tried once more in a fresh worker; the other
+    items are finished in any case.
+
+    Raises:
+        SandboxError: after all items are done, naming how many failed and the first reason.
+    """
+    if not items:
+        return []
+    level = level or levels.strongest()
+    results: list[Any] = [None] * len(items)
+    failures: dict[int, Exception] = {}
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(len(items)):
+        waiting.put(index)
+    stop = threading.Event()
+    bar = _progress_bar(len(items), description, progress)
+
+    def work() -> None:
+        desk = _Desk(level)
+        try:
+            while not stop.is_set():
+                try:
+                    index = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    results[index] = desk.judge(function, items[index])
+                except Exception as error:
+                    failures[index] = error
+                bar.update(1)
+        finally:
+            desk.close()
+
+    count = min(workers or default_workers(), len(items))
+    threads = [threading.Thread(target=work, name=f"judge-{i}") for i in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        bar.close()
+    if failures:
+        index = min(failures)
+        raise SandboxError(
+            f"{len(failures)} of {len(items)} programs could not be judged; number {index}: "
+            f"{failures[index]}"
+        ) from failures[index]
+    return results
+
+
+def run_programs(jobs: Iterable[Job], **options: Any) -> list[Outcome]:
+    """Judge every job, in parallel; outcomes in the order of the jobs. Options: see `map_items`."""
+    return map_items(lambda run, job: run(job), list(jobs), **options)
+
+
+class _Desk:
+    """One thread's worker, replaced when it fails."""
+
+    def __init__(self, level: str) -> None:
+        self._level = level
+        self._worker: Worker | None = None
+
+    def judge(self, function: Callable[[Callable[[Job], Outcome], Any], Any], item: Any) -> Any:
+        try:
+            return function(self._run, item)
+        except SandboxError as error:
+            log.warning("the sandbox failed, once more in a fresh worker: %s", error)
+            self.close()
+            return function(self._run, item)
+
+    def _run(self, job: Job) -> Outcome:
+        if self._worker is None:
+            self._worker = Worker(self._level)
+        return self._worker.run(job)
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+class _NoBar:
+    def update(self, count: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _progress_bar(total: int, description: str, shown: bool) -> Any:
+    if not shown:
+        return _NoBar()
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=description, unit="program", smoothing=0.05)

@@ -1,0 +1,229 @@
+"""Frames on pipes, and plain values as JSON: all that ever crosses a trust boundary.
+
+Values are never pickled or marshalled: what a candidate sends is parsed as JSON and rebuilt from a
+closed list of types. Anything else becomes a `Foreign`: a handle that equals nothing but itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import struct
+import sys
+from typing import Any
+
+_LENGTH = struct.Struct("<Q")
+MAX_FRAME = 1 << 30
+MAX_ITERATOR = 100_000
+
+
+class WireError(Exception):
+    """A frame that is too long, cut short, or not of the closed list of types."""
+
+
+class Foreign:
+    """An object that lives in the candidate's process; the tests can pass it back or drop it."""
+
+    def __init__(self, index: int, kind: str, truth: bool) -> None:
+        self.index, self.kind, self._truth = index, kind, truth
+
+    def __bool__(self) -> bool:
+        return self._truth
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} in the candidate's process>"
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def send(fd: int, payload: bytes) -> None:
+    """Write one frame: eight bytes of length, then the payload."""
+    write_all(fd, _LENGTH.pack(len(payload)) + payload)
+
+
+def read_exactly(fd: int, size: int) -> bytes | None:
+    """Read `size` bytes; None at the end of the stream before the first of them."""
+    chunks: list[bytes] = []
+    left = size
+    while left:
+        chunk = os.read(fd, min(left, 1 << 20))
+        if not chunk:
+            if chunks:
+                raise WireError("the stream ended inside a frame")
+            return None
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
+
+
+def receive(fd: int) -> bytes | None:
+    """Read one frame; None when the other end has closed. Never reads past the frame."""
+    head = read_exactly(fd, _LENGTH.size)
+    if head is None:
+        return None
+    (size,) = _LENGTH.unpack(head)
+    if size > MAX_FRAME:
+        raise WireError(f"a frame of {size} bytes")
+    body = read_exactly(fd, size)
+    if body is None:
+        raise WireError("the stream ended inside a frame")
+    return body
+
+
+def send_json(fd: int, value: Any) -> None:
+    """Send a JSON value as one frame."""
+    send(fd, json.dumps(value).encode())
+
+
+def receive_json(fd: int) -> Any:
+    """Receive one frame of JSON; None when the other end has closed."""
+    body = receive(fd)
+    return None if body is None else json.loads(body)
+
+
+class Encoder:
+    """Python values to JSON; keeps the objects it could not spell out, by index."""
+
+    def __init__(self, keep_objects: bool) -> None:
+        self.objects: list[Any] = []
+        self._keep = keep_objects
+
+    def encode(self, value: Any) -> Any:
+        """The JSON form of `value`: itself where JSON has it, else `{"t": type, "v": parts}`.
+
+        Raises:
+            WireError: for an object without a JSON form when none are kept.
+        """
+        if value is None or value is True or value is False:
+            return value
+        if isinstance(value, int):
+            number = int(value)
+            # hex is exempt from the interpreter's limit on decimal digits
+            return number if -(1 << 63) <= number < 1 << 63 else {"t": "int", "v": hex(number)}
+        if isinstance(value, float):
+            return float(value)
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, list):
+            return [self.encode(item) for item in value]
+        for kind, tag in _SEQUENCES:
+            if isinstance(value, kind):
+                return {"t": tag, "v": [self.encode(item) for item in value]}
+        if isinstance(value, dict):
+            pairs = [[self.encode(k), self.encode(v)] for k, v in dict.items(value)]
+            return {"t": "dict", "v": pairs}
+        if isinstance(value, complex):
+            return {"t": "complex", "v": [value.real, value.imag]}
+        if isinstance(value, (bytes, bytearray)):
+            return {"t": type(value).__name__, "v": bytes(value).hex()}
+        if isinstance(value, range):
+            return {"t": "range", "v": [value.start, value.stop, value.step]}
+        return self._encode_rare(value)
+
+    def _encode_rare(self, value: Any) -> Any:
+        if isinstance(value, Foreign):
+            return {"t": "object", "v": value.index}
+        kind = type(value)
+        if kind.__module__ in ("decimal", "_decimal") and kind.__name__ == "Decimal":
+            return {"t": "Decimal", "v": str(value)}
+        if kind.__module__ == "fractions" and kind.__name__ == "Fraction":
+            return {"t": "Fraction", "v": [value.numerator, value.denominator]}
+        if kind.__module__ == "collections" and kind.__name__ == "deque":
+            return {"t": "deque", "v": [self.encode(item) for item in value]}
+        if kind.__module__ == "numpy" and getattr(value, "shape", None) == ():
+            return self.encode(value.item())
+        if kind in _VIEWS:
+            return {"t": kind.__name__, "v": [self.encode(item) for item in value]}
+        if not self._keep:
+            raise WireError(f"a {kind.__name__} cannot be handed to the program")
+        if hasattr(kind, "__next__"):
+            items = [self.encode(item) for item in itertools.islice(value, MAX_ITERATOR)]
+            return {"t": "iterator", "v": items}
+        self.objects.append(value)
+        handle = {"t": "object", "v": len(self.objects) - 1}
+        return {**handle, "kind": kind.__name__, "truth": bool(value)}
+
+
+_SEQUENCES: tuple[tuple[Any, str], ...] = (
+    (tuple, "tuple"),
+    (set, "set"),
+    (frozenset, "frozenset"),
+)
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+
+
+def _decode_object(message: dict[str, Any], objects: list[Any]) -> Any:
+    index = message["v"]
+    if objects:
+        return objects[index]
+    return Foreign(int(index), str(message.get("kind")), message.get("truth") is True)
+
+
+def decode(message: Any, objects: list[Any] | None = None) -> Any:
+    """The value that `Encoder.encode` wrote; `objects` resolves handles on the owner's side.
+
+    Raises:
+        WireError: for anything that the encoder doesn't write.
+    """
+    if isinstance(message, list):
+        return [decode(item, objects) for item in message]
+    if not isinstance(message, dict):
+        return message
+    try:
+        tag, parts = message["t"], message["v"]
+        if tag == "object":
+            return _decode_object(message, objects or [])
+        if tag == "int":
+            return int(parts, 16)
+        if tag == "dict":
+            return {decode(k, objects): decode(v, objects) for k, v in parts}
+        if tag in ("bytes", "bytearray"):
+            return _TYPES[tag](bytes.fromhex(parts))
+        if tag == "complex":
+            return complex(*parts)
+        if tag == "range":
+            return range(*parts)
+        if tag in ("Decimal", "Fraction"):
+            return _decode_number(tag, parts)
+        if tag == "deque":
+            from collections import deque
+
+            return deque(decode(item, objects) for item in parts)
+        return _TYPES[tag](decode(item, objects) for item in parts)
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+        raise WireError(f"a malformed value ({error})") from error
+
+
+def _decode_number(tag: str, parts: Any) -> Any:
+    if tag == "Decimal":
+        from decimal import Decimal
+
+        return Decimal(parts)
+    from fractions import Fraction
+
+    return Fraction(*parts)
+
+
+_TYPES: dict[str, Any] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "bytes": bytes,
+    "bytearray": bytearray,
+    "iterator": lambda items: iter(list(items)),
+    "dict_keys": lambda items: dict.fromkeys(items).keys(),
+    "dict_values": lambda items: dict(enumerate(items)).values(),
+    "dict_items": lambda items: dict(items).items(),
+}
+
+
+def unlimited_digits() -> None:
+    """Lift the interpreter's limit on decimal digits (in trusted processes only)."""
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)

@@ -1,0 +1,312 @@
+"""The warm worker: one process that never runs foreign code and forks twice for each program.
+
+Protocol on its own pipes: frames in (a job, then the tests or the input), frames out (an account,
+then the output). The tests' frame is read by the tests' process alone: this process, whose memory
+every candidate inherits, never holds an expected value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from . import candidate, isolate, kernel, tester, wire
+
+_PROCESSES = {"namespaces": 256, "landlock": 4096, "rlimits": 64}
+_POLL_SECONDS = 0.05
+_DEATH_GRACE = 2.0
+# Imported before the walls go up, so that a fork finds what programs use already loaded.
+_WARM = (
+    *("ast", "bisect", "cmath", "collections", "contextlib", "copy", "dataclasses", "datetime"),
+    *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "math"),
+    *("numbers", "operator", "random", "re", "statistics", "string", "struct", "typing"),
+)
+
+
+class Worker:
+    """A worker behind its walls."""
+
+    def __init__(self, level: str, tmp: str, packages: dict[str, str]) -> None:
+        self.level = level
+        self.tmp = tmp
+        self.own_user = False
+        self.rules: kernel.Landlock | None = None
+        self.cores = os.cpu_count() or 1
+        self._claim_pipes()
+        try:
+            self._prepare(packages)
+        except OSError as error:
+            wire.send_json(self.replies, {"refused": str(error)})
+            sys.exit(1)
+        wire.send_json(self.replies, {"ready": level})
+
+    def _claim_pipes(self) -> None:
+        """Move the harness's pipes away from 0 and 1, which belong to the programs."""
+        self.jobs, self.replies = os.dup(0), os.dup(1)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(nothing, standard)
+        os.close(nothing)
+
+    def _prepare(self, packages: dict[str, str]) -> None:
+        for name in _WARM:
+            importlib.import_module(name)
+        readable = [*isolate.readable_paths(), *packages.values()]
+        for parent in sorted({os.path.dirname(path) for path in packages.values()}):
+            sys.path.append(parent)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        if self.level == "namespaces":
+            self.own_user = isolate.enter_namespaces(readable)
+            self.tmp = isolate.BOX
+        elif self.level == "landlock":
+            self.rules = isolate.landlock_rules(readable, self.tmp)
+        else:
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        gc.collect()
+        gc.disable()
+        gc.freeze()
+
+    def serve(self) -> None:
+        """Judge programs until the harness closes the pipe."""
+        while (job := wire.receive_json(self.jobs)) is not None:
+            run = _Run(self, job)
+            account, output = run.alone() if job["mode"] == "stdin" else run.with_tests()
+            wire.send_json(self.replies, account)
+            wire.send(self.replies, output)
+            if run.out_of_step:
+                sys.exit(1)
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Kill whatever the program left behind, then empty its directory."""
+        os.chdir("/")
+        if self.level == "namespaces":
+            _kill(-1)  # as process 1: everyone else in here
+            _reap()
+            isolate.renew_box()
+            return
+        if self.level == "rlimits":
+            _kill_descendants()
+        isolate.empty_directory(self.tmp)
+
+
+class _Run:
+    """One program: its processes, the watch over them, the account afterwards."""
+
+    def __init__(self, worker: Worker, job: dict[str, Any]) -> None:
+        self._worker, self._job = worker, job
+        self.out_of_step = False
+        self._killed_for: str | None = None
+        self._began = time.monotonic()
+        self._output = os.memfd_create("output")
+        self._report, self._report_out = os.pipe()
+
+    def alone(self) -> tuple[dict[str, Any], bytes]:
+        """Run a program that reads its input and prints its answer."""
+        stdin = os.memfd_create("stdin")
+        wire.write_all(stdin, wire.receive(self._worker.jobs) or b"")
+        os.lseek(stdin, 0, os.SEEK_SET)
+        pid = os.fork()
+        if pid == 0:
+            with _never_returning():
+                self._enter(self._report_out, stdin, self._output, [])
+                candidate.run(self._job, self._report_out)
+        os.close(stdin)
+        ended = os.pidfd_open(pid)
+        self._watch(ended, [pid])
+        os.close(ended)
+        status, cpu = _end(pid)
+        output = os.pread(self._output, self._job["output"], 0)
+        return self._account(status, cpu, None), output
+
+    def with_tests(self) -> tuple[dict[str, Any], bytes]:
+        """Run a program whose functions the tests call from a process of their own."""
+        calls_in, calls_out = os.pipe()
+        returns_in, returns_out = os.pipe()
+        result_in, result_out = os.pipe()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        pid = os.fork()
+        if pid == 0:
+            with _never_returning():
+                self._enter(self._report_out, nothing, self._output, [calls_in, returns_out])
+                candidate.run(self._job, self._report_out, calls_in, returns_out)
+        os.close(calls_in)
+        os.close(returns_out)
+        test = os.fork()
+        if test == 0:
+            with _never_returning():
+                keep = [self._worker.jobs, calls_out, returns_in]
+                self._enter(result_out, nothing, nothing, keep)
+                entry = self._job["entry_point"]
+                tester.run(entry, self._worker.jobs, calls_out, returns_in, result_out)
+        for fd in (nothing, calls_out, returns_in, result_out):
+            os.close(fd)
+        answer = wire.receive_json(result_in)  # the tests' frame has been read
+        if answer == tester.READY:
+            self._watch(result_in, [pid, test])
+            answer = None if self._killed_for else wire.receive_json(result_in)
+        else:
+            self.out_of_step = True
+            answer = answer or {"failure": "the tests' process ended early"}
+        os.close(result_in)
+        if answer is not None and answer.get("kind") == tester.DIED:
+            _await_end(pid)  # its pipes close a moment before its status is there
+        status, cpu = _end(pid)
+        cpu = max(cpu, _end(test)[1])
+        return self._account(status, cpu, answer), b""
+
+    def _enter(self, failures: int, stdin: int, stdout: int, keep: list[int]) -> None:
+        """In the child: limits, walls, own descriptors only. What fails is reported, not run."""
+        try:
+            os.dup2(stdin, 0)
+            os.dup2(stdout, 1)
+            os.dup2(stdout, 2)
+            level, job = self._worker.level, self._job
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            os.chdir(self._worker.tmp)
+            isolate.set_limits(job["cpu"], job["memory"], job["output"], _PROCESSES[level])
+            isolate.confine(level, self._worker.own_user, self._worker.rules)
+            _close_all_but([0, 1, 2, failures, *keep])
+            gc.enable()
+        except BaseException:
+            wire.send_json(failures, {"failure": traceback.format_exc()})
+            os._exit(1)
+
+    def _watch(self, ended: int, pids: list[int]) -> None:
+        """Wait until `ended` is readable, or the time of one of `pids` or of the clock is up."""
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(self._worker.jobs, 0)  # reports only that the harness is gone
+        limit = self._job["cpu"]
+        while True:
+            left = limit - max(_cpu_seconds(pid) for pid in pids)
+            if left < 0:
+                self._killed_for = "cpu"
+            elif time.monotonic() - self._began > self._job["wall"]:
+                self._killed_for = "wall"
+            if self._killed_for:
+                return
+            wait = min(max(left / self._worker.cores, 0.002), _POLL_SECONDS)
+            for fd, event in poll.poll(wait * 1000):
+                if fd == ended:
+                    return
+                if event & select.POLLHUP:
+                    os._exit(1)
+
+    def _account(self, status: int, cpu: float, answer: Any) -> dict[str, Any]:
+        os.close(self._report_out)
+        facts, error = _read_report(self._report)
+        os.close(self._report)
+        size = os.fstat(self._output).st_size
+        os.close(self._output)
+        return {
+            "facts": facts,
+            "error": error,
+            "answer": answer,
+            "killed_for": self._killed_for,
+            "status": os.waitstatus_to_exitcode(status),
+            "output_bytes": size,
+            "cpu": cpu,
+            "wall": time.monotonic() - self._began,
+        }
+
+
+@contextlib.contextmanager
+def _never_returning() -> Iterator[None]:
+    """A forked child must not fall back into the worker's own code, whatever it raises."""
+    try:
+        yield
+    finally:
+        os._exit(1)
+
+
+def _read_report(fd: int) -> tuple[Any, Any]:
+    """The two frames of a report: the first is ours, the second the program may have forged."""
+    os.set_blocking(fd, False)  # a stray process may still hold the other end
+    try:
+        facts = wire.receive_json(fd)
+    except BlockingIOError:
+        return None, None
+    try:
+        error = wire.receive_json(fd)
+    except (BlockingIOError, ValueError, RecursionError, wire.WireError):
+        error = None
+    return facts, error if isinstance(error, str) else None
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Processor time of a child so far, all its threads together."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # the kernel's id for that process's clock
+    except OSError:
+        return 0.0
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _end(pid: int) -> tuple[int, float]:
+    """Kill a child if it still lives; its wait status and processor seconds."""
+    _kill(pid)
+    _, status, usage = os.wait4(pid, 0)
+    return status, usage.ru_utime + usage.ru_stime
+
+
+def _await_end(pid: int) -> None:
+    fd = os.pidfd_open(pid)
+    select.select([fd], [], [], _DEATH_GRACE)
+    os.close(fd)
+
+
+def _reap() -> None:
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        pass
+
+
+def _kill_descendants() -> None:
+    """Kill all children, those adopted when their parents died included, until none is left."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            children = file.read().split()
+        if not children:
+            return
+        for child in children:
+            _kill(int(child))
+        for child in children:
+            os.waitpid(int(child), 0)
+
+
+def _close_all_but(keep: list[int]) -> None:
+    low = 0
+    for fd in sorted(set(keep)):
+        if low < fd:
+            os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 1 << 16)
+
+
+def main() -> None:
+    """Entry point of the worker process; its one argument is JSON."""
+    import site
+
+    site.setquit()  # `exit()` and `quit()`, which the interpreter's -S leaves out
+    options = json.loads(sys.argv[1])
+    Worker(options["level"], options["tmp"], options["packages"]).serve()

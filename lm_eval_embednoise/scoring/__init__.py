@@ -1,0 +1,1 @@
+"""From K generated texts to numbers: extract, judge, count, compare, reduce, aggregate."""

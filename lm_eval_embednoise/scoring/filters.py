@@ -1,0 +1,80 @@
+"""The harness's filters: the K strings of every problem become K records.
+
+A filter runs once over all documents of a task, so this is the one place where judging can be
+parallel; process_results afterwards only reduces. Equal programs of a problem are judged once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lm_eval.api.filter import Filter
+
+from ..sandbox import map_items
+from .judge import Candidate, judge, program_of
+from .maths import extract_answer
+from .records import Record, code_record, math_record, pad
+
+
+def _checked(k: int) -> int:
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k, the number of samples of a problem, must be at least 1, not {k!r}")
+    return k
+
+
+class CodeRecords(Filter):
+    """Judge the programs of all problems in the sandbox."""
+
+    def __init__(self, k: int, workers: int | None = None) -> None:
+        self.k = _checked(k)
+        self.workers = workers
+
+    def apply(self, resps: Iterable[Sequence[str]], docs: Sequence[Any]) -> list[list[Record]]:
+        """[problems][k] records, from [problems][any] strings."""
+        samples = [pad(texts, self.k) for texts in resps]
+        programs = [
+            ["" if text is None else program_of(text, doc) for text in texts]
+            for texts, doc in zip(samples, docs, strict=True)
+        ]
+        candidates = {
+            Candidate(problem, program): None
+            for problem, (texts, row) in enumerate(zip(samples, programs, strict=True))
+            for text, program in zip(texts, row, strict=True)
+            if text is not None
+        }
+        outcomes = map_items(
+            lambda run, candidate: judge(run, candidate.program, docs[candidate.problem]),
+            list(candidates),
+            workers=self.workers,
+            progress=sys.stderr.isatty(),
+        )
+        judged = dict(zip(candidates, outcomes, strict=True))
+        return [
+            [
+                code_record(text, index, program, judged.get(Candidate(problem, program)))
+                if text is not None
+                else code_record(None, index, "", None)
+                for index, (text, program) in enumerate(zip(texts, row, strict=True))
+            ]
+            for problem, (texts, row) in enumerate(zip(samples, programs, strict=True))
+        ]
+
+
+class MathRecords(Filter):
+    """Extract and compare the answers of all problems."""
+
+    def __init__(self, k: int) -> None:
+        self.k = _checked(k)
+
+    def apply(self, resps: Iterable[Sequence[str]], docs: Sequence[Any]) -> list[list[Record]]:
+        """[problems][k] records, from [problems][any] strings."""
+        records = []
+        for texts, doc in zip(resps, docs, strict=True):
+            target = extract_answer(doc["answer"])
+            if target is None:
+                raise ValueError(f"{doc['task_id']}: the answer has no `#### number`")
+            samples = enumerate(pad(texts, self.k))
+            records.append([math_record(text, index, target) for index, text in samples])
+        return records

@@ -1,0 +1,43 @@
+"""Answers of worked word problems: find the number after `####`, compare it, vote."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+# The pattern of openai/grade-school-math, dataset.py.
+_MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
+
+
+def extract_answer(text: str) -> str | None:
+    """The normalised number after the first `####`; None when there is none."""
+    match = _MARKED.search(text)
+    return normalise(match.group(1)) if match else None
+
+
+def normalise(number: str) -> str | None:
+    """A number without separators and in its shortest form: `1,200.0` is `1200`."""
+    plain = number.replace(",", "").strip().rstrip(".")
+    try:
+        value = Decimal(plain)
+    except InvalidOperation:
+        return None
+    shortest = format(value.normalize(), "f")
+    return "0" if shortest == "-0" else shortest
+
+
+def majority(answers: Sequence[str | None], target: str) -> float:
+    """The chance that a majority vote gives `target`, ties broken evenly; no answer is no vote."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = [answer for answer, count in votes.items() if count == most]
+    return (target in winners) / len(winners)
+
+
+def worked_text(text: str) -> str:
+    """A worked answer up to its `####` line, spaces and letter case removed from the comparison."""
+    return " ".join(text.split("####")[0].casefold().split())

@@ -1,0 +1,22 @@
+"""pass@k: the chance that at least one of k samples is correct, estimated without bias.
+
+Chen et al., "Evaluating Large Language Models Trained on Code" (2021), equation 1.
+"""
+
+from __future__ import annotations
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 − C(n−c, k)/C(n, k) for n samples of which c are correct.
+
+    Raises:
+        ValueError: when k is not between 1 and n, or c not between 0 and n.
+    """
+    if not 0 <= c <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n, got c={c}, n={n}")
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples, got n={n}")
+    missed = 1.0
+    for i in range(n - c + 1, n + 1):
+        missed *= 1.0 - k / i if i > k else 0.0
+    return 1.0 - missed

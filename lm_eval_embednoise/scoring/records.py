@@ -1,0 +1,49 @@
+"""Records: one JSON-able dict for each sample, with what the model knew and what judging found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..sandbox import Outcome
+from .maths import extract_answer
+
+_MEASUREMENTS = ("tokens", "finish_reason", "nll", "nll_tokens", "rho")
+Record = dict[str, Any]
+
+
+def pad(samples: Sequence[str], k: int) -> list[str | None]:
+    """Exactly k samples: the surplus of a padded shard is cut, None stands for a missing one."""
+    return [*samples[:k], *[None] * (k - len(samples))]
+
+
+def _common(sample: str | None, index: int) -> Record:
+    """The fields that every record has; a plain string has no measurements of its own."""
+    record: Record = {"index": index, "text": "" if sample is None else str(sample)}
+    record["missing"] = sample is None
+    return record | {name: getattr(sample, name, None) for name in _MEASUREMENTS}
+
+
+def code_record(sample: str | None, index: int, program: str, outcome: Outcome | None) -> Record:
+    """The record of a judged program; without an outcome the sample is missing, a failure."""
+    record = _common(sample, index)
+    if outcome is None:
+        judged = {"passed": False, "valid": False, "code": "", "compiled": False, "ast": None}
+        return record | judged | {"verdict": "missing", "detail": ""}
+    return record | {
+        "passed": outcome.verdict == "passed",
+        "valid": outcome.compiled and outcome.defined and not outcome.trivial,
+        "code": program,
+        "compiled": outcome.compiled,
+        "verdict": outcome.verdict,
+        "detail": outcome.detail,
+        "ast": outcome.ast,
+    }
+
+
+def math_record(sample: str | None, index: int, target: str) -> Record:
+    """The record of a worked answer; valid means that an answer can be extracted."""
+    record = _common(sample, index)
+    answer = None if sample is None else extract_answer(sample)
+    passed = answer is not None and answer == target
+    return record | {"passed": passed, "valid": answer is not None, "answer": answer}

@@ -1,0 +1,126 @@
+"""K records of a problem to its metrics: what the task files call as process_results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import diversity
+from .extract import preamble
+from .lexer import code_tokens, prose_tokens
+from .maths import extract_answer, majority, worked_text
+from .ngrams import count_orders
+from .passk import pass_at_k
+from .records import Record
+
+PASS_AT = (1, 10, 100)
+NAN = float("nan")
+Metrics = dict[str, float]
+
+
+def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) -> Metrics:
+    """Metrics of a programming problem; `results` holds the list that CodeRecords made."""
+    (records,) = results
+    present = [record for record in records if not record["missing"]]
+    solutions = [_own_part(record["code"], doc) for record in present]
+    compiled = [record for record in present if record["compiled"]]
+    return {
+        **_correctness(records),
+        **_diversity(present, solutions, code_tokens),
+        **_language(present),
+        "compile_rate": len(compiled) / len(records),
+        "unique_ast": float(len({record["ast"] for record in compiled})),
+        "unique_correct": float(len({r["ast"] for r in present if r["passed"]})),
+    }
+
+
+def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) -> Metrics:
+    """Metrics of a word problem; `results` holds the list that MathRecords made."""
+    (records,) = results
+    present = [record for record in records if not record["missing"]]
+    texts = [record["text"].strip() for record in present]
+    target = extract_answer(doc["answer"])
+    correct = {worked_text(record["text"]) for record in present if record["passed"]}
+    return {
+        **_correctness(records),
+        "accuracy": float(np.mean([record["passed"] for record in records])),
+        "maj@K": majority([record["answer"] for record in records], str(target)),
+        **_diversity(present, texts, prose_tokens),
+        **_language(present),
+        "unique_correct": float(len(correct)),
+    }
+
+
+def _own_part(program: str, doc: Mapping[str, Any]) -> str:
+    """The part of a program that the model wrote, as far as it can be told from the prompt."""
+    prompt = doc.get("prompt", "")
+    for given in (prompt, preamble(prompt, doc.get("entry_point"))):
+        if given and program.startswith(given):
+            return program[len(given) :]
+    return program
+
+
+def _correctness(records: Sequence[Record]) -> Metrics:
+    """pass@k and shares over all K samples, missing ones counted as failures."""
+    n, c = len(records), sum(record["passed"] for record in records)
+    metrics = {f"pass@{k}": pass_at_k(n, c, k) for k in PASS_AT if k <= n}
+    metrics["success@K"] = float(c > 0)
+    metrics["valid_rate"] = sum(record["valid"] for record in records) / n
+    metrics["missing"] = float(sum(record["missing"] for record in records))
+    return metrics
+
+
+def _diversity(
+    records: Sequence[Record], texts: Sequence[str], tokenise: Callable[[str], list[str]]
+) -> Metrics:
+    """Differences among the samples that are there."""
+    tokens = [tokenise(text) for text in texts]
+    orders = count_orders(tokens)
+    lengths = np.array([len(sample) for sample in tokens])
+    entropy, openings = diversity.prefixes(tokens)
+    return {
+        "distinct_1": diversity.distinct(orders[0]),
+        "distinct_2": diversity.distinct(orders[1]),
+        "distinct_3": diversity.distinct(orders[2]),
+        "ead_2": diversity.expectation_adjusted_distinct(orders[1], orders[0].unique),
+        "self_bleu": diversity.self_bleu(orders, lengths),
+        "self_bleu_joint": diversity.self_bleu_joint(tokens),
+        "edit_distance": diversity.edit_distance(texts),
+        "rep_4": diversity.repetition(orders[3]),
+        "distinct_2_valid": _rarefied(records, tokens, "valid"),
+        "distinct_2_correct": _rarefied(records, tokens, "passed"),
+        "prefix_entropy": entropy,
+        "distinct_prefixes": openings,
+        "mean_chars": float(np.mean([len(text) for text in texts])) if texts else NAN,
+    }
+
+
+def _rarefied(records: Sequence[Record], tokens: Sequence[list[str]], field: str) -> float:
+    chosen = [sample for record, sample in zip(records, tokens, strict=True) if record[field]]
+    return diversity.rarefied_distinct(count_orders(chosen, 2)[1])
+
+
+def _language(records: Sequence[Record]) -> Metrics:
+    """What the clean model makes of the texts, and their length, from the model's own account."""
+    scored = [r for r in records if r["nll"] is not None and r["nll_tokens"]]
+    nll = math.fsum(record["nll"] for record in scored)
+    tokens = sum(record["nll_tokens"] for record in scored)
+    size = sum(len(record["text"].encode("utf-8", "surrogatepass")) for record in scored)
+    per_token = nll / tokens if tokens else NAN
+    ended = [r["finish_reason"] for r in records if r["finish_reason"] is not None]
+    return {
+        "perplexity": math.exp(per_token) if per_token < 700 else per_token * math.inf,
+        "nats_per_token": per_token,
+        "bits_per_byte": nll / math.log(2) / size if size else NAN,
+        "mean_tokens": _mean(record["tokens"] for record in records),
+        "truncated": _mean(reason == "length" for reason in ended),
+        "rho": _mean(record["rho"] for record in records),
+    }
+
+
+def _mean(values: Any) -> float:
+    known = [float(value) for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else NAN

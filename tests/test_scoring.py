@@ -1,0 +1,259 @@
+"""Extraction, answers, records, and their reduction to a problem's metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm_eval_embednoise.generation import Generation
+from lm_eval_embednoise.sandbox import Outcome
+from lm_eval_embednoise.scoring import maths, records
+from lm_eval_embednoise.scoring.extract import extract_program
+from lm_eval_embednoise.scoring.filters import CodeRecords, MathRecords
+from lm_eval_embednoise.scoring.reduce import code_metrics, math_metrics
+
+PROMPT = "import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    '''Double x.'''\n"
+BODY = "    return 2 * x\n"
+WHOLE = "def f(x):\n    return 2 * x\n"
+PREAMBLE = "import math\n\ndef helper(x):\n    return x\n\n"
+
+# What the model wrote, and the program it stands for.
+CASES = {
+    "bare continuation": (BODY, PROMPT + BODY),
+    "continuation closed by a fence": (BODY + "```\nThis doubles x.", PROMPT + BODY),
+    "definition repeated": (WHOLE, PREAMBLE + WHOLE),
+    "fenced definition": (f"```python\n{WHOLE}```", PREAMBLE + WHOLE),
+    "fenced, prose around": (f"Sure:\n\n```py\n{WHOLE}```\nIt works.", PREAMBLE + WHOLE),
+    "fenced body": (f"```python\n{BODY}```", PROMPT + BODY),
+    "fence without a language": (f"```\n{WHOLE}```", PREAMBLE + WHOLE),
+    "fence never closed": (f"```python\n{WHOLE}", PREAMBLE + WHOLE),
+    "several blocks, the last definition counts": (
+        f"```python\ndef f(x):\n    return x\n```\nBetter:\n```python\n{WHOLE}```\n"
+        "```python\nprint(f(1))\n```",
+        PREAMBLE + WHOLE,
+    ),
+    "a block in another language": (f"```bash\nls\n```\n```python\n{WHOLE}```", PREAMBLE + WHOLE),
+    "prose around, no fence": (
+        f"Here is the code:\n\n{WHOLE}\nThis doubles x.",
+        PREAMBLE + WHOLE,
+    ),
+    "truncated": ("    return 2 *", PROMPT + "    return 2 *"),
+    "empty": ("", PROMPT),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_extraction(name: str) -> None:
+    text, program = CASES[name]
+    assert extract_program(text, PROMPT, "f").rstrip("\n") == program.rstrip("\n")
+
+
+SOLUTION = "class Solution:\n    def f(self, x):\n        return 2 * x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        (SOLUTION, SOLUTION),
+        (
+            f"```python\nfrom typing import List\n{SOLUTION}```",
+            f"from typing import List\n{SOLUTION}",
+        ),
+        (
+            f"The idea is simple.\n```python\n{SOLUTION}```\n```python\nSolution().f(1)\n```",
+            SOLUTION,
+        ),
+        ("n = int(input())\nprint(n)\n", "n = int(input())\nprint(n)\n"),
+        (
+            "We read n.\n\nimport sys\nprint(sys.stdin.read())\n",
+            "import sys\nprint(sys.stdin.read())\n",
+        ),
+    ],
+)
+def test_extraction_without_a_completion_prompt(text: str, program: str) -> None:
+    assert extract_program(text, "", "f") == program or extract_program(text) == program
+
+
+@given(st.text(alphabet="` \nabc:()=def", max_size=80))
+def test_extraction_never_raises(text: str) -> None:
+    assert isinstance(extract_program(text, PROMPT, "f"), str)
+
+
+# -- answers
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So 2 + 2 = 4.\n#### 4", "4"),
+        ("#### 1,200.50", "1200.5"),
+        ("#### -3", "-3"),
+        ("#### 18.00\n#### 19", "18"),
+        ("#### -0", "0"),
+        ("the answer is 4", None),
+        ("#### .", None),
+        ("", None),
+    ],
+)
+def test_answers(text: str, answer: str | None) -> None:
+    assert maths.extract_answer(text) == answer
+
+
+def test_majority_shares_a_tie_and_ignores_missing_answers() -> None:
+    assert maths.majority(["4", "4", "5", None], "4") == 1.0
+    assert maths.majority(["4", "5", None], "4") == 0.5
+    assert maths.majority([None, None], "4") == 0.0
+
+
+# -- records
+
+
+def outcome(verdict: str = "passed", tree: str | None = "t") -> Outcome:
+    return Outcome(verdict, compiled=tree is not None, defined=True, trivial=False, ast=tree)
+
+
+def code_records(*verdicts: str, missing: int = 0) -> list[dict[str, Any]]:
+    made = [
+        records.code_record(
+            f"    return {i}\n", i, f"{PROMPT}    return {i}\n", outcome(v, f"t{i}")
+        )
+        for i, v in enumerate(verdicts)
+    ]
+    return made + [records.code_record(None, 99, "", None) for _ in range(missing)]
+
+
+FIELDS = {"index", "text", "missing", "tokens", "finish_reason", "nll", "nll_tokens", "rho"}
+FIELDS |= {"passed", "valid"}
+
+
+def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() -> None:
+    plain = records.math_record("#### 4", 0, "4")
+    rich = records.math_record(
+        Generation("#### 5", tokens=3, nll=1.5, nll_tokens=3, rho=0.1), 1, "4"
+    )
+    assert set(plain) == FIELDS | {"answer"}
+    assert (plain["nll"], plain["passed"], plain["answer"]) == (None, True, "4")
+    assert (rich["nll"], rich["tokens"], rich["rho"], rich["passed"]) == (1.5, 3, 0.1, False)
+    assert json.loads(json.dumps([plain, rich])) == [plain, rich]
+
+
+def test_code_records_have_the_promised_fields() -> None:
+    (record,) = code_records("passed")
+    assert set(record) == FIELDS | {"code", "compiled", "verdict", "detail", "ast"}
+    (gone,) = code_records(missing=1)
+    assert set(gone) == set(record)
+    assert (gone["missing"], gone["passed"]) == (True, False)
+
+
+DOC = {
+    "task_id": "t/0",
+    "prompt": PROMPT,
+    "entry_point": "f",
+    "test": "def check(c):\n    assert c(2) == 4\n",
+}
+
+
+def test_the_filter_judges_pads_and_cuts() -> None:
+    few, many = [BODY, "    return x\n"], [BODY, BODY, "    return 4\n", "    pass\n", "    oops("]
+    made = CodeRecords(k=4, workers=1).apply([few, many], [DOC, DOC])
+    assert [[r["verdict"] for r in row] for row in made] == [
+        ["passed", "wrong_answer", "missing", "missing"],
+        ["passed", "passed", "passed", "wrong_answer"],
+    ]
+    assert [r["valid"] for r in made[1]] == [True, True, True, False]
+    assert [r["index"] for r in made[0]] == [0, 1, 2, 3]
+
+
+def test_the_maths_filter_pads_and_cuts() -> None:
+    made = MathRecords(k=2).apply(
+        [["#### 4"], ["#### 5", "#### 4", "#### 4"]], [{"answer": "#### 4"}] * 2
+    )
+    assert [[r["passed"] for r in row] for row in made] == [[True, False], [False, True]]
+
+
+@pytest.mark.parametrize("k", [0, -1, "ten", None])
+def test_an_impossible_k_is_refused(k: Any) -> None:
+    with pytest.raises(ValueError, match="number of samples"):
+        MathRecords(k=k)
+
+
+# -- reduction
+
+
+def test_missing_samples_are_failures_and_are_counted() -> None:
+    metrics = code_metrics(DOC, [code_records("passed", "wrong_answer", missing=2)])
+    assert metrics["pass@1"] == 0.25
+    assert metrics["compile_rate"] == 0.5
+    assert metrics["missing"] == 2.0
+
+
+def test_pass_at_k_beyond_the_samples_is_absent() -> None:
+    metrics = code_metrics(DOC, [code_records(*["passed"] * 10)])
+    assert metrics["pass@10"] == 1.0
+    assert "pass@100" not in metrics
+
+
+def test_unique_correct_counts_trees_among_the_passing_and_is_zero_without_any() -> None:
+    metrics = code_metrics(DOC, [code_records("passed", "passed", "wrong_answer")])
+    assert (metrics["unique_ast"], metrics["unique_correct"]) == (3.0, 2.0)
+    assert code_metrics(DOC, [code_records("timeout")])["unique_correct"] == 0.0
+
+
+def test_the_prompt_is_no_part_of_the_diversity() -> None:
+    metrics = code_metrics(DOC, [code_records("passed", "passed")])
+    assert metrics["distinct_1"] == pytest.approx(3 / 4)  # return 0, return 1
+
+
+def test_perplexity_is_of_the_problem_not_a_mean_over_samples() -> None:
+    samples = [
+        Generation("#### 4", nll=2.0, nll_tokens=1),
+        Generation("#### 4", nll=1.0, nll_tokens=2),
+    ]
+    made = [records.math_record(sample, i, "4") for i, sample in enumerate(samples)]
+    metrics = math_metrics({"answer": "#### 4"}, [made])
+    assert metrics["perplexity"] == pytest.approx(math.e)
+    assert metrics["nats_per_token"] == pytest.approx(1.0)
+    assert metrics["bits_per_byte"] == pytest.approx(3 / math.log(2) / 12)
+
+
+def test_what_the_model_cannot_tell_is_nan_not_wrong() -> None:
+    metrics = code_metrics(DOC, [code_records("passed", "passed")])
+    unknown = ("perplexity", "bits_per_byte", "mean_tokens", "truncated", "rho")
+    assert all(math.isnan(metrics[name]) for name in unknown)
+    assert metrics["pass@1"] == 1.0
+
+
+def test_maths_counts_distinct_worked_answers_among_the_correct() -> None:
+    texts = ["2 + 2 = 4\n#### 4", "2 + 2  = 4\n#### 4", "1 + 3 = 4\n#### 4", "5\n#### 5"]
+    made = [records.math_record(text, i, "4") for i, text in enumerate(texts)]
+    metrics = math_metrics({"answer": "#### 4"}, [made])
+    assert (metrics["accuracy"], metrics["maj@K"], metrics["unique_correct"]) == (0.75, 1.0, 2.0)
+
+
+def test_a_problem_without_any_sample_has_numbers_where_they_are_defined() -> None:
+    metrics = code_metrics(DOC, [code_records(missing=3)])
+    assert (metrics["pass@1"], metrics["unique_correct"], metrics["missing"]) == (0.0, 0.0, 3.0)
+    assert math.isnan(metrics["distinct_2"])
+    assert math.isnan(metrics["self_bleu"])
+
+
+def test_empty_generations_are_scored_not_crashed() -> None:
+    made = CodeRecords(k=2, workers=1).apply([["", ""]], [DOC])
+    metrics = code_metrics(DOC, made)
+    assert (metrics["pass@1"], metrics["valid_rate"], metrics["self_bleu"]) == (0.0, 0.0, 1.0)
+    assert metrics["edit_distance"] == 0.0
+
+
+def test_scoring_does_not_import_torch() -> None:
+    modules = ["aggregate", "diversity", "extract", "judge", "maths", "ngrams", "records"]
+    modules += ["passk", "reduce"]
+    code = "import sys\n" + "".join(f"import lm_eval_embednoise.scoring.{m}\n" for m in modules)
+    code += "assert 'torch' not in sys.modules and 'lm_eval' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
