@@ -35,7 +35,7 @@ def schedule(perturbation: Perturbation, t: Tensor) -> Tensor:
         return end + (1 - end) * (1 + torch.cos(math.pi * share)) / 2
     if perturbation.schedule == "exponential":
         return end**share
-    return torch.where(share < 1, 1.0, end)  # step
+    return torch.where(share < 1, torch.ones_like(t), end)  # step
 
 
 def weights(perturbation: Perturbation, positions: Tensor, prompt_length: Tensor) -> Tensor:

@@ -1,0 +1,39 @@
+# Two commands: `make demo` runs a comparison on the embedded model, `make test` the tests.
+# Both create the virtual environment first; `make install` does only that.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STUDY ?= quick
+OUT ?= results/$(STUDY)
+STUDY_ARGS ?=
+
+# Without an NVIDIA GPU, ask PyTorch's own index for its CPU build: the default wheel on Linux brings
+# gigabytes of CUDA libraries. Where that index can't be reached, pip goes on with the others.
+TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo https://download.pytorch.org/whl/cpu)
+TORCH_FLAGS := $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX))
+
+.PHONY: install demo test lint clean
+.DEFAULT_GOAL := install
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt build_backend.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH_FLAGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	@touch $@
+
+demo: install
+	$(BIN)/embednoise study $(STUDY) --out $(OUT) $(STUDY_ARGS)
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

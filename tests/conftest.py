@@ -1,0 +1,58 @@
+"""Tiny random models, and one thread: the tests share their machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+torch.set_num_threads(1)
+
+VOCABULARY = 97
+BLOCKS = 3
+WIDTH = 24
+
+
+@pytest.fixture(scope="session")
+def qwen2() -> PreTrainedModel:
+    """A random Qwen2 of three blocks, wide awake: every input changes its output."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.4,
+        eos_token_id=None,
+        pad_token_id=None,
+        bos_token_id=None,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def llama() -> PreTrainedModel:
+    """A random Llama with a BOS token and untied embeddings."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=0.4,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()

@@ -1,0 +1,88 @@
+"""Perturbation and Sampling: what is accepted, and what the refusals say."""
+
+from __future__ import annotations
+
+import pytest
+
+from lm_eval_embednoise.config import Perturbation, Positions, Sampling, parse_depth
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"sigma": -0.1}, ["sigma", "-0.1", "≥ 0"]),
+        ({"sigma": float("nan")}, ["sigma", "nan", "finite"]),
+        ({"sigma": "much"}, ["sigma", "'much'", "not a number"]),
+        ({"sigma": True}, ["sigma", "True", "not a number"]),
+        ({"sigma": 1, "sigma_unit": "relativ"}, ["'relativ'", "did you mean 'relative'", "norm"]),
+        ({"sigma": 1, "scope": "row"}, ["scope", "'row'", "token", "sequence"]),
+        ({"sigma": 1, "depth": "five"}, ["depth", "'five'", "embed"]),
+        ({"sigma": 1, "depth": -1}, ["depth", "-1", "k ≥ 0"]),
+        ({"sigma": 1, "depth": "5+5"}, ["depth", "5+5", "twice"]),
+        ({"sigma": 1, "depth": {"embed": 0.1}}, ["sigma=1", "contradicts"]),
+        ({"sigma": 1, "positions": "first:0"}, ["first:0", "≥ 1"]),
+        ({"sigma": 1, "positions": "first"}, ["'first'", "first:N"]),
+        ({"sigma": 1, "positions": "promt"}, ["'promt'", "did you mean 'prompt'"]),
+        ({"sigma": 1, "schedule": "linear", "anneal_tokens": 5}, ["linear", "positions='prompt'"]),
+        ({"sigma": 1, "positions": "all", "schedule": "linear"}, ["linear", "anneal_tokens"]),
+        ({"sigma": 1, "anneal_tokens": 5}, ["anneal_tokens", "schedule"]),
+        ({"sigma": 1, "seed": 1.5}, ["seed", "1.5", "whole number"]),
+        ({"sigm": 1}, ["'sigm'", "did you mean 'sigma'"]),
+    ],
+)
+def test_refusals_name_the_value_and_what_is_allowed(args: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        Perturbation.from_args(args)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_depth_names_sites_in_order() -> None:
+    assert parse_depth("embed") == ("embed",)
+    assert parse_depth(5) == ("block.5",)
+    assert parse_depth("5+embed") == ("embed", "block.5")
+    assert Perturbation(sigma=0.3, depth="embed+5").sites == {"embed": 0.3, "block.5": 0.3}
+    assert Perturbation(depth={"5": 0.2, "embed": 0.1}).sites == {"embed": 0.1, "block.5": 0.2}
+
+
+def test_sigma_zero_has_one_canonical_form() -> None:
+    plain = Perturbation().canonical()
+    assert not Perturbation(depth=7, scope="sequence").active
+    assert Perturbation(depth=7, scope="sequence", positions="all").canonical() == plain
+    assert Perturbation(depth={"3": 0.0}).canonical() == plain
+    assert Perturbation(sigma=0.1).canonical() != plain
+
+
+def test_positions_round_trip() -> None:
+    for text in ("prompt", "all", "generated", "first:3", "last:2", "generated:5"):
+        assert str(Positions.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("gen_kwargs", "words"),
+    [
+        ({"temperature": 0.8, "do_sample": False}, ["temperature=0.8", "do_sample=true"]),
+        ({"do_sample": True}, ["do_sample=true", "temperature"]),
+        ({"num_beams": 4}, ["num_beams=4", "not supported"]),
+        ({"num_return_sequences": 5}, ["num_return_sequences=5", "not supported"]),
+        ({"temprature": 1.0}, ["did you mean 'temperature'"]),
+        ({"temperature": 1.0, "top_p": 1.5}, ["top_p=1.5", "(0, 1]"]),
+        ({"temperature": 1.0, "top_k": -1}, ["top_k", "-1"]),
+        ({"top_p": 0.9}, ["top_p=0.9", "do_sample=true"]),
+        ({"max_gen_toks": 0}, ["max_gen_toks", "0", "≥ 1"]),
+    ],
+)
+def test_sampling_refusals(gen_kwargs: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        Sampling.from_gen_kwargs(gen_kwargs)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_sampling_inherits_nothing() -> None:
+    greedy = Sampling.from_gen_kwargs({"do_sample": False, "temperature": 0.0, "until": "x"})
+    assert greedy.greedy and greedy.until == ("x",)
+    warm = Sampling.from_gen_kwargs({"do_sample": True, "temperature": 0.8})
+    assert (warm.temperature, warm.top_k, warm.top_p, warm.min_p) == (0.8, 0, 1.0, 0.0)
+    assert Sampling.from_gen_kwargs({"temperature": 0.5}).temperature == 0.5
+    assert Sampling.from_gen_kwargs({"max_new_tokens": 7}).max_gen_toks == 7

@@ -1,0 +1,149 @@
+"""The model class in the harness: real requests, real tokenizer, the embedded model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lm_eval.api.instance import Instance
+
+from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.generation import Generation
+from lm_eval_embednoise.minicoder import load_problems
+from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+
+UNTIL = ["\ndef ", "\nclass "]
+GREEDY = {"until": UNTIL, "do_sample": False, "max_gen_toks": 40}
+WARM = {"until": UNTIL, "do_sample": True, "temperature": 0.8, "max_gen_toks": 40}
+
+
+@pytest.fixture(scope="module")
+def lm() -> HFEmbedNoise:
+    return HFEmbedNoise(device="cpu", batch_size=16)
+
+
+def requests(gen_kwargs: dict[str, Any], k: int = 3, problems: int = 3) -> list[Instance]:
+    """Requests as the harness makes them: the same Instance K times in a row."""
+    made = []
+    for number, problem in enumerate(load_problems("minicode")[:problems]):
+        instance = Instance(
+            "generate_until",
+            problem,
+            (problem["prompt"], gen_kwargs),
+            0,
+            metadata=("minicode_diverse", number, k),
+        )
+        made += [instance] * k
+    return made
+
+
+def test_k_requests_are_k_samples(lm: HFEmbedNoise) -> None:
+    lm.set_perturbation(Perturbation(sigma=0.4))
+    texts = lm.generate_until(requests(GREEDY), disable_tqdm=True)
+    assert [text.sample_index for text in texts] == [0, 1, 2] * 3
+    assert all(isinstance(text, Generation) and text.rho > 0.2 for text in texts)
+    assert all(text.nll > 0 and text.nll_tokens == text.tokens for text in texts if text)
+    assert set(lm.rho()) == {"embed"} and 0.3 < lm.rho()["embed"] < 0.5
+    assert lm.get_model_info()["embednoise"]["rho"] == lm.rho()
+
+
+def test_greedy_equals_the_stock_class(lm: HFEmbedNoise) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from lm_eval_embednoise.minicoder import MODEL_DIR
+
+    lm.set_perturbation(Perturbation())
+    stock = HFLM(str(MODEL_DIR), device="cpu", batch_size=4)
+    ours = lm.generate_until(requests(GREEDY, k=2, problems=5), disable_tqdm=True)
+    assert ours == stock.generate_until(requests(GREEDY, k=2, problems=5), disable_tqdm=True)
+
+
+@pytest.mark.parametrize("gen_kwargs", [GREEDY, WARM])
+def test_order_and_companions_change_nothing(lm: HFEmbedNoise, gen_kwargs: dict) -> None:
+    lm.set_perturbation(Perturbation(sigma=0.3))
+    whole = lm.generate_until(requests(gen_kwargs), disable_tqdm=True)
+    turned = lm.generate_until(requests(gen_kwargs)[::-1], disable_tqdm=True)
+    one = lm.generate_until(requests(gen_kwargs)[3:6], disable_tqdm=True)
+    by_problem = {0: turned[6:], 1: turned[3:6], 2: turned[:3]}
+    assert [*by_problem[0], *by_problem[1], *by_problem[2]] == whole
+    assert one == whole[3:6]
+    lm.set_perturbation(Perturbation(sigma=0.3, seed=1))
+    assert lm.generate_until(requests(gen_kwargs), disable_tqdm=True) != whole
+
+
+def test_padding_of_a_short_rank_is_copied_not_generated(lm: HFEmbedNoise) -> None:
+    """The harness repeats the last problem on a rank that has fewer: 2K responses, K samples."""
+    lm.set_perturbation(Perturbation(sigma=0.4))
+    padded = requests(GREEDY) + requests(GREEDY)[-1:] * 0
+    last = padded[-3:]
+    texts = lm.generate_until(padded + last, disable_tqdm=True)
+    assert len(texts) == 12 and texts[9:] == texts[6:9]
+
+
+def test_loglikelihood_is_sample_zero_of_the_perturbation(lm: HFEmbedNoise) -> None:
+    request = [SimpleNamespace(args=("def f(xs):\n", "    return xs\n"))]
+    lm.set_perturbation(Perturbation())
+    ((clean, _),) = lm.loglikelihood(request, disable_tqdm=True)
+    lm.set_perturbation(Perturbation(sigma=1e-4))
+    ((nearly, _),) = lm.loglikelihood(request, disable_tqdm=True)
+    lm.set_perturbation(Perturbation(sigma=0.5))
+    ((noisy, _),) = lm.loglikelihood(request, disable_tqdm=True)
+    assert nearly == pytest.approx(clean, abs=0.02)
+    assert abs(noisy - clean) > 0.02
+
+
+def test_prompt_too_long_is_a_failure_of_that_problem_alone(lm: HFEmbedNoise) -> None:
+    lm.set_perturbation(Perturbation())
+    long = Instance("generate_until", {}, ("x " * 5000, GREEDY), 0, metadata=("t", 0, 2))
+    texts = lm.generate_until([long] * 2 + requests(GREEDY, problems=1), disable_tqdm=True)
+    assert [text.finish_reason for text in texts[:2]] == ["prompt_too_long"] * 2
+    assert texts[2] and texts[2].finish_reason != "prompt_too_long"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"sigm": 0.1}, ["unknown model argument 'sigm'", "did you mean 'sigma'"]),
+        ({"attn_implementatio": "x"}, ["did you mean 'attn_implementation'"]),
+        ({"sigma": -1}, ["sigma=-1", "≥ 0"]),
+        ({"batch_size": 0}, ["batch_size=0", "≥ 1 or auto"]),
+        ({"backend": "seq2seq"}, ["backend", "causal"]),
+    ],
+)
+def test_bad_arguments_are_refused_before_loading(
+    args: dict, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lm_eval.models.huggingface.HFLM.__init__", lambda *a, **k: pytest.fail("loaded")
+    )
+    with pytest.raises(ValueError) as error:
+        HFEmbedNoise(**args)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_bad_sampling_and_depth_are_refused(lm: HFEmbedNoise) -> None:
+    bad = requests({**GREEDY, "temperature": 0.8}, problems=1)
+    with pytest.raises(ValueError, match=r"temperature=0\.8.*do_sample=true"):
+        lm.generate_until(requests(GREEDY) + bad)
+    with pytest.raises(ValueError, match=r"depth=24 is beyond.*0 to 23"):
+        lm.set_perturbation(Perturbation(sigma=0.1, depth=24))
+
+
+def test_the_harness_cache_is_refused_by_name(lm: HFEmbedNoise) -> None:
+    with pytest.raises(ValueError, match="--use_cache"):
+        lm.set_cache_hook(SimpleNamespace(dbdict={}))
+    lm.set_cache_hook(SimpleNamespace(dbdict=None))
+
+
+def test_batch_size_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's default, the number 1, is `auto`; a user's own 1 comes as a string."""
+    seen: list[Any] = []
+    monkeypatch.setattr(HFEmbedNoise, "__init__", lambda self, **kw: seen.append(kw))
+    HFEmbedNoise.create_from_arg_obj({}, {"batch_size": 1, "device": None})
+    HFEmbedNoise.create_from_arg_obj({}, {"batch_size": "1"})
+    HFEmbedNoise.create_from_arg_obj({"batch_size": 1}, {"batch_size": 1})
+    HFEmbedNoise.create_from_arg_string("sigma=0.5", {"batch_size": 8})
+    assert [kw["batch_size"] for kw in seen] == ["auto", "1", 1, 8]
+    assert seen[3]["sigma"] == 0.5

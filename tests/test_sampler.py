@@ -1,0 +1,179 @@
+"""The sampler against transformers' generate, and samples that don't depend on their company."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from lm_eval_embednoise.batch import choose
+from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.sampler import Job, Sample, Sampler, Stop
+
+PROMPTS = [(5, 17, 3), (9, 9, 2, 8, 30, 31, 7), (4,), (60, 2, 2, 2, 11), (71, 72)]
+NEW = 12
+METHODS = {
+    "greedy": (Perturbation(), Sampling(max_gen_toks=NEW)),
+    "temperature": (Perturbation(), Sampling(temperature=0.8, max_gen_toks=NEW)),
+    "prompt noise": (Perturbation(sigma=0.6), Sampling(max_gen_toks=NEW)),
+    "noise everywhere": (
+        Perturbation(sigma=0.6, positions="all", depth="embed+1"),
+        Sampling(max_gen_toks=NEW),
+    ),
+    "noise and nucleus": (
+        Perturbation(sigma=0.4, positions="generated", scope="sequence"),
+        Sampling(temperature=1.0, top_p=0.9, max_gen_toks=NEW),
+    ),
+}
+
+
+def jobs(samples: tuple[int, ...] = (0, 1, 2)) -> list[Job]:
+    return [Job(prompt, f"problem {i}", samples) for i, prompt in enumerate(PROMPTS)]
+
+
+def run(
+    model: PreTrainedModel, method: str, batch_size: int, work: list[Job], end: int | None = 40
+) -> dict[tuple[str, int], Sample]:
+    perturbation, sampling = METHODS[method]
+    stop = Stop(frozenset() if end is None else frozenset({end}))
+    sampler = Sampler(model, perturbation, sampling, stop, batch_size=batch_size)
+    return {(work[s.job].problem, s.index): s for s in sampler.run(work)}
+
+
+@torch.no_grad()
+def generate(model: PreTrainedModel, prompt: tuple[int, ...], end: int) -> list[int]:
+    """Greedy decoding by transformers, up to the end token."""
+    ids = torch.tensor([prompt])
+    mask = torch.ones_like(ids)
+    out = model.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW, eos_token_id=end,
+        pad_token_id=end,
+    )  # fmt: skip
+    new = out[0, len(prompt) :].tolist()
+    return new[: new.index(end)] if end in new else new
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_greedy_is_generates_token_for_token(family: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(family)
+    end = generate(model, PROMPTS[0], 96)[3]  # a token that this prompt does generate
+    got = run(model, "greedy", 3, jobs(), end)
+    for i, prompt in enumerate(PROMPTS):
+        expected = generate(model, prompt, end)
+        for index in (0, 1, 2):
+            assert got[f"problem {i}", index].ids == expected
+    assert {s.finish_reason for s in got.values()} == {"end_token", "length"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_do_not_depend_on_batch_size_order_or_companions(
+    qwen2: PreTrainedModel, method: str
+) -> None:
+    alone = run(qwen2, method, 1, jobs())
+    together = run(qwen2, method, 64, jobs())
+    refilled = run(qwen2, method, 4, list(reversed(jobs())))
+    some = run(qwen2, method, 4, [Job(PROMPTS[3], "problem 3", (2,))])
+    for key, sample in alone.items():
+        for other in (together[key], refilled[key]):
+            assert (other.ids, other.finish_reason) == (sample.ids, sample.finish_reason)
+            assert other.nll == pytest.approx(sample.nll, rel=1e-4)
+            assert other.rho == pytest.approx(sample.rho)
+    assert some["problem 3", 2].ids == alone["problem 3", 2].ids
+    different = {tuple(alone[f"problem {i}", s].ids) for i in range(5) for s in range(3)}
+    assert len(different) == 5 if method == "greedy" else len(different) > 8
+
+
+def test_sigma_zero_is_the_plain_model(qwen2: PreTrainedModel) -> None:
+    plain = run(qwen2, "greedy", 8, jobs())
+    silent = Perturbation(sigma=0.0, depth="1", positions="all")
+    sampler = Sampler(qwen2, silent, Sampling(max_gen_toks=NEW), Stop(frozenset({40})))
+    for sample in sampler.run(jobs()):
+        assert sample.ids == plain[f"problem {sample.job}", sample.index].ids
+        assert sample.rho == {}
+
+
+def test_identical_work_is_done_once(
+    qwen2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+    original = Sampler.forward
+
+    def counting(self, ids, *args, **kwargs):
+        rows.append(ids.numel())
+        return original(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(Sampler, "forward", counting)
+    samples = run(qwen2, "greedy", 64, jobs(tuple(range(100))))
+    assert len(samples) == 500
+    assert sum(rows) <= sum(map(len, PROMPTS)) + len(PROMPTS) * NEW
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nll_is_the_clean_models(qwen2: PreTrainedModel, method: str) -> None:
+    for (_, _), sample in run(qwen2, method, 8, jobs((0, 1))).items():
+        prompt = PROMPTS[sample.job]
+        with torch.no_grad():
+            logits = qwen2(torch.tensor([[*prompt, *sample.ids]])).logits[0, len(prompt) - 1 : -1]
+        if sample.ids:
+            chosen = logits.log_softmax(-1).gather(1, torch.tensor(sample.ids)[:, None])
+            assert sample.nll == pytest.approx(-float(chosen.sum()), rel=1e-4)
+        else:
+            assert sample.nll == 0
+
+
+def test_stop_rule_cuts_ids_and_nll(qwen2: PreTrainedModel) -> None:
+    free = run(qwen2, "greedy", 8, jobs((0,)), end=None)["problem 0", 0]
+    ends = free.ids[5]
+    first = free.ids.index(ends)
+    may_end = torch.zeros(97, dtype=torch.bool)
+    may_end[ends] = True
+    stop = Stop(frozenset(), may_end, lambda ids: len(ids) - 2 if ids[-1] == ends else None)
+    sampler = Sampler(qwen2, *METHODS["greedy"], stop)
+    (sample,) = sampler.run([Job(PROMPTS[0], "problem 0", (0,))])
+    assert sample.finish_reason == "stop_string"
+    assert sample.ids == free.ids[: first + 1]
+    assert sample.kept == max(0, first - 1)
+    texts = [tuple(free.ids[: sample.kept])]
+    assert sample.nll == pytest.approx(sampler.clean_nll(PROMPTS[0], texts)[0], rel=1e-4)
+
+
+def test_a_prompt_without_room_fails_alone(qwen2: PreTrainedModel) -> None:
+    sampler = Sampler(qwen2, *METHODS["temperature"], max_length=6)
+    samples = list(sampler.run(jobs((0, 1))))
+    assert len(samples) == 10
+    by_job = {s.job: s for s in samples}
+    assert by_job[1].finish_reason == "prompt_too_long" and by_job[1].ids == []
+    assert len(by_job[2].ids) == 5  # the limit is the room that is left
+
+
+@pytest.mark.parametrize(
+    ("settings", "warper"),
+    [
+        ({"top_k": 5}, TopKLogitsWarper(5)),
+        ({"top_p": 0.7}, TopPLogitsWarper(0.7)),
+        ({"min_p": 0.2}, MinPLogitsWarper(0.2)),
+    ],
+)
+def test_truncation_keeps_transformers_support(settings: dict, warper) -> None:
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)) * 2
+    kept = torch.isfinite(warper(None, logits / 0.9))
+    sampling = Sampling(temperature=0.9, **settings)
+    seen = torch.zeros_like(kept)
+    for u in torch.linspace(0, 1 - 1e-9, 400, dtype=torch.float64):
+        tokens = choose(logits, sampling, u.expand(50))
+        seen[torch.arange(50), tokens] = True
+    assert not (seen & ~kept).any()
+    assert (seen.sum() / kept.sum()) > 0.8  # and what is likely enough is reached
+
+
+def test_choice_follows_the_distribution() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
+    u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    tokens = choose(logits.expand(20000, -1), Sampling(temperature=2.0), u)
+    shares = torch.bincount(tokens, minlength=4) / 20000
+    assert torch.allclose(shares, (logits[0] / 2).softmax(-1), atol=1e-3)
