@@ -8,6 +8,7 @@ from typing import Any
 
 from lm_eval_embednoise.analysis import schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
+from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import ResultError, read_runs
 from lm_eval_embednoise.analysis.statement import statement
@@ -22,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders or results_*.json files of lm_eval (with --log_samples) or of a study; "
         "LABEL=PATH names the method",
     )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="RESULTS are comparison.json files of several groups: join them to one leaderboard",
+    )
     parser.add_argument("--baseline", metavar="METHOD", help="paired with all others (temp-0.8)")
     parser.add_argument("--candidate", metavar="METHOD", help="σ*, the method the verdict is about")
     parser.add_argument("--protocol", metavar="FILE", help="protocol file (the packaged one)")
@@ -32,12 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and write; returns the exit status."""
-    comparison = compare(
-        read_runs(args.results),
-        baseline=args.baseline,
-        candidate=args.candidate,
-        protocol=Protocol.load(args.protocol),
-    )
+    if args.merge:
+        comparison = merge({name: schema.read(Path(name)) for name in args.results})
+    else:
+        comparison = compare(
+            read_runs(args.results),
+            baseline=args.baseline,
+            candidate=args.candidate,
+            protocol=Protocol.load(args.protocol),
+        )
     written = write_outputs(comparison, args.out)
     print(tables.terminal(comparison))
     print(statement(comparison))

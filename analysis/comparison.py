@@ -161,6 +161,8 @@ def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
             "n": run.n,
             "clusters": group.resampler.groups if run.clusters else None,
             "k": run.k,
+            "problems": run.problem_hash,
+            "settings": run.settings,
             "seeds": [replicate.seed for replicate in group.replicates[method]],
             "signature": run.info.get("signature"),
             "perturbation": run.perturbation,

@@ -9,6 +9,7 @@ one line at a time and dropped; `samples` reads them again for those who show th
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -54,6 +55,12 @@ class Run:
     def n(self) -> int:
         """Number of problems."""
         return len(self.problems)
+
+    @property
+    def problem_hash(self) -> str:
+        """16 hexadecimal digits that identify the set of problems, whatever their order."""
+        pairs = sorted(zip(self.problems, self.hashes, strict=True))
+        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
 
     @property
     def protocol(self) -> str | None:

@@ -138,6 +138,8 @@ def _difference_cell(metric: str, test: dict[str, Any]) -> str:
     if d["value"] is None:
         return "–"
     value, low, high = (printed(metric, d[key], signed=True) for key in ("value", "low", "high"))
+    if d["low"] is None:
+        return f"{value} ({'all equal' if test['wins'] + test['losses'] == 0 else 'no interval'})"
     mark = "*" if test["p_holm"] is not None and test["p_holm"] < ALPHA else ""
     return f"{value} [{low}, {high}]{mark}{'?' if test['tests_disagree'] else ''}"
 

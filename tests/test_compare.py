@@ -16,6 +16,7 @@ from synthetic import METHODS, Method, write_run, write_study
 from lm_eval_embednoise.analysis import compare as command
 from lm_eval_embednoise.analysis import figures, labels, pareto, schema, tables, verdict
 from lm_eval_embednoise.analysis.comparison import compare, method_order
+from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import ResultError, read_runs
 from lm_eval_embednoise.analysis.resample import Estimate
@@ -369,3 +370,50 @@ def test_figures_are_reproducible(tmp_path, comparison):
     first = figures.save(figures.pareto_figure(comparison), tmp_path / "a", "pareto")
     second = figures.save(figures.pareto_figure(comparison), tmp_path / "b", "pareto")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+# ---- merging
+
+
+def relabelled(comparison, model):
+    """Another group's file: the same content for another model."""
+    return json.loads(json.dumps(comparison).replace('"minicoder"', f'"{model}"'))
+
+
+def test_merging_joins_the_leaderboards(tmp_path, comparison, capsys):
+    for name in ("ours", "theirs"):
+        schema.write(relabelled(comparison, name), tmp_path / f"{name}.json")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    files = [str(tmp_path / f"{name}.json") for name in ("ours", "theirs")]
+    out = tmp_path / "board.json"
+    assert command.run(parser.parse_args([*files, "--merge", "--out", str(out)])) == 0
+    merged = schema.read(out)
+    assert {row["model"] for row in merged["leaderboard"]} == {"ours", "theirs"}
+    assert len(merged["leaderboard"]) == 2 * len(comparison["leaderboard"])
+    assert len(merged["verdicts"]) == 2
+    assert "minicode_diverse · theirs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["protocol"].update(hash="other"), "protocol hash"),
+        (lambda c: c["analysis"].update(baseline="greedy"), "analysis baseline"),
+        (
+            lambda c: [row.update(k=50) for row in c["leaderboard"]],
+            "minicode_diverse has k 20 against 50",
+        ),
+        (
+            lambda c: [row.update(problems="x") for row in c["leaderboard"]],
+            "minicode_diverse has problems",
+        ),
+        (lambda c: None, "both hold minicoder"),
+    ],
+)
+def test_mixtures_are_refused(comparison, change, said):
+    same = said.startswith("both")
+    other = json.loads(json.dumps(comparison)) if same else relabelled(comparison, "theirs")
+    change(other)
+    with pytest.raises(ResultError, match=said):
+        merge({"a.json": comparison, "b.json": other})
