@@ -106,8 +106,13 @@ def deviations(
             found["no protocol was stored with the results before generation"] = None
         elif run.protocol != protocol.hash:
             found[f"results carry protocol {run.protocol}, not {protocol.hash}"] = None
-        if not run.info.get("calibrated"):
+        calibration = run.info.get("calibration")
+        if not calibration:
             found[f"{run.method} was not chosen by `embednoise calibrate`"] = None
+        else:
+            seen = len(set(run.hashes) & set(calibration["problems"]))
+            if seen:
+                found[f"{run.method} was calibrated on {seen} of the problems of {run.task}"] = None
         missing = [name for name in protocol["family"] if name not in families[run.task]]
         if missing:
             found[f"the family lacks {', '.join(missing)}"] = None

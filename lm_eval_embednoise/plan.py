@@ -31,7 +31,7 @@ class Method:
     name: str
     perturbation: Mapping[str, Any]
     gen_kwargs: Mapping[str, Any]
-    calibrated: bool = False  # chosen by `embednoise calibrate`, which says so in the file
+    calibration: Mapping[str, Any] | None = None  # what `embednoise calibrate` wrote in the file
 
     @classmethod
     def load(cls, name: str, beside: Path | None = None) -> Method:
@@ -42,7 +42,7 @@ class Method:
             name=path.stem,
             perturbation=dict(content.get("model_args") or {}),
             gen_kwargs=dict(content.get("gen_kwargs") or {}),
-            calibrated="calibration" in (content.get("metadata") or {}),
+            calibration=(content.get("metadata") or {}).get("calibration"),
         )
 
 
@@ -65,6 +65,7 @@ class Task:
     name: str
     limit: int | None = None
     k: int | None = None
+    split: str | None = None  # instead of the task's test split; calibrate's
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,17 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that identify a cell's settings."""
     canonical = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def parse_arguments(flag: str, text: str) -> dict[str, Any]:
+    """Read `NAME=VALUE,NAME=VALUE`, values as YAML reads them."""
+    found = {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise StudyError(f"{flag} {item!r}: write NAME=VALUE, separated by commas")
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 def _model(item: Any) -> Model:

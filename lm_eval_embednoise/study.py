@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 import lm_eval_embednoise
@@ -32,7 +31,15 @@ from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.schema import write_text
 from lm_eval_embednoise.analysis.statement import statement
-from lm_eval_embednoise.plan import Cell, Model, Study, StudyError, Task, fingerprint
+from lm_eval_embednoise.plan import (
+    Cell,
+    Model,
+    Study,
+    StudyError,
+    Task,
+    fingerprint,
+    parse_arguments,
+)
 
 _DONE = "cell.json"  # written last into a cell's folder: its settings and their fingerprint
 
@@ -119,7 +126,7 @@ class Runner:
             return
         self._write_manifest()
         done = len(self.cells) - len(self.left)
-        with _quiet_harness(), tqdm(total=len(self.cells), initial=done, unit="run") as bar:
+        with quiet_harness(), tqdm(total=len(self.cells), initial=done, unit="run") as bar:
             for model in self.study.models:
                 mine = [cell for cell in self.left if cell.model == model]
                 if not mine:
@@ -234,7 +241,7 @@ class Session:
         info = config.setdefault("embednoise", {})
         info["method"] = cell.method.name
         info["protocol"] = protocol
-        info["calibrated"] = cell.method.calibrated
+        info["calibration"] = cell.method.calibration
         info.setdefault("perturbation", arguments)
         named = {"name": cell.model.name}
         info["model"] = {**info.get("model", {}), **named}
@@ -243,9 +250,16 @@ class Session:
     def load_tasks(self, task: Task) -> list[Any]:
         """Fresh tasks (the harness writes a run's sampling into them) with the study's K."""
         loaded = list(self.tasks.load([task.name])["tasks"].values())
-        if task.k is not None:
-            for item in loaded:
+        for item in loaded:
+            if task.k is not None:
                 plugin.set_repeats(item, task.k)
+            if task.split is not None:
+                if task.split not in item.dataset:
+                    raise StudyError(
+                        f"{task.name} has no split {task.split!r}, only {', '.join(item.dataset)}: "
+                        "name one whose problems no comparison sees, or another task"
+                    )
+                item.set_config("test_split", task.split)
         return loaded
 
     def _perturb(self, cell: Cell) -> dict[str, Any]:
@@ -274,7 +288,7 @@ def _task_manager(tasks: list[str], metadata: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _quiet_harness() -> Iterator[None]:
+def quiet_harness() -> Iterator[None]:
     """Keep the harness from repeating its notes, and its survey of the machine, at every run."""
     from torch.utils import collect_env
 
@@ -302,12 +316,7 @@ def _overridden(study: Study, args: argparse.Namespace) -> Study:
     options: dict[str, Any] = {
         key: getattr(args, key) for key in ("batch_size", "device") if getattr(args, key)
     }
-    added = {}
-    for item in filter(None, (args.model_args or "").split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise StudyError(f"--model_args {item!r}: write NAME=VALUE, separated by commas")
-        added[key] = yaml.safe_load(value)
+    added = parse_arguments("--model_args", args.model_args or "")
     models = tuple(
         dataclasses.replace(model, model_args={**model.model_args, **added}, **options)
         for model in study.models
