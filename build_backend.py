@@ -18,13 +18,22 @@ from setuptools import build_meta as _setuptools
 from setuptools.build_meta import *  # noqa: F403
 
 PTH_NAME = "lm_eval_embednoise.pth"
-# One line, as the format demands. The package's absence (a half-removed install) must not disturb
-# the interpreter, and EMBEDNOISE_NO_HOOK=1 switches the hook off before anything is imported.
-PTH_LINE = (
-    "import os; exec("
-    "'try:\\n import lm_eval_embednoise._hook\\nexcept ImportError:\\n pass'"
-    ') if os.environ.get("EMBEDNOISE_NO_HOOK", "0") in ("", "0") else None\n'
-)
+# What every Python process runs at its start: it waits for the first import of lm_eval and then
+# imports the package. Nothing else is imported, EMBEDNOISE_NO_HOOK=1 switches it off, and neither a
+# half-removed install nor a defect of ours may disturb the interpreter.
+START_UP = """
+import os, sys
+class EmbednoiseTrigger:
+    def find_spec(self, name, path=None, target=None):
+        if name == "lm_eval":
+            try:
+                import lm_eval_embednoise
+            except Exception:
+                pass
+if os.environ.get("EMBEDNOISE_NO_HOOK", "0") in ("", "0"):
+    sys.meta_path.insert(0, EmbednoiseTrigger())
+"""
+PTH_LINE = f"import sys; exec({START_UP!r})\n"  # the format takes one line that starts with import
 
 
 def build_wheel(wheel_directory: str, *args: Any, **kwargs: Any) -> str:

@@ -1,7 +1,7 @@
 """Input noise at inference instead of temperature, measured through lm-evaluation-harness.
 
 Importing the package makes the model `hf-embednoise` and the tasks known to lm_eval; nothing heavy
-is imported until it is used (the start-up hook imports this file in every Python process).
+is imported until it is used.
 """
 
 from lm_eval_embednoise import _hook

@@ -1,7 +1,8 @@
 """The import hook: lets lm_eval_embednoise.plugin act right after lm_eval's own modules load.
 
-The installed `.pth` file imports this module when Python starts, so it must cost next to nothing:
-no imports beyond the interpreter's own, one object on sys.meta_path, and never an exception.
+The installed `.pth` file (build_backend.py) imports the package at the first import of lm_eval;
+this module then puts one object on sys.meta_path. It imports nothing beyond the interpreter's own
+and never lets an exception through to the user's import.
 """
 
 import sys

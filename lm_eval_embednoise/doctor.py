@@ -20,8 +20,8 @@ _PACKAGES = ("lm-eval", "torch", "transformers", "accelerate", "datasets", "sacr
 # Run in a fresh interpreter with nothing of ours imported by hand: what the stock command sees.
 _PROBE = """
 import sys
-hook = "lm_eval_embednoise._hook" in sys.modules
 import lm_eval.models
+hook = "lm_eval_embednoise._hook" in sys.modules
 from lm_eval.api.registry import model_registry
 from lm_eval.tasks import TaskManager
 names = TaskManager().all_tasks
