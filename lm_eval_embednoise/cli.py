@@ -10,7 +10,9 @@ import sys
 # Subcommand → (module with add_arguments(parser) and run(args), one line of help).
 COMMANDS = {
     "study": ("lm_eval_embednoise.study", "run models × tasks × methods and compare them"),
+    "calibrate": ("lm_eval_embednoise.calibrate", "find a model's σ* and T* with equal budgets"),
     "compare": ("lm_eval_embednoise.analysis.compare", "compare methods from result folders"),
+    "power": ("lm_eval_embednoise.analysis.power", "problems needed to see a difference"),
     "doctor": ("lm_eval_embednoise.doctor", "say what works on this machine"),
 }
 RUN_HELP = "evaluate: the arguments of `lm_eval run`, and -K"
