@@ -231,7 +231,7 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
         "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (10**6, 10**6))\n"
         "while True:\n    pass",
     ),
-    "memory_bomb": ({"memory"}, "a = []\nwhile True:\n    a.append(bytearray(1 << 24))"),
+    "memory_bomb": ({"memory"}, "a = []\nwhile True:\n    a.append(bytes(1 << 24))"),
     "memory_at_once": ({"memory"}, "def f(x):\n    return len(bytearray(1 << 40))"),
     "endless_output": ({"output_limit"}, "while True:\n    print('x' * 10**5)"),
     "huge_file": (

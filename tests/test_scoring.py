@@ -134,9 +134,9 @@ FIELDS |= {"passed", "valid"}
 
 
 def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() -> None:
-    plain = records.math_record("#### 4", 0, "4")
+    plain = records.math_record("#### 4", 0, "4", maths.MARKED)
     rich = records.math_record(
-        Generation("#### 5", tokens=3, nll=1.5, nll_tokens=3, rho=0.1), 1, "4"
+        Generation("#### 5", tokens=3, nll=1.5, nll_tokens=3, rho=0.1), 1, "4", maths.MARKED
     )
     assert set(plain) == FIELDS | {"answer"}
     assert (plain["nll"], plain["passed"], plain["answer"]) == (None, True, "4")
@@ -173,7 +173,7 @@ def test_the_filter_judges_pads_and_cuts() -> None:
 
 def test_the_maths_filter_pads_and_cuts() -> None:
     made = MathRecords(k=2).apply(
-        [["#### 4"], ["#### 5", "#### 4", "#### 4"]], [{"answer": "#### 4"}] * 2
+        [["#### 4"], ["#### 5", "#### 4", "#### 4"]], [{"task_id": "t", "answer": "#### 4"}] * 2
     )
     assert [[r["passed"] for r in row] for row in made] == [[True, False], [False, True]]
 
@@ -216,8 +216,8 @@ def test_perplexity_is_of_the_problem_not_a_mean_over_samples() -> None:
         Generation("#### 4", nll=2.0, nll_tokens=1),
         Generation("#### 4", nll=1.0, nll_tokens=2),
     ]
-    made = [records.math_record(sample, i, "4") for i, sample in enumerate(samples)]
-    metrics = math_metrics({"answer": "#### 4"}, [made])
+    made = [records.math_record(sample, i, "4", maths.MARKED) for i, sample in enumerate(samples)]
+    metrics = math_metrics({"task_id": "t", "answer": "#### 4"}, [made])
     assert metrics["perplexity"] == pytest.approx(math.e)
     assert metrics["nats_per_token"] == pytest.approx(1.0)
     assert metrics["bits_per_byte"] == pytest.approx(3 / math.log(2) / 12)
@@ -232,8 +232,8 @@ def test_what_the_model_cannot_tell_is_nan_not_wrong() -> None:
 
 def test_maths_counts_distinct_worked_answers_among_the_correct() -> None:
     texts = ["2 + 2 = 4\n#### 4", "2 + 2  = 4\n#### 4", "1 + 3 = 4\n#### 4", "5\n#### 5"]
-    made = [records.math_record(text, i, "4") for i, text in enumerate(texts)]
-    metrics = math_metrics({"answer": "#### 4"}, [made])
+    made = [records.math_record(text, i, "4", maths.MARKED) for i, text in enumerate(texts)]
+    metrics = math_metrics({"task_id": "t", "answer": "#### 4"}, [made])
     assert (metrics["accuracy"], metrics["maj@K"], metrics["unique_correct"]) == (0.75, 1.0, 2.0)
 
 

@@ -84,9 +84,10 @@ def serve(module: types.ModuleType, calls: int, returns: int) -> None:
 
 
 def resolve(module: types.ModuleType, name: str) -> Any:
-    """The program's function `name`, or the method of that name of its class Solution."""
+    """The method `name` of the program's class Solution, or its function of that name."""
+    solution: Any = getattr(module, "Solution", None)
+    if hasattr(solution, name):
+        return getattr(solution(), name)
     if hasattr(module, name):
         return getattr(module, name)
-    if hasattr(module, "Solution"):
-        return getattr(module.Solution(), name)
     raise NameError(name)

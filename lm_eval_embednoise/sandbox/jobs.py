@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .tester import DIED
+from .tester import DIED, TIME_IS_UP
 
 Verdict = Literal[
     "passed",
@@ -59,11 +59,18 @@ class Job:
     data: Any = None
     stdin: bytes = b""
     header: str = ""  # our own code (imports), run in the program's namespace before it
+    seconds_are_per_call: bool = False  # cpu_seconds limits each call, not all of them together
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.test is not None and self.entry_point is None:
             raise ValueError("a job with a test needs an entry_point")
+
+    @property
+    def total_cpu_seconds(self) -> float:
+        """Processor time for all calls together."""
+        limits = self.limits
+        return limits.wall_seconds if self.seconds_are_per_call else limits.cpu_seconds
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def _verdict(job: Job, account: dict[str, Any]) -> tuple[Verdict, str]:
     """The first that applies, from the causes that the program cannot forge downwards."""
     facts, answer, status = account["facts"], account["answer"], account["status"]
     ended = f"ended with {_name(status)}"
-    if account["killed_for"] or account["cpu"] > job.limits.cpu_seconds:
+    if account["killed_for"] or account["cpu"] > job.total_cpu_seconds:
         return "timeout", f"{account['killed_for'] or 'cpu'} limit"
     if account["output_bytes"] >= job.limits.output_bytes or status == -signal.SIGXFSZ:
         return "output_limit", ended
@@ -121,6 +128,8 @@ def _verdict(job: Job, account: dict[str, Any]) -> tuple[Verdict, str]:
     if answer and answer["outcome"] == "failed":
         return "wrong_answer", answer["kind"]
     error = account["error"]
+    if answer and answer["kind"] == TIME_IS_UP:
+        return "timeout", "cpu limit of one call"
     if answer and answer["kind"] != DIED:
         error = answer["kind"]
     if error == "MemoryError":

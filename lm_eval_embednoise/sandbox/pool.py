@@ -89,12 +89,14 @@ class Worker:
             "program": job.program,
             "entry_point": job.entry_point,
             "header": job.header,
-            "cpu": limits.cpu_seconds,
+            "cpu": job.total_cpu_seconds,
+            "call_cpu": limits.cpu_seconds,
             "wall": limits.wall_seconds,
             "memory": limits.memory_bytes,
             "output": limits.output_bytes,
         }
-        tests = {"setup": job.setup, "test": job.test, "data": job.data}
+        data = wire.Encoder(keep_objects=False).encode(job.data)
+        tests = {"setup": job.setup, "test": job.test, "data": data}
         second = job.stdin if job.test is None else json.dumps(tests).encode()
         assert self._process.stdin is not None and self._process.stdout is not None
         try:

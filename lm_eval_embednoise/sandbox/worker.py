@@ -123,6 +123,7 @@ class _Run:
                 self._enter(self._report_out, stdin, self._output, [])
                 candidate.run(self._job, self._report_out)
         os.close(stdin)
+        os.close(self._report_out)
         ended = os.pidfd_open(pid)
         self._watch(ended, [pid])
         os.close(ended)
@@ -141,21 +142,23 @@ class _Run:
             with _never_returning():
                 self._enter(self._report_out, nothing, self._output, [calls_in, returns_out])
                 candidate.run(self._job, self._report_out, calls_in, returns_out)
-        os.close(calls_in)
-        os.close(returns_out)
+        for fd in (calls_in, returns_out, self._report_out):
+            os.close(fd)
         test = os.fork()
         if test == 0:
             with _never_returning():
                 keep = [self._worker.jobs, calls_out, returns_in]
                 self._enter(result_out, nothing, nothing, keep)
-                entry = self._job["entry_point"]
-                tester.run(entry, self._worker.jobs, calls_out, returns_in, result_out)
+                jobs = self._worker.jobs
+                tester.run(self._job, pid, jobs, calls_out, returns_in, result_out)
         for fd in (nothing, calls_out, returns_in, result_out):
             os.close(fd)
         answer = wire.receive_json(result_in)  # the tests' frame has been read
         if answer == tester.READY:
             self._watch(result_in, [pid, test])
             answer = None if self._killed_for else wire.receive_json(result_in)
+            if not self._killed_for:  # tests that fail before their first call are quick
+                self._watch(self._report, [pid])
         else:
             self.out_of_step = True
             answer = answer or {"failure": "the tests' process ended early"}
@@ -192,7 +195,7 @@ class _Run:
         poll.register(self._worker.jobs, 0)  # reports only that the harness is gone
         limit = self._job["cpu"]
         while True:
-            left = limit - max(_cpu_seconds(pid) for pid in pids)
+            left = limit - max(tester.cpu_seconds(pid) for pid in pids)
             if left < 0:
                 self._killed_for = "cpu"
             elif time.monotonic() - self._began > self._job["wall"]:
@@ -207,7 +210,6 @@ class _Run:
                     os._exit(1)
 
     def _account(self, status: int, cpu: float, answer: Any) -> dict[str, Any]:
-        os.close(self._report_out)
         facts, error = _read_report(self._report)
         os.close(self._report)
         size = os.fstat(self._output).st_size
@@ -245,14 +247,6 @@ def _read_report(fd: int) -> tuple[Any, Any]:
     except (BlockingIOError, ValueError, RecursionError, wire.WireError):
         error = None
     return facts, error if isinstance(error, str) else None
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Processor time of a child so far, all its threads together."""
-    try:
-        return time.clock_gettime((~pid << 3) | 2)  # the kernel's id for that process's clock
-    except OSError:
-        return 0.0
 
 
 def _kill(pid: int) -> None:

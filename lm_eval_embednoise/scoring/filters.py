@@ -14,7 +14,7 @@ from lm_eval.api.filter import Filter
 
 from ..sandbox import map_items
 from .judge import Candidate, judge, program_of
-from .maths import extract_answer
+from .maths import form_of, target_of
 from .records import Record, code_record, math_record, pad
 
 
@@ -72,9 +72,7 @@ class MathRecords(Filter):
         """[problems][k] records, from [problems][any] strings."""
         records = []
         for texts, doc in zip(resps, docs, strict=True):
-            target = extract_answer(doc["answer"])
-            if target is None:
-                raise ValueError(f"{doc['task_id']}: the answer has no `#### number`")
+            target, form = target_of(doc), form_of(doc)
             samples = enumerate(pad(texts, self.k))
-            records.append([math_record(text, index, target) for index, text in samples])
+            records.append([math_record(text, index, target, form) for index, text in samples])
         return records

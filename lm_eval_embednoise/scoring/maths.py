@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from . import latex
 
 # The pattern of openai/grade-school-math, dataset.py.
 _MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a benchmark states an answer, and when two are the same."""
+
+    extract: Callable[[str], str | None]
+    same: Callable[[str, str], bool]
 
 
 def extract_answer(text: str) -> str | None:
@@ -39,5 +52,26 @@ def majority(answers: Sequence[str | None], target: str) -> float:
 
 
 def worked_text(text: str) -> str:
-    """A worked answer up to its `####` line, spaces and letter case removed from the comparison."""
+    """A worked answer up to its `####` line, letter case and runs of blanks evened out."""
     return " ".join(text.split("####")[0].casefold().split())
+
+
+MARKED = Form(extract_answer, operator.eq)
+BOXED = Form(latex.extract_boxed, latex.same_answer)
+
+
+def form_of(doc: Mapping[str, Any]) -> Form:
+    """MATH's documents are boxed, all others marked by `####`."""
+    return BOXED if doc.get("grader") == "math" else MARKED
+
+
+def target_of(doc: Mapping[str, Any]) -> str:
+    """The right answer of a document.
+
+    Raises:
+        ValueError: when its solution states none.
+    """
+    target = form_of(doc).extract(doc["answer"])
+    if target is None:
+        raise ValueError(f"{doc['task_id']}: its solution states no answer")
+    return target

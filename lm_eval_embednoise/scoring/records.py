@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..sandbox import Outcome
-from .maths import extract_answer
+from . import maths
 
 _MEASUREMENTS = ("tokens", "finish_reason", "nll", "nll_tokens", "rho")
 Record = dict[str, Any]
@@ -41,9 +41,16 @@ def code_record(sample: str | None, index: int, program: str, outcome: Outcome |
     }
 
 
-def math_record(sample: str | None, index: int, target: str) -> Record:
-    """The record of a worked answer; valid means that an answer can be extracted."""
+def math_record(sample: str | None, index: int, target: str, form: maths.Form) -> Record:
+    """The record of a worked answer; valid means that an answer can be extracted.
+
+    An answer that is equivalent to the target is recorded as the target, so that votes add up.
+    """
     record = _common(sample, index)
-    answer = None if sample is None else extract_answer(sample)
-    passed = answer is not None and answer == target
-    return record | {"passed": passed, "valid": answer is not None, "answer": answer}
+    answer = None if sample is None else form.extract(sample)
+    passed = answer is not None and form.same(answer, target)
+    return record | {
+        "passed": passed,
+        "valid": answer is not None,
+        "answer": target if passed else answer,
+    }

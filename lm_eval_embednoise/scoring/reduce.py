@@ -11,7 +11,7 @@ import numpy as np
 from . import diversity
 from .extract import preamble
 from .lexer import code_tokens, prose_tokens
-from .maths import extract_answer, majority, worked_text
+from .maths import majority, target_of, worked_text
 from .ngrams import count_orders
 from .passk import pass_at_k
 from .records import Record
@@ -42,12 +42,11 @@ def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
     (records,) = results
     present = [record for record in records if not record["missing"]]
     texts = [record["text"].strip() for record in present]
-    target = extract_answer(doc["answer"])
     correct = {worked_text(record["text"]) for record in present if record["passed"]}
     return {
         **_correctness(records),
         "accuracy": float(np.mean([record["passed"] for record in records])),
-        "maj@K": majority([record["answer"] for record in records], str(target)),
+        "maj@K": majority([record["answer"] for record in records], target_of(doc)),
         **_diversity(present, texts, prose_tokens),
         **_language(present),
         "unique_correct": float(len(correct)),

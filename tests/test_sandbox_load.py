@@ -1,0 +1,45 @@
+"""Verdicts do not depend on how many programs run at once: processor time is what is limited."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from lm_eval_embednoise.sandbox import Job, Limits, run_programs
+
+LIMIT = 0.3
+
+
+def burner(share: float) -> Job:
+    """A program that uses this share of its limit, whatever else the machine does."""
+    program = (
+        "import time\ndef f(x):\n    end = time.process_time() + x\n"
+        "    while time.process_time() < end:\n        pass\n    return 1"
+    )
+    test = f"def check(c):\n    assert c({share * LIMIT}) == 1\n"
+    return Job(program, "f", test=test, limits=Limits(cpu_seconds=LIMIT, wall_seconds=60))
+
+
+def test_the_same_verdicts_with_one_and_with_eight_workers() -> None:
+    # A stress run takes more: EMBEDNOISE_LOAD_PROGRAMS=500
+    count = int(os.environ.get("EMBEDNOISE_LOAD_PROGRAMS", "12"))
+    shares = [0.01, 0.5, 0.01, 1.2, 0.01, 0.9, 0.01, 2.0, 0.01, 0.7, 0.01, 1.5]
+    jobs = [burner(shares[i % len(shares)]) for i in range(count)]
+    expected = ["timeout" if shares[i % len(shares)] > 1 else "passed" for i in range(count)]
+    for workers in (1, 8):
+        outcomes = run_programs(jobs, workers=workers, progress=False)
+        assert [outcome.verdict for outcome in outcomes] == expected
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_each_call_has_its_own_limit_when_the_benchmark_says_so(workers: int) -> None:
+    program = burner(0).program
+    test = "def check(c):\n    for seconds in DATA:\n        assert c(seconds) == 1\n"
+    limits = Limits(cpu_seconds=0.2, wall_seconds=60)
+    jobs = [
+        Job(program, "f", test=test, data=data, limits=limits, seconds_are_per_call=True)
+        for data in ([0.1] * 4, [0.1, 0.3], [1e9])
+    ]
+    outcomes = run_programs(jobs, workers=workers, progress=False)
+    assert [outcome.verdict for outcome in outcomes] == ["passed", "timeout", "timeout"]
