@@ -13,7 +13,7 @@ import scipy
 
 import lm_eval_embednoise
 from lm_eval_embednoise.analysis import pareto, verdict
-from lm_eval_embednoise.analysis.measures import headline, measure, ordered
+from lm_eval_embednoise.analysis.measures import headline, measure, method_order, ordered
 from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import ResultError, Run, align, combine
@@ -107,18 +107,6 @@ def compare(
         "verdicts": _verdicts(groups, baseline, candidate, protocol) if candidate else [],
         "floor": [entry for group in groups for entry in _floor(group, level)],
     }
-
-
-def method_order(method: str) -> tuple[Any, ...]:
-    """Greedy, temperatures, nucleus, noise by dose, then the rest by name."""
-    for rank, prefix in enumerate(("greedy", "temp-", "nucleus-", "embednoise-")):
-        if method.startswith(prefix):
-            head = method.removeprefix(prefix).split("@")[0].split("+")[0]
-            try:
-                return (rank, float(head or 0), method)
-            except ValueError:
-                return (rank, np.inf, method)
-    return (9, 0.0, method)
 
 
 def _groups(runs: list[Run], draws: int, seed: int) -> list[Group]:

@@ -33,13 +33,24 @@ _AXIS = {
     "distinct_2_valid": "distinct-2 of valid samples  (diversity →)",
     "distinct_2_correct": "distinct-2 of correct samples  (diversity →)",
 }
-_RC: Any = {
+RC: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "embednoise",  # the same figure is the same file
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",  # the same letters everywhere, so labels keep their room
 }
+
+
+def shades(methods: list[str]) -> dict[str, str]:
+    """A colour for each method: its family's, from light to full in the order given."""
+    found = {}
+    for method in methods:
+        family = [name for name in methods if kind(name) == kind(method)]
+        rank = (family.index(method) + 1) / len(family)
+        rgb = np.array(mpl.colors.to_rgb(STYLES[kind(method)][0]))
+        found[method] = mpl.colors.to_hex(tuple(1 - (0.35 + 0.65 * rank) * (1 - rgb)))
+    return found
 
 
 def kind(method: str) -> str:
@@ -58,7 +69,7 @@ def pareto_figure(comparison: dict[str, Any], x: str | None = None) -> Figure:
     planes = [plane for plane in comparison["planes"] if plane["x"] == x]
     columns = min(2, len(planes)) or 1
     rows = -(-len(planes) // columns) or 1
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = Figure(figsize=(6.4 * columns, 4.9 * rows), dpi=150, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
@@ -66,8 +77,9 @@ def pareto_figure(comparison: dict[str, Any], x: str | None = None) -> Figure:
             axis.set_visible(False)
         drawn = [_panel(ax, comparison, plane) for ax, plane in zip(axes, planes, strict=False)]
         canvas.draw()
-        for axis, points in zip(axes, drawn, strict=False):
-            _name_points(axis, points)
+        figure.set_layout_engine("none")  # names are placed in this layout, and drawing is faster
+        for axis, (points, front) in zip(axes, drawn, strict=False):
+            _name_points(axis, points, front)
     return figure
 
 
@@ -75,14 +87,16 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
             figure.savefig(path, metadata=metadata)
     return paths
 
 
-def _panel(axis: Axes, comparison: dict[str, Any], plane: dict[str, Any]) -> list[dict[str, Any]]:
+def _panel(
+    axis: Axes, comparison: dict[str, Any], plane: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[tuple[float, float]]]:
     rows = [
         row
         for row in comparison["leaderboard"]
@@ -135,7 +149,7 @@ def _panel(axis: Axes, comparison: dict[str, Any], plane: dict[str, Any]) -> lis
         fontsize=8,
         color="#555555",
     )
-    return points
+    return points, front
 
 
 def _whiskers(estimate: dict[str, Any]) -> list[list[float]] | None:
@@ -146,7 +160,9 @@ def _whiskers(estimate: dict[str, Any]) -> list[list[float]] | None:
     return [[max(down, 0.0)], [max(up, 0.0)]]
 
 
-def _name_points(axis: Axes, points: list[dict[str, Any]]) -> None:
+def _name_points(
+    axis: Axes, points: list[dict[str, Any]], front: list[tuple[float, float]]
+) -> None:
     """Write each method's name beside its point, with a thin line where it had to move away."""
     if not points:
         return
@@ -163,6 +179,7 @@ def _name_points(axis: Axes, points: list[dict[str, Any]]) -> None:
     sizes = np.array([[box.width, box.height] for box in boxes])
     room = axis.get_window_extent(renderer)
     bars = [_bar_boxes(axis, point) for point in points]
+    bars.append(_front_boxes(axis, front))
     markers = np.concatenate([pixels - 7, pixels + 7], axis=1)
     obstacles = np.concatenate([np.repeat(markers, 4, axis=0), *bars])
     centres = place(pixels, sizes, (room.x0 + 2, room.y0 + 2, room.x1, room.y1), obstacles)
@@ -173,7 +190,17 @@ def _name_points(axis: Axes, points: list[dict[str, Any]]) -> None:
         nearest = np.clip(pixel, centre - size / 2, centre + size / 2)
         if np.linalg.norm(nearest - pixel) > 22:
             ends = to_data.transform(np.stack([pixel, nearest]))
-            axis.plot(*ends.T, color="#999999", linewidth=0.6, zorder=1)
+            axis.plot(*ends.T, color="#999999", linewidth=0.7, linestyle=":", zorder=1)
+
+
+def _front_boxes(axis: Axes, front: list[tuple[float, float]]) -> np.ndarray:
+    """The steps of the front as thin rectangles in pixels, [2 · points, 4]."""
+    lines, left = [], 0.0
+    for (x, y), (_, next_y) in zip(front, [*front[1:], (0.0, 0.0)], strict=True):
+        lines += [[(left, y), (x, y)], [(x, next_y), (x, y)]]
+        left = x
+    ends = [axis.transData.transform(line) for line in lines]
+    return np.array([[*(end.min(0) - 1), *(end.max(0) + 1)] for end in ends]).reshape(-1, 4)
 
 
 def _bar_boxes(axis: Axes, point: dict[str, Any]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from lm_eval_embednoise.analysis.records import Run
 
@@ -88,6 +89,18 @@ def ordered(metrics: Iterable[str]) -> list[str]:
     """Metrics in the order of the tables, unknown ones last."""
     rank = {name: i for i, name in enumerate(MEASURES)}
     return sorted(metrics, key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def method_order(method: str) -> tuple[Any, ...]:
+    """Greedy, temperatures, nucleus, noise by dose, then the rest by name."""
+    for rank, prefix in enumerate(("greedy", "temp-", "nucleus-", "embednoise-")):
+        if method.startswith(prefix):
+            head = method.removeprefix(prefix).split("@")[0].split("+")[0].split("-")[0]
+            try:
+                return (rank, float(head or 0), method)
+            except ValueError:
+                return (rank, float("inf"), method)
+    return (9, 0.0, method)
 
 
 def headline(domain: str, available: list[str]) -> list[str]:

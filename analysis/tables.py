@@ -22,10 +22,10 @@ _CSV_FIELDS = [
 def terminal(comparison: dict[str, Any]) -> str:
     """The leaderboard and the paired differences of every model and task, then the verdict."""
     parts = []
-    for rows, pairs in _by_task(comparison):
-        parts += [_title(rows[0]), _grid(*_values(rows)), ""]
+    for rows, pairs in by_task(comparison):
+        parts += [title(rows[0]), _grid(*values(rows)), ""]
         if pairs:
-            parts += [_paired_title(comparison, pairs), _grid(*_differences(pairs)), ""]
+            parts += [paired_title(comparison, pairs), _grid(*differences(pairs)), ""]
     parts += [_verdict_text(found) for found in comparison["verdicts"]]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -33,10 +33,10 @@ def terminal(comparison: dict[str, Any]) -> str:
 def markdown(comparison: dict[str, Any]) -> str:
     """The same tables as Markdown."""
     parts = []
-    for rows, pairs in _by_task(comparison):
-        parts += [f"### {_title(rows[0])}", "", _pipes(*_values(rows, intervals=True)), ""]
+    for rows, pairs in by_task(comparison):
+        parts += [f"### {title(rows[0])}", "", _pipes(*values(rows, intervals=True)), ""]
         if pairs:
-            parts += [_paired_title(comparison, pairs), "", _pipes(*_differences(pairs)), ""]
+            parts += [paired_title(comparison, pairs), "", _pipes(*differences(pairs)), ""]
     parts += [_verdict_text(found) for found in comparison["verdicts"]]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -74,7 +74,7 @@ def as_csv(comparison: dict[str, Any]) -> str:
     return out.getvalue()
 
 
-def _by_task(
+def by_task(
     comparison: dict[str, Any],
 ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     baseline = comparison["analysis"]["baseline"]
@@ -89,12 +89,12 @@ def _by_task(
         yield rows, pairs
 
 
-def _title(row: dict[str, Any]) -> str:
+def title(row: dict[str, Any]) -> str:
     clusters = f" in {row['clusters']} families" if row["clusters"] else ""
     return f"{row['task']} · {row['model']} · {row['n']} problems{clusters} · K = {row['k']}"
 
 
-def _paired_title(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> str:
+def paired_title(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> str:
     level = f"{100 * comparison['analysis']['level']:.0f} %"
     return (
         f"paired difference from {pairs[0]['baseline']} [{level} interval]; rates in points; "
@@ -102,7 +102,7 @@ def _paired_title(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> st
     )
 
 
-def _values(
+def values(
     rows: list[dict[str, Any]], *, intervals: bool = False
 ) -> tuple[list[str], list[list[str]]]:
     available = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
@@ -121,7 +121,7 @@ def _values(
     return ["method", *chosen], body
 
 
-def _differences(pairs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def differences(pairs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     chosen = [name for name in _PAIRED if any(name in pair["metrics"] for pair in pairs)]
     body = []
     for pair in pairs:

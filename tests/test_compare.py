@@ -15,7 +15,8 @@ from synthetic import METHODS, Method, write_run, write_study
 
 from lm_eval_embednoise.analysis import compare as command
 from lm_eval_embednoise.analysis import figures, labels, pareto, schema, tables, verdict
-from lm_eval_embednoise.analysis.comparison import compare, method_order
+from lm_eval_embednoise.analysis.comparison import compare
+from lm_eval_embednoise.analysis.measures import method_order
 from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import ResultError, read_runs

@@ -268,13 +268,16 @@ def test_packaged_methods_are_run_files_and_what_their_name_says(path):
     perturbation = Perturbation.from_args(method.perturbation)
     sampling = Sampling.from_gen_kwargs(method.gen_kwargs)
     assert perturbation.active != (not sampling.greedy or path.stem == "greedy")
-    if path.stem.startswith("embednoise-"):
-        assert perturbation.sigma == float(path.stem.removeprefix("embednoise-"))
-        assert perturbation.positions == "prompt" and perturbation.sigma_unit == "relative"
+    family, _, dose = path.stem.partition("-")
+    if family in ("embednoise", "literal"):
+        sigma, _, arm = dose.partition("-")
+        assert perturbation.sigma == float(sigma)
+        assert perturbation.sigma_unit == ("norm" if family == "literal" else "relative")
+        assert arm or (perturbation.positions, perturbation.depth) == ("prompt", "embed")
     elif path.stem.startswith("temp-"):
         assert sampling.temperature == float(path.stem.removeprefix("temp-"))
 
 
 def test_the_grid_of_doses_is_the_papers():
-    names = {path.stem for path in (CONFIGS / "methods").glob("embednoise-*.yaml")}
-    assert {f"embednoise-{sigma}" for sigma in GRID} <= names
+    names = {path.stem for path in (CONFIGS / "methods").glob("*.yaml")}
+    assert {f"{unit}-{sigma}" for unit in ("embednoise", "literal") for sigma in GRID} <= names
