@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,8 +22,15 @@ _PAIRED = ("pass@10", "distinct_2", "unique_correct")
 
 
 def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
-    """Metrics against σ for the noise methods of one model and task, greedy as the dashed line."""
-    doses = sorted((dose(row), row["method"]) for row in rows if dose(row))
+    """Metrics against σ for one model and task, greedy as the dashed line.
+
+    Of several arms (units, depths, scopes, …) the one with the most doses is drawn.
+    """
+    arms: dict[str, list[tuple[float, str]]] = {}
+    for row in rows:
+        if dose(row):
+            arms.setdefault(_arm(row), []).append((dose(row), row["method"]))
+    doses = sorted(max(arms.values(), key=len, default=[]))
     if len(doses) < 2:
         return None
     by_name = {row["method"]: row for row in rows}
@@ -117,6 +125,13 @@ def dose(row: dict[str, Any]) -> float:
     perturbation = row["perturbation"]
     sites = perturbation.get("sites") or {"": perturbation.get("sigma") or 0.0}
     return float(max(sites.values(), default=0.0))
+
+
+def _arm(row: dict[str, Any]) -> str:
+    """What a perturbation is apart from its size and seed."""
+    perturbation = row["perturbation"]
+    rest = {k: v for k, v in perturbation.items() if k not in ("seed", "sigma", "sites")}
+    return json.dumps([rest, sorted(perturbation.get("sites") or {})], sort_keys=True, default=str)
 
 
 def value_text(metric: str, estimate: dict[str, Any]) -> str:

@@ -151,6 +151,19 @@ def test_a_dose_response_needs_two_doses():
     assert math.isclose(curves.dose({"perturbation": {"sigma": 0.2}}), 0.2)
 
 
+def test_a_dose_response_draws_one_arm():
+    def row(sigma, unit):
+        estimate = {"value": sigma, "low": None, "high": None}
+        perturbation = {"sites": {"embed": sigma}, "sigma_unit": unit, "seed": 0}
+        name = f"{unit}-{sigma}"
+        return {"method": name, "perturbation": perturbation, "metrics": {"pass@1": estimate}}
+
+    rows = [row(s, "relative") for s in (0.5, 0.1, 0.2)] + [row(s, "norm") for s in (0.3, 0.4)]
+    figure = curves.dose_response(rows)
+    [axis] = figure.axes
+    np.testing.assert_array_equal(axis.lines[0].get_xdata(), [0.1, 0.2, 0.5])
+
+
 def test_methods_of_one_family_have_their_own_shade():
     from lm_eval_embednoise.analysis.figures import shades
 
