@@ -30,7 +30,8 @@ def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
     for row in rows:
         if dose(row):
             arms.setdefault(_arm(row), []).append((dose(row), row["method"]))
-    doses = sorted(max(arms.values(), key=len, default=[]))
+    largest: list[tuple[float, str]] = max(arms.values(), key=len) if arms else []
+    doses = sorted(largest)
     if len(doses) < 2:
         return None
     by_name = {row["method"]: row for row in rows}
