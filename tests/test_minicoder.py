@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import random
@@ -346,6 +347,20 @@ def test_training_forward_pass_is_transformers(model, tokenizer):
     with torch.inference_mode():
         ours, theirs = network.hidden(ids), model.model(ids).last_hidden_state
     assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_schedule_is_the_published_one():
+    from lm_eval_embednoise.minicoder.train import SCHEDULE, parse_schedule, rate
+
+    schedule = parse_schedule(SCHEDULE)
+    for step in range(1400):
+        expected = min(1.0, (step + 1) / 40, (1800 - step) / 800)
+        assert rate(step, schedule) == pytest.approx(expected, rel=1e-6)
+    for step in range(1400, 1601):
+        assert rate(step, schedule) == pytest.approx((1600 - step) / 450, rel=1e-5, abs=1e-9)
+    for bad in ("0:1", "5:1 9:0", "0:1 9:0 4:1", "0:1 x:0"):
+        with pytest.raises(argparse.ArgumentTypeError, match=re.escape(bad)):
+            parse_schedule(bad)
 
 
 def test_muon_orthogonalizes():

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from . import load_problems
 from .wordproblems import prompt_of
@@ -19,7 +19,7 @@ from .wordproblems import prompt_of
 
 @torch.inference_mode()
 def greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], batch: int = 32
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], batch: int = 32
 ) -> list[str]:
     """The model's greedy continuations."""
     texts: list[str] = []
@@ -54,7 +54,7 @@ def final(answer: str) -> str | None:
 
 
 def accuracy(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     split: str = "calibration",
     limit: int | None = None,

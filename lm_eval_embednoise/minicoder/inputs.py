@@ -45,7 +45,7 @@ def random_input(domain: str, rng: random.Random) -> Any:
 
 def edge_inputs(domain: str) -> list[Any]:
     """First arguments at the edges: empty, and of one element."""
-    return {
+    edges: dict[str, list[Any]] = {
         "numbers": [[], [4], [-3, -3]],
         "range": [0, 1],
         "digits": [0, 7],
@@ -55,7 +55,8 @@ def edge_inputs(domain: str) -> list[Any]:
         "lines": [[], ["", "stone"]],
         "grid": [[], [[], [4]]],
         "rows": [[], [[], [3, 5]]],
-    }[domain]
+    }
+    return edges[domain]
 
 
 def random_threshold(options: tuple[int | str, ...], rng: random.Random) -> int | str:

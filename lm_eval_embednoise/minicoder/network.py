@@ -39,7 +39,9 @@ def init_parameters(config: Qwen2Config, seed: int) -> dict[str, Tensor]:
     """Float32 parameters; the output projections of every block start at zero."""
     generator = torch.Generator().manual_seed(seed)
     d, f = config.hidden_size, config.intermediate_size
-    kv = d // config.num_attention_heads * config.num_key_value_heads
+    kv = (
+        d // config.num_attention_heads * (config.num_key_value_heads or config.num_attention_heads)
+    )
 
     def normal(rows: int, columns: int, std: float) -> Tensor:
         return torch.randn(rows, columns, generator=generator) * std

@@ -116,7 +116,9 @@ def dress(
     with_k = [i for i, piece in enumerate(pieces) if piece.ks]
     outer = rng.choice(with_k) if with_k and rng.random() < 0.4 else -1
     parameter = rng.choice(domain.params)
-    constants, extra, threshold = [], (), ()
+    constants: list[str] = []
+    extra: tuple[str, ...] = ()
+    threshold: tuple[int | str, ...] = ()
     for i, piece in enumerate(pieces):
         if not piece.ks:
             constants.append("")

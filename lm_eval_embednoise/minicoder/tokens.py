@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
@@ -23,7 +24,7 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> Qwen2Tokeni
     )
     backend.train_from_iterator(texts, trainer)
     state = json.loads(backend.to_str())["model"]
-    merges = [tuple(merge) for merge in state["merges"]]
+    merges: list[Any] = [tuple(merge) for merge in state["merges"]]
     return Qwen2Tokenizer(
         vocab=state["vocab"],
         merges=merges,

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,6 +27,23 @@ from .muon import Muon
 from .network import Network, init_parameters, make_config
 from .tokens import train_tokenizer
 
+Schedule = tuple[tuple[int, float], ...]
+
+# The published run: warm-up, plateau, decay (steepened once, at update 1400).
+SCHEDULE = "0:0.025 39:1 1000:1 1399:0.50125 1400:0.444444 1600:0"
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Knots `update:factor`, separated by spaces, updates increasing from 0."""
+    try:
+        knots = tuple((int(u), float(f)) for u, f in (pair.split(":") for pair in text.split()))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list like 0:0 40:1 1600:0") from None
+    updates = [u for u, _ in knots]
+    if len(knots) < 2 or updates[0] != 0 or updates != sorted(set(updates)):
+        raise argparse.ArgumentTypeError(f"the updates in {text!r} must increase from 0")
+    return knots
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -35,19 +53,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=Path("minicoder-run"), help="checkpoints and the log"
     )
-    parser.add_argument("--steps", type=int, default=1500, help="number of updates")
     parser.add_argument(
-        "--decay", type=int, default=600, help="last updates, over which the rates fall to zero"
+        "--schedule",
+        type=parse_schedule,
+        default=SCHEDULE,
+        help="factor on the rates as update:factor knots, linear in between; the last knot ends it",
     )
     parser.add_argument("--tokens", type=int, default=4096, help="positions per update")
     parser.add_argument("--lr", type=float, default=0.02, help="Muon's rate, for matrices")
     parser.add_argument(
         "--lr-other", type=float, default=0.004, help="AdamW's rate, for embeddings, norms, biases"
     )
-    parser.add_argument("--warmup", type=int, default=40, help="updates of linear warm-up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--save-every", type=int, default=100, help="updates between checkpoints")
+    parser.add_argument("--save-every", type=int, default=200, help="updates between checkpoints")
     parser.add_argument("--no-compile", action="store_true", help="run without torch.compile")
     return parser.parse_args(argv)
 
@@ -106,9 +125,12 @@ def publish(parameters: dict[str, Tensor], tokenizer: Qwen2Tokenizer, out: Path)
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def rate(step: int, steps: int, warmup: int, decay: int) -> float:
-    """The learning rates' factor: warm-up, plateau, linear decay to zero."""
-    return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / decay))
+def rate(step: int, schedule: Schedule) -> float:
+    """The learning rates' factor at an update (counted from 0), by linear interpolation."""
+    for (left, low), (right, high) in pairwise(schedule):
+        if left <= step < right:
+            return low + (high - low) * (step - left) / (right - left)
+    return schedule[-1][1]
 
 
 @dataclass
@@ -177,20 +199,21 @@ def train(args: argparse.Namespace) -> None:
     source = batches_from(tokenizer, args.seed, run.shard, run.position, excluded, args.tokens)
     started = time.perf_counter() - run.seconds
     losses: list[float] = []
-    while run.step < args.steps:
+    steps = args.schedule[-1][0]
+    while run.step < steps:
         run.shard, run.position, ids, scored = next(source)
-        factor = rate(run.step, args.steps, args.warmup, args.decay)
+        factor = rate(run.step, args.schedule)
         loss = network.loss(ids, scored)
         run.update(loss, args.lr * factor, args.lr_other * factor)
         run.tokens += ids.shape[0] * (ids.shape[1] - 1)
         run.seconds = time.perf_counter() - started
         losses.append(loss.item())
         if run.step % 10 == 0:
-            done = f"update {run.step}/{args.steps} loss {sum(losses) / len(losses):.4f}"
+            done = f"update {run.step}/{steps} loss {sum(losses) / len(losses):.4f}"
             speed = run.tokens / run.seconds
             print(f"{done} tokens {run.tokens} {speed:.0f}/s {run.seconds:.0f} s", flush=True)
             losses.clear()
-        if run.step % args.save_every == 0 or run.step == args.steps:
+        if run.step % args.save_every == 0 or run.step == steps:
             run.save(args.work)
             scores = accuracy(to_model(run.parameters, tokenizer), tokenizer, limit=32)
             print(f"update {run.step} greedy, 32 calibration problems each: {scores}", flush=True)
