@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STUDY ?= quick
 OUT ?= results/$(STUDY)
 STUDY_ARGS ?=
+PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
 # Without an NVIDIA GPU, ask PyTorch's own index for its CPU build: the default wheel on Linux brings
 # gigabytes of CUDA libraries. Where that index can't be reached, pip goes on with the others.
@@ -25,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt build_backend.py
 	@touch $@
 
 demo: install
-	$(BIN)/embednoise study $(STUDY) --out $(OUT) $(STUDY_ARGS)
+	$(BIN)/embednoise study $(STUDY) --processes $(PROCESSES) --out $(OUT) $(STUDY_ARGS)
 
 test: install lint
 	$(BIN)/python -m pytest

@@ -12,6 +12,7 @@ COMMANDS = {
     "study": ("lm_eval_embednoise.study", "run models × tasks × methods and compare them"),
     "calibrate": ("lm_eval_embednoise.calibrate", "find a model's σ* and T* with equal budgets"),
     "compare": ("lm_eval_embednoise.analysis.compare", "compare methods from result folders"),
+    "report": ("lm_eval_embednoise.analysis.report", "one self-contained HTML page"),
     "power": ("lm_eval_embednoise.analysis.power", "problems needed to see a difference"),
     "doctor": ("lm_eval_embednoise.doctor", "say what works on this machine"),
 }

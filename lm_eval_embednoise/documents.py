@@ -8,12 +8,14 @@ grader needs; `grader` names the grader. The tests of APPS and LiveCodeBench sta
 from __future__ import annotations
 
 import ast
+import functools
 import random
 import re
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
-from . import hidden_tests
+from . import hidden_tests, sandbox
 from .datafiles import BadData, DataMissing, Source, field, locate, read_rows
 
 Row = dict[str, Any]
@@ -39,6 +41,21 @@ GSM8K = Source("gsm8k", ("test.jsonl",), "openai/gsm8k", ("main/test-00000-of-00
 MATH500 = Source("math500", ("test.jsonl", "*.jsonl"), "HuggingFaceH4/MATH-500", ("test.jsonl",))
 
 
+def _runs_code(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Documents whose samples are judged by running them: without a sandbox, say so at once.
+
+    Scoring comes after generation, so a missing sandbox would otherwise cost all of it.
+    """
+
+    @functools.wraps(load)
+    def loaded(**kwargs: Any) -> dict[str, Any]:
+        sandbox.strongest()
+        return load(**kwargs)
+
+    return loaded
+
+
+@_runs_code
 def minicode(**_: Any) -> dict[str, Any]:
     """The embedded programming problems, in HumanEval's form."""
     return _embedded("minicode", ("prompt", "entry_point", "canonical_solution", "test"))
@@ -49,6 +66,7 @@ def minimath(**_: Any) -> dict[str, Any]:
     return _embedded("minimath", ("question", "answer"))
 
 
+@_runs_code
 def humaneval(subset: int | None = None, **_: Any) -> dict[str, Any]:
     """HumanEval (Chen et al. 2021)."""
     keys = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
@@ -60,6 +78,7 @@ def humaneval(subset: int | None = None, **_: Any) -> dict[str, Any]:
     return _split(rows, subset)
 
 
+@_runs_code
 def mbpp(subset: int | None = None, **_: Any) -> dict[str, Any]:
     """MBPP, the sanitised problems (Austin et al. 2021), as functions to complete."""
     rows = [_mbpp_row(row, place) for path in locate(MBPP) for place, row in read_rows(path)]
@@ -93,12 +112,14 @@ def math500(subset: int | None = None, **_: Any) -> dict[str, Any]:
     return _split(rows, subset)
 
 
+@_runs_code
 def apps(difficulty: str, subset: int | None = None, **_: Any) -> dict[str, Any]:
     """APPS test problems of one difficulty (Hendrycks et al. 2021)."""
     rows = (row for row in hidden_tests.apps_problems() if row["difficulty"] == difficulty)
     return _split(list(rows), subset)
 
 
+@_runs_code
 def livecodebench(
     start_date: str | None = None,
     end_date: str | None = None,

@@ -138,7 +138,9 @@ class Sampler:
         """
         self._std = {}
         waiting: deque[Row] = deque()
-        for number, job in enumerate(jobs):
+        # Longest first: rows of like length decode together, and the estimate of time isn't rosy.
+        for number in sorted(range(len(jobs)), key=lambda n: -len(jobs[n].prompt_ids)):
+            job = jobs[number]
             room = self.max_length - len(job.prompt_ids)
             if room < 1:
                 for index in job.samples:

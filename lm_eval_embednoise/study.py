@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-K", "--k", type=int, metavar="K", help="samples a problem")
     parser.add_argument("--batch_size", metavar="B", help="as in lm_eval")
     parser.add_argument("--device", help="as in lm_eval")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share the problems among N processes (accelerate launch); results are the same",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
 
 
@@ -67,11 +75,16 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("results") / study.name
     protocol = Protocol.load(study.protocol)
     runner = Runner(study, out, protocol)
-    print(runner.overview())
-    if args.dry_run:
-        return 0
+    if args.processes < 1:
+        raise StudyError(f"--processes {args.processes}: it must be a whole number ≥ 1")
+    if "RANK" not in os.environ:
+        print(runner.overview(), flush=True)
+        if args.dry_run:
+            return 0
+        if args.processes > 1 and runner.left:
+            return _launch(args.processes)
     runner.run()
-    if int(os.environ.get("RANK", "0")):
+    if not _first_rank():
         return 0
     comparison = compare(
         read_runs([out / cell.folder for cell in runner.cells]),
@@ -84,6 +97,27 @@ def run(args: argparse.Namespace) -> int:
     print(statement(comparison))
     print("\nwritten:", ", ".join(str(path) for path in written))
     return 0
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _launch(processes: int) -> int:
+    """Run this very command again in several processes; returns their exit status."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *(("--multi_gpu",) if gpu else ("--cpu",)),
+        *("--num_processes", str(processes), "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("-m", "lm_eval_embednoise.cli", *sys.argv[1:]),
+    ]
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 class Runner:
@@ -124,9 +158,13 @@ class Runner:
         """Generate and score what is left."""
         if not self.left:
             return
-        self._write_manifest()
+        if _first_rank():
+            self._write_manifest()
         done = len(self.cells) - len(self.left)
-        with quiet_harness(), tqdm(total=len(self.cells), initial=done, unit="run") as bar:
+        with (
+            quiet_harness(),
+            tqdm(total=len(self.cells), initial=done, unit="run", disable=not _first_rank()) as bar,
+        ):
             for model in self.study.models:
                 mine = [cell for cell in self.left if cell.model == model]
                 if not mine:

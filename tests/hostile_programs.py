@@ -107,7 +107,10 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
         FAILED,
         "def f(x):\n    a = []\n    for _ in range(100000):\n        a = [a]\n    return a",
     ),
-    "endless_iterator": (WRONG | TIMEOUT, "import itertools\ndef f(x):\n    return itertools.count()"),
+    "endless_iterator": (
+        WRONG | TIMEOUT,
+        "import itertools\ndef f(x):\n    return itertools.count()",
+    ),
     # -- reading and changing what is outside
     "read_secret": (FAILED, "def f(x):\n    return open('@SECRET@').read()"),
     "read_passwd": (FAILED, "def f(x):\n    return open('/etc/passwd').read()"),

@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("lm_eval")
 import lm_eval
-import lm_eval_embednoise.tasks
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
+import lm_eval_embednoise.tasks
 from lm_eval_embednoise import documents, plugin
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.scoring import aggregate

@@ -26,7 +26,7 @@ log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: it
 OWN_ARGS = ("method", "perplexity", "blocks")
 # What reaches transformers' from_pretrained; anything else there would be swallowed silently.
 LOADING_ARGS = ("attn_implementation", "cache_dir", "local_files_only", "token", "use_safetensors")
-AUTO_ROWS_CPU = 128
+AUTO_ROWS_CPU = 512
 AUTO_ROWS_MOST = 512
 
 
@@ -313,13 +313,16 @@ class HFEmbedNoise(HFLM):
             "rho": self.rho(),
             "std": self._std,
             "stream_version": streams.STREAM_VERSION,
-            "model": {"name": str(self.pretrained), "class": type(self.model).__name__},
+            "model": {"name": self._model_name(), "class": type(self.model).__name__},
             "versions": {
                 name: importlib.metadata.version(name)
                 for name in ("lm-eval-embednoise", "lm-eval", "torch", "transformers")
             },
         }
         return info
+
+    def _model_name(self) -> str:
+        return "minicoder" if self.pretrained == str(MODEL_DIR) else str(self.pretrained)
 
     def signature(self) -> str:
         """One line that identifies the perturbation."""
