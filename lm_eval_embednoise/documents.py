@@ -48,9 +48,9 @@ def _runs_code(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, A
     """
 
     @functools.wraps(load)
-    def loaded(**kwargs: Any) -> dict[str, Any]:
+    def loaded(*args: Any, **kwargs: Any) -> dict[str, Any]:
         sandbox.strongest()
-        return load(**kwargs)
+        return load(*args, **kwargs)
 
     return loaded
 

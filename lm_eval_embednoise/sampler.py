@@ -285,6 +285,7 @@ class Sampler:
         logits: Tensor = output.logits
         return logits
 
+    @torch.no_grad()
     def reference(self, job: Job, site: str) -> float | None:
         """The norm m that scales a site's noise on a job's prompt; None for absolute noise."""
         kind = perturb.reference_kind(self.perturbation, site)

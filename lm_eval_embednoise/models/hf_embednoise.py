@@ -26,6 +26,9 @@ log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: it
 OWN_ARGS = ("method", "perplexity", "blocks")
 # What reaches transformers' from_pretrained; anything else there would be swallowed silently.
 LOADING_ARGS = ("attn_implementation", "cache_dir", "local_files_only", "token", "use_safetensors")
+HOST_ARGS = tuple(
+    name for name in inspect.signature(HFLM.__init__).parameters if name not in ("self", "kwargs")
+)
 AUTO_ROWS_CPU = 512
 AUTO_ROWS_MOST = 512
 
@@ -337,8 +340,7 @@ class HFEmbedNoise(HFLM):
 def _split_args(kwargs: Mapping[str, Any]) -> tuple[Perturbation, dict[str, Any]]:
     """Divide the user's arguments into the perturbation and what HFLM takes; refuse the rest."""
     own = Perturbation.names()
-    host = [name for name in inspect.signature(HFLM.__init__).parameters if name != "self"]
-    allowed = [*own, *OWN_ARGS, *(name for name in host if name != "kwargs"), *LOADING_ARGS]
+    allowed = [*own, *OWN_ARGS, *HOST_ARGS, *LOADING_ARGS]
     for name in kwargs:
         if name not in allowed:
             raise ValueError(
