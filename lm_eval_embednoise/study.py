@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="share the problems among N processes (accelerate launch); results are the same",
+        help="share the problems among N processes (torchrun); the samples are the same",
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
 
@@ -107,16 +107,14 @@ def _launch(processes: int) -> int:
     """Run this very command again in several processes; returns their exit status."""
     import torch
 
-    gpu = torch.cuda.is_available()
     threads = max(1, (os.cpu_count() or 1) // processes)
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *(("--multi_gpu",) if gpu else ("--cpu",)),
-        *("--num_processes", str(processes), "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("-m", "lm_eval_embednoise.cli", *sys.argv[1:]),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc_per_node", str(processes), "-m", "lm_eval_embednoise.cli", *sys.argv[1:]),
     ]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    if not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "true"
     return subprocess.run(command, env=environment, check=False).returncode
 
 
