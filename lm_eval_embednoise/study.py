@@ -156,8 +156,7 @@ class Runner:
         """Generate and score what is left."""
         if not self.left:
             return
-        if _first_rank():
-            self._write_manifest()
+        written = not _first_rank()
         done = len(self.cells) - len(self.left)
         with (
             quiet_harness(),
@@ -169,6 +168,11 @@ class Runner:
                     continue
                 bar.set_description(f"loading {model.name}")
                 session = Session(model, self.study.tasks)
+                for task in self.study.tasks:  # missing data fails here, with nothing written
+                    session.load_tasks(task)
+                if not written:  # its protocol is on record before anything is generated
+                    self._write_manifest()
+                    written = True
                 for cell in mine:
                     bar.set_description(f"{cell.task.name} {cell.method.name}")
                     results = session.evaluate(cell, self.protocol.hash)
