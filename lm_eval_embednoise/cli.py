@@ -20,8 +20,8 @@ RUN_HELP = "evaluate: the arguments of `lm_eval run`, and -K"
 
 EPILOG = """\
 examples:
-  # the whole comparison on the embedded model: nine methods, two tasks, about seven minutes
-  embednoise study quick --out results/quick
+  # the whole comparison on the embedded model: nine methods, two tasks, seven to eight minutes
+  embednoise study quick --processes 2 --out results/quick
 
   # one method on your own model, 20 samples a problem
   embednoise run --model hf-embednoise --model_args pretrained=MODEL,sigma=0.1,depth=5 \\

@@ -75,7 +75,7 @@ def _routes() -> Iterator[Finding]:
     yield (
         hook == "True",
         "import hook *",
-        "active at interpreter start"
+        "active: lm_eval loads the plug-in when it is imported"
         if hook == "True"
         else "switched off by EMBEDNOISE_NO_HOOK"
         if off

@@ -75,9 +75,8 @@ def test_order_and_companions_change_nothing(lm: HFEmbedNoise, gen_kwargs: dict)
 def test_padding_of_a_short_rank_is_copied_not_generated(lm: HFEmbedNoise) -> None:
     """The harness repeats the last problem on a rank that has fewer: 2K responses, K samples."""
     lm.set_perturbation(Perturbation(sigma=0.4))
-    padded = requests(GREEDY) + requests(GREEDY)[-1:] * 0
-    last = padded[-3:]
-    texts = lm.generate_until(padded + last, disable_tqdm=True)
+    own = requests(GREEDY)
+    texts = lm.generate_until(own + own[-3:], disable_tqdm=True)
     assert len(texts) == 12 and texts[9:] == texts[6:9]
 
 
