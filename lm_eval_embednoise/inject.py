@@ -1,13 +1,12 @@
-"""Where the noise goes: embedding and blocks of a causal LM, hooks that undo themselves.
+"""Where the noise goes: the sites of a causal LM, hooks that undo themselves.
 
-Sites are found by a table of the names that architectures use, checked against the config; a model
-outside it is served by naming its modules. Noise is added to a module's output in a forward hook,
-so any code that runs the model sees it, and nothing of the model is changed.
+Noise is added in forward hooks, so any code that runs the model sees it, and nothing of the model
+is changed. The site `embed` is what enters the first block: the token's vector after all that the
+model itself does to it (scaling, learned positions, normalisation). Block k is what leaves block k.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,59 +17,18 @@ from torch import Tensor, nn
 
 from lm_eval_embednoise import perturb, streams
 from lm_eval_embednoise.config import EMBED, Perturbation, site_order
-
-log = logging.getLogger(__name__)
-
-# Where decoder blocks live, most common first; names below the model with its head.
-BLOCK_LISTS = (
-    "model.layers",
-    "model.decoder.layers",
-    "transformer.h",
-    "transformer.blocks",
-    "gpt_neox.layers",
-    "backbone.layers",
-    "language_model.layers",
-    "model.language_model.layers",
-)
-
-
-def find_blocks(model: nn.Module, blocks: str | None = None) -> nn.ModuleList:
-    """The list of decoder blocks.
-
-    Args:
-        model: a causal LM.
-        blocks: dotted name of the list, for a model the table doesn't know.
-
-    Raises:
-        ValueError: teaching the override, when the list isn't where any known family has it.
-    """
-    for name in (blocks,) if blocks else BLOCK_LISTS:
-        try:
-            found = model.get_submodule(name)
-        except AttributeError:
-            continue
-        if isinstance(found, nn.ModuleList) and len(found):
-            return found
-    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    raise ValueError(
-        f"no decoder blocks found in {type(model).__name__}"
-        + (f" under blocks={blocks!r}" if blocks else "")
-        + f"; name their list with blocks=NAME, such as one of: {', '.join(lists) or 'none'}"
-    )
+from lm_eval_embednoise.families import find_blocks
 
 
 def find_site(model: nn.Module, site: str, blocks: str | None = None) -> nn.Module:
-    """The module whose output is `site`.
+    """The module at which a site lies: the first block, whose input is `embed`, or block k.
 
     Raises:
         ValueError: for a block that the model doesn't have.
     """
-    if site == EMBED:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-        if not isinstance(embedding, nn.Module):
-            raise ValueError(f"{type(model).__name__} has no input embedding module")
-        return embedding
     layers = find_blocks(model, blocks)
+    if site == EMBED:
+        return layers[0]
     index = site_order(site)
     if index >= len(layers):
         raise ValueError(
@@ -87,7 +45,7 @@ def hooked(
     act: Callable[[str, Tensor], Tensor],
     blocks: str | None = None,
 ) -> Iterator[None]:
-    """Within the context, `act(site, hidden [batch, pos, dim])` replaces the output of each site.
+    """Within the context, `act(site, hidden [batch, pos, dim])` replaces the vectors at each site.
 
     All modules are found before the first hook is attached, and every hook is removed on leaving,
     whether by success, error or interrupt.
@@ -96,11 +54,24 @@ def hooked(
     handles = []
     try:
         for site, module in modules:
-            handles.append(module.register_forward_hook(_replace_output(site, act)))
+            if site == EMBED:
+                hook = _replace_input(site, act)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(_replace_output(site, act)))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _replace_input(site: str, act: Callable[[str, Tensor], Tensor]) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (act(site, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": act(site, kwargs["hidden_states"])}
+
+    return hook
 
 
 def _replace_output(site: str, act: Callable[[str, Tensor], Tensor]) -> Any:
@@ -110,22 +81,6 @@ def _replace_output(site: str, act: Callable[[str, Tensor], Tensor]) -> Any:
         return act(site, output)
 
     return hook
-
-
-@torch.no_grad()
-def table_norm(model: nn.Module, token_ids: Tensor, chunk: int = 8192) -> float:
-    """Mean norm of the embedding output over the given tokens, after the model's own scaling.
-
-    Args:
-        model: a causal LM.
-        token_ids: int64 [n], the tokens that the tokenizer can emit.
-        chunk: rows embedded at a time.
-    """
-    embedding = find_site(model, EMBED)
-    total = 0.0
-    for part in token_ids.split(chunk):
-        total += float(embedding(part[None])[0].float().norm(dim=-1).double().sum())
-    return total / len(token_ids)
 
 
 @dataclass

@@ -16,17 +16,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise import perturb
 from lm_eval_embednoise.batch import Batch, Row
-from lm_eval_embednoise.config import EMBED, Perturbation, Sampling
-from lm_eval_embednoise.inject import (
-    Injector,
-    Rows,
-    find_blocks,
-    hooked,
-    noise_keys,
-    table_norm,
-)
+from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.families import find_blocks
+from lm_eval_embednoise.inject import Injector, Rows, noise_keys
+from lm_eval_embednoise.reference import References
 from lm_eval_embednoise.slots import SlotCache
 
 
@@ -122,13 +116,11 @@ class Sampler:
         self.blocks = find_blocks(model, blocks)
         self.injector = Injector(model, perturbation, blocks)
         embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-        self.device, self.dtype, self.dim = embedding.device, embedding.dtype, embedding.shape[1]
-        self.token_ids = torch.arange(len(embedding)) if token_ids is None else token_ids
-        self._table: float | None = None
+        self.device, self.dtype = embedding.device, embedding.dtype
+        self.references = References(model, perturbation, token_ids, blocks)
         self._std: dict[int, dict[str, float]] = {}
         parameters = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        self._blocks_name = blocks
 
     @torch.no_grad()
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
@@ -285,38 +277,14 @@ class Sampler:
         logits: Tensor = output.logits
         return logits
 
-    @torch.no_grad()
     def reference(self, job: Job, site: str) -> float | None:
         """The norm m that scales a site's noise on a job's prompt; None for absolute noise."""
-        kind = perturb.reference_kind(self.perturbation, site)
-        if kind is None:
-            return None
-        if kind == "table":
-            if self._table is None:
-                self._table = table_norm(self.model, self.token_ids.to(self.device))
-            return self._table
-        seen: dict[str, Tensor] = {}
-
-        def note(name: str, hidden: Tensor) -> Tensor:
-            seen[name] = hidden[0].float().norm(dim=-1)
-            return hidden
-
-        where = EMBED if kind == "prompt" else site
-        with hooked(self.model, (where,), note, self._blocks_name):
-            self.forward(torch.tensor([job.prompt_ids], device=self.device), DynamicCache())
-        if kind == "prompt":
-            return float(seen[where].mean())
-        bos = getattr(self.model.config, "bos_token_id", None)
-        start = 1 if len(job.prompt_ids) > 1 and job.prompt_ids[0] == bos else 0
-        return float(seen[where][start:].quantile(0.5))
+        return self.references.norm(job.prompt_ids, site)
 
     def site_std(self, number: int, job: Job) -> dict[str, float]:
         """Site → per-coordinate standard deviation for a job, computed once a run."""
         if number not in self._std:
-            self._std[number] = {
-                site: perturb.site_std(self.perturbation, site, self.reference(job, site), self.dim)
-                for site in self.perturbation.sites
-            }
+            self._std[number] = self.references.std(job.prompt_ids)
         return self._std[number]
 
     def mean_std(self) -> dict[str, float]:

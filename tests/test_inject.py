@@ -8,13 +8,14 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from lm_eval_embednoise.config import Perturbation
-from lm_eval_embednoise.inject import Injector, Rows, find_blocks, find_site, hooked, noise_keys
+from lm_eval_embednoise.families import find_blocks, find_embedding
+from lm_eval_embednoise.inject import Injector, Rows, hooked, noise_keys
 
 IDS = torch.tensor([[5, 17, 3, 88], [9, 9, 9, 9]])
 
 
 def hook_count(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) for module in model.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def rows_for(p: Perturbation, std: float, count: int = 2, length: int = 4) -> Rows:
@@ -101,7 +102,7 @@ def test_a_missing_site_attaches_nothing(qwen2: PreTrainedModel) -> None:
 def test_blocks_are_found_by_family_or_by_name(qwen2: PreTrainedModel) -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2))
     assert len(find_blocks(gpt2)) == 2
-    assert find_site(gpt2, "embed") is gpt2.transformer.wte
+    assert find_embedding(gpt2) is gpt2.transformer.wte
     assert find_blocks(qwen2, "model.layers") is qwen2.model.layers
     with pytest.raises(ValueError, match=r"blocks='nowhere'.*blocks=NAME.*model\.layers"):
         find_blocks(qwen2, "nowhere")

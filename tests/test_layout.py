@@ -14,7 +14,10 @@ FOLDERS = {
     "lm_eval_embednoise": ROOT / "lm_eval_embednoise",
     "lm_eval_embednoise.analysis": ROOT / "analysis",
 }
-CHAIN = ("config", "streams", "perturb", "inject", "slots", "batch", "sampler", "models")
+CHAIN = (
+    "config", "streams", "perturb", "families", "inject", "reference", "slots", "batch", "sampler",
+    "models",
+)  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
@@ -56,7 +59,7 @@ def uses(name: str, path: Path, target: str) -> bool:
 
 @pytest.mark.parametrize("position", range(len(CHAIN)))
 def test_the_library_imports_one_way(position: int) -> None:
-    """config → streams → perturb → inject → slots → batch → sampler → models."""
+    """config → streams → perturb → … → sampler → models."""
     part = f"lm_eval_embednoise.{CHAIN[position]}"
     for name, path in modules().items():
         if name == part or name.startswith(part + "."):

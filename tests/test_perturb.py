@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lm_eval_embednoise import perturb, streams
 from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.inject import find_site
+from lm_eval_embednoise.families import find_blocks, find_embedding
 from lm_eval_embednoise.sampler import Job, Sampler
 
 PROMPT = (5, 17, 3, 88, 41)
@@ -76,7 +76,9 @@ def slow_generate(model: PreTrainedModel, p: Perturbation, std: dict[str, float]
                 noisy = hidden + slow_noise(p, site, std[site], "problem", sample, hidden[0])
                 return (noisy, *output[1:]) if isinstance(output, tuple) else noisy
 
-            handles.append(find_site(model, site).register_forward_hook(hook))
+            embed = site == "embed"
+            module = find_embedding(model) if embed else find_blocks(model)[int(site[6:])]
+            handles.append(module.register_forward_hook(hook))
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
         for handle in handles:
             handle.remove()
