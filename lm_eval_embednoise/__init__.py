@@ -13,9 +13,10 @@ _LAZY = {
     "Generation": "lm_eval_embednoise.generation",
     "Perturbation": "lm_eval_embednoise.config",
     "Sampling": "lm_eval_embednoise.config",
-    "perturbed": "lm_eval_embednoise.inject",
+    "ByPrompt": "lm_eval_embednoise.context",
+    "perturbed": "lm_eval_embednoise.context",
 }
-__all__ = ["Generation", "Perturbation", "Sampling", "__version__", "perturbed"]
+__all__ = ["ByPrompt", "Generation", "Perturbation", "Sampling", "__version__", "perturbed"]
 
 _hook.install()
 

@@ -121,6 +121,15 @@ class Injector:
     @contextmanager
     def running(self, rows: Rows) -> Iterator[None]:
         """Within the context, forward passes are perturbed as these rows."""
+        self.start(rows)
+        try:
+            with hooked(self.model, tuple(self.perturbation.sites), self._add, self.blocks):
+                yield
+        finally:
+            self.rows = None
+
+    def start(self, rows: Rows) -> None:
+        """Take these rows as the current ones; nothing of them is measured yet."""
         self.rows = rows
         device = rows.prompt_length.device
         count = len(rows.prompt_length)
@@ -128,11 +137,6 @@ class Injector:
             site: torch.zeros(count, 2, dtype=torch.float64, device=device)
             for site in self.perturbation.sites
         }
-        try:
-            with hooked(self.model, tuple(self.perturbation.sites), self._add, self.blocks):
-                yield
-        finally:
-            self.rows = None
 
     def _add(self, site: str, hidden: Tensor) -> Tensor:
         rows = self.rows

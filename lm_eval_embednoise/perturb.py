@@ -43,7 +43,7 @@ def weights(perturbation: Perturbation, positions: Tensor, prompt_length: Tensor
 
     Args:
         perturbation: names P and g.
-        positions: int64 [rows, pos]; input vectors of a sample counted from 0.
+        positions: int64 [rows, pos]; input vectors of a sample counted from 0, −1 for padding.
         prompt_length: int64 [rows].
 
     Returns:
@@ -60,7 +60,7 @@ def weights(perturbation: Perturbation, positions: Tensor, prompt_length: Tensor
         "last": lambda: in_prompt & (positions >= length - count),
         "generated": lambda: ~in_prompt & ((t <= count) if count else torch.ones_like(in_prompt)),
     }[kind]()
-    return torch.where(inside, schedule(perturbation, t), 0.0)
+    return torch.where(inside & (positions >= 0), schedule(perturbation, t), 0.0)
 
 
 def reference_kind(perturbation: Perturbation, site: str) -> str | None:
