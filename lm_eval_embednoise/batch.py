@@ -126,7 +126,7 @@ class Batch:
             new[f"rho {site}"] = torch.zeros(count, 2, dtype=torch.float64, device=device)
         prompt = torch.tensor([job.prompt_ids], device=device)
         prefilled = DynamicCache()
-        if perturbation.active and perturbation.where.touches_prompt:
+        if perturbation.perturbs_prompt:
             positions = torch.arange(length, device=device).expand(count, -1)
             logits = self._perturbed(new, positions, prompt.expand(count, -1), prefilled)
         else:
@@ -172,7 +172,7 @@ class Batch:
         """Append the tokens to their rows; the slots of rows that have ended."""
         sampler, stop = self.sampler, self.sampler.stop
         nlls: list[float] | None = None
-        if sampler.perplexity and not sampler.perturbation.active:
+        if sampler.perplexity and sampler.perturbation.plain:
             logprobs = self.state["logits"].log_softmax(dim=-1)
             nlls = (-logprobs.gather(1, tokens[:, None])[:, 0]).tolist()
         may_end = stop.may_end[tokens].tolist() if stop.may_end is not None else None
@@ -218,7 +218,7 @@ class Batch:
         width = int(columns.max()) + 1
         self.cache.write_at(columns, width)
         mask = decode_mask(columns, width, sampler.dtype)
-        if sampler.perturbation.active and sampler.perturbation.where.touches_generated:
+        if sampler.perturbation.perturbs_generated:
             logits = self._perturbed(state, columns[:, None], tokens[:, None], self.cache, mask)
         else:
             logits = sampler.forward(tokens[:, None], self.cache, columns[:, None], mask)

@@ -7,117 +7,20 @@ arguments under our rules (nothing inherited silently, nothing unknown accepted)
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from lm_eval_embednoise.checks import choice, integer, number, suggest
+from lm_eval_embednoise.noise_file import with_noise_file
+from lm_eval_embednoise.sites import EMBED, Positions, parse_depth, site_order
 
 SIGMA_UNITS = ("relative", "norm", "absolute")
 SIGMA_REFERENCES = ("site", "table", "prompt", "hidden")
 SCOPES = ("token", "sequence")
 SCHEDULES = ("constant", "linear", "cosine", "exponential", "step")
-POSITIONS = ("prompt", "all", "generated", "first:N", "last:N", "generated:N")
-
-EMBED = "embed"
-
-
-def suggest(name: str, allowed: Iterable[str]) -> str:
-    """`"did you mean 'x'? "` when `name` is a near miss of an allowed name, else nothing."""
-    near = difflib.get_close_matches(str(name), list(allowed), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
-
-
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"{name}={value!r} is not known; {suggest(str(value), allowed)}"
-            f"allowed: {', '.join(allowed)}"
-        )
-
-
-def _number(name: str, value: Any, *, least: float = 0.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{name}={value!r} is not a number")
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"{name}={value!r} is not a number") from None
-    if not math.isfinite(number) or number < least:
-        raise ValueError(f"{name}={value!r} is not allowed; it must be a finite number ≥ {least:g}")
-    return number
-
-
-def _integer(name: str, value: Any, *, least: int) -> int:
-    number = _number(name, value, least=least)
-    if number != int(number):
-        raise ValueError(f"{name}={value!r} is not allowed; it must be a whole number ≥ {least}")
-    return int(number)
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Which input vectors get noise (the set P): a kind and, for some kinds, a count N."""
-
-    kind: str = "prompt"
-    count: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Positions:
-        """Read `prompt`, `all`, `generated`, `first:N`, `last:N` or `generated:N` (N ≥ 1)."""
-        kind, colon, count = str(text).partition(":")
-        if text in ("prompt", "all", "generated"):
-            return cls(kind)
-        if kind in ("first", "last", "generated") and colon:
-            return cls(kind, _integer(f"positions={text!r}: N", count, least=1))
-        raise ValueError(
-            f"positions={text!r} is not known; {suggest(kind, ('prompt', 'all', 'generated'))}"
-            f"allowed: {', '.join(POSITIONS)}"
-        )
-
-    @property
-    def touches_prompt(self) -> bool:
-        """Whether a prompt vector can be in P (then K samples can't share one prefill)."""
-        return self.kind in ("prompt", "all", "first", "last")
-
-    @property
-    def touches_generated(self) -> bool:
-        """Whether a generated position can be in P (then a schedule has something to act on)."""
-        return self.kind in ("all", "generated")
-
-    def __str__(self) -> str:
-        return self.kind if self.count is None else f"{self.kind}:{self.count}"
-
-
-def parse_depth(depth: Any) -> tuple[str, ...]:
-    """Sites named by `depth`: `embed`, a 0-based block index, or several joined by `+`.
-
-    Returns:
-        Site names in depth order: `"embed"` and `"block.<k>"`.
-
-    Raises:
-        ValueError: naming the value and what is allowed.
-    """
-    names = []
-    for part in str(depth).split("+"):
-        if part.strip() == EMBED:
-            names.append(EMBED)
-        elif re.fullmatch(r"(block\.)?\d+", part.strip()):
-            names.append(f"block.{int(part.strip().removeprefix('block.'))}")
-        else:
-            raise ValueError(
-                f"depth={depth!r} is not a site; allowed: embed, a block index k ≥ 0, "
-                "or several joined by '+', such as embed+5"
-            )
-    if len(set(names)) != len(names):
-        raise ValueError(f"depth={depth!r} names a site twice")
-    return tuple(sorted(names, key=site_order))
-
-
-def site_order(site: str) -> int:
-    """Depth of a site: -1 for the embedding output, k for the output of block k."""
-    return -1 if site == EMBED else int(site.removeprefix("block."))
+RSP_SLOTS = ("after-prompt", "before-assistant", "after-bos")
+RSP_FITS = ("isotropic", "per-dimension")
 
 
 @dataclass(frozen=True)
@@ -131,10 +34,18 @@ class Perturbation:
         sigma_reference: what m is: `table`, `prompt`, `hidden`, or `site` (table at the embedding,
             hidden at a block).
         scope: a draw for every `token` position, or one shared by the whole `sequence`.
-        positions: `prompt`, `all`, `generated`, `first:N`, `last:N`, `generated:N`.
+        positions: `prompt`, `all`, `generated`, `first:N`, `last:N`, `generated:N`, or `dummy:N`:
+            N dummy tokens appended to the prompt, and they alone perturbed.
+        dummy_token: which token that is; see docs/perturbation.md for the default.
         schedule: g over generated positions: `constant`, `linear`, `cosine`, `exponential`, `step`.
         sigma_end: σ at the end of the schedule.
         anneal_tokens: how many generated tokens the schedule takes.
+        rsp: number of random soft-prompt vectors, fresh for every sample.
+        rsp_slot: where they stand: `after-prompt`, `before-assistant` or `after-bos`.
+        rsp_fit: Gaussian with mean and variance of all entries of the embedding table
+            (`isotropic`) or of each dimension (`per-dimension`).
+        rsp_scale: factor on the Gaussian's standard deviation.
+        prefix: `random:N` puts N random characters before the prompt, fresh for every sample.
         seed: root of all draws.
     """
 
@@ -144,25 +55,33 @@ class Perturbation:
     sigma_reference: str = "site"
     scope: str = "token"
     positions: str = "prompt"
+    dummy_token: str | None = None
     schedule: str = "constant"
     sigma_end: float | None = None
     anneal_tokens: int | None = None
+    rsp: int = 0
+    rsp_slot: str = "after-prompt"
+    rsp_fit: str = "isotropic"
+    rsp_scale: float = 1.0
+    prefix: str | None = None
     seed: int = 0
     sites: Mapping[str, float] = field(init=False, repr=False, compare=False)
     where: Positions = field(init=False, repr=False, compare=False)
+    prefix_length: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        put("sigma", _number("sigma", self.sigma))
-        _choice("sigma_unit", self.sigma_unit, SIGMA_UNITS)
-        _choice("sigma_reference", self.sigma_reference, SIGMA_REFERENCES)
-        _choice("scope", self.scope, SCOPES)
-        _choice("schedule", self.schedule, SCHEDULES)
-        put("positions", str(self.positions))
+        put("sigma", number("sigma", self.sigma))
+        choice("sigma_unit", self.sigma_unit, SIGMA_UNITS)
+        choice("sigma_reference", self.sigma_reference, SIGMA_REFERENCES)
+        choice("scope", self.scope, SCOPES)
+        choice("schedule", self.schedule, SCHEDULES)
         put("where", Positions.parse(self.positions))
-        put("seed", _integer("seed", self.seed, least=0))
+        put("positions", str(self.where))
+        put("seed", integer("seed", self.seed, least=0))
         put("sites", self._parse_sites())
         self._check_schedule()
+        self._check_additions()
 
     def _parse_sites(self) -> dict[str, float]:
         if isinstance(self.depth, Mapping):
@@ -173,8 +92,12 @@ class Perturbation:
                 )
             sites = {}
             for name, sigma in self.depth.items():
-                (site,) = parse_depth(name)
-                sites[site] = _number(f"depth: {name}", sigma)
+                named = parse_depth(name)
+                if len(named) > 1 or named[0] in sites:
+                    raise ValueError(
+                        f"depth={dict(self.depth)!r}: {name!r} must name one site, once"
+                    )
+                sites[named[0]] = number(f"depth: {name}", sigma)
             ordered = sorted(sites, key=site_order)
             return {site: sites[site] for site in ordered if sites[site] > 0}
         names = parse_depth(self.depth)
@@ -195,19 +118,72 @@ class Perturbation:
             )
         if self.anneal_tokens is None:
             raise ValueError(f"schedule={self.schedule!r} needs anneal_tokens=N (N ≥ 1)")
-        tokens = _integer("anneal_tokens", self.anneal_tokens, least=1)
+        tokens = integer("anneal_tokens", self.anneal_tokens, least=1)
         object.__setattr__(self, "anneal_tokens", tokens)
-        end = _number("sigma_end", 0.0 if self.sigma_end is None else self.sigma_end)
+        end = number("sigma_end", 0.0 if self.sigma_end is None else self.sigma_end)
         if isinstance(self.depth, Mapping) and end > 0:
-            raise ValueError(f"sigma_end={end:g} with a mapping of sites must be 0 or left out")
+            raise ValueError(
+                f"sigma_end={end:g} with a mapping of sites must be 0 or left out: "
+                "it is one sigma, and every site has its own"
+            )
         if self.schedule == "exponential" and end == 0:
-            raise ValueError("schedule='exponential' needs sigma_end > 0")
+            raise ValueError(
+                "schedule='exponential' needs sigma_end > 0, and so one sigma for all sites"
+            )
         object.__setattr__(self, "sigma_end", end)
+
+    def _check_additions(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        if self.dummy_token is not None:
+            if not self.where.dummies:
+                raise ValueError(
+                    f"dummy_token={self.dummy_token!r} needs positions=dummy:N, "
+                    f"not positions={self.positions!r}"
+                )
+            put("dummy_token", str(self.dummy_token))
+        put("rsp", integer("rsp", self.rsp, least=0))
+        put("rsp_scale", number("rsp_scale", self.rsp_scale))
+        choice("rsp_slot", self.rsp_slot, RSP_SLOTS)
+        choice("rsp_fit", self.rsp_fit, RSP_FITS)
+        for field_ in dataclasses.fields(self):
+            value = getattr(self, field_.name, None)
+            if not self.rsp and field_.name.startswith("rsp_") and value != field_.default:
+                raise ValueError(f"{field_.name}={value!r} needs rsp=N (N ≥ 1)")
+        put("prefix_length", self._parse_prefix())
+        put("prefix", f"random:{self.prefix_length}" if self.prefix_length else None)
+
+    def _parse_prefix(self) -> int:
+        if self.prefix is None or self.prefix == "none":
+            return 0
+        kind, colon, count = str(self.prefix).partition(":")
+        if kind != "random" or not colon:
+            raise ValueError(f"prefix={self.prefix!r} is not known; allowed: none, random:N")
+        return integer(f"prefix={self.prefix!r}: N", count, least=1)
 
     @property
     def active(self) -> bool:
         """False when nothing is attached to the model at all."""
-        return bool(self.sites)
+        return bool(self.sites) or self.rsp > 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it leaves the model and its input as they are."""
+        return not (self.active or self.where.dummies or self.prefix_length)
+
+    @property
+    def varies(self) -> bool:
+        """Whether it differs between the samples of a problem (dummies at σ = 0 don't)."""
+        return self.active or self.prefix_length > 0
+
+    @property
+    def perturbs_prompt(self) -> bool:
+        """Whether prompt vectors differ between samples, beyond their token ids."""
+        return self.rsp > 0 or (bool(self.sites) and self.where.touches_prompt)
+
+    @property
+    def perturbs_generated(self) -> bool:
+        """Whether generated positions get noise."""
+        return bool(self.sites) and self.where.touches_generated
 
     @property
     def end_ratio(self) -> float:
@@ -216,26 +192,58 @@ class Perturbation:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The arguments a user can give."""
+        """The arguments a user can give (and `noise`, a file of them)."""
         return tuple(f.name for f in dataclasses.fields(cls) if f.init)
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> Perturbation:
-        """Build from a mapping, refusing unknown names with the near miss."""
-        for name in args:
+        """Build from a mapping, refusing unknown names with the near miss.
+
+        `noise` may name a YAML file that gives some or all of the arguments.
+        """
+        given = dict(args)
+        path = given.pop("noise", None)
+        for name in given:
             if name not in cls.names():
+                allowed = (*cls.names(), "noise")
                 raise ValueError(
-                    f"unknown argument {name!r}; {suggest(name, cls.names())}"
-                    f"allowed: {', '.join(cls.names())}"
+                    f"unknown argument {name!r}; {suggest(name, allowed)}"
+                    f"allowed: {', '.join(allowed)}"
                 )
-        return cls(**dict(args))
+        if path is None:
+            return cls(**given)
+        given = with_noise_file(path, given, cls.names())
+        try:
+            return cls(**given)
+        except ValueError as error:
+            raise ValueError(f"{error} (with noise={path})") from None
 
     def canonical(self) -> dict[str, Any]:
-        """All that determines the draws and their size; one form for every way to say σ = 0."""
-        if not self.active:
-            return {"seed": self.seed, "sites": {}}
-        values = {n: getattr(self, n) for n in self.names() if n not in ("sigma", "depth")}
-        return {**values, "sites": dict(self.sites)}
+        """All that determines the draws, their size and what is added to the prompt.
+
+        One form for every way to say σ = 0; what isn't added to the prompt isn't named.
+        """
+        named = ["seed"]
+        if self.sites:
+            named += ["sigma_unit", "sigma_reference", "scope", "positions"]
+            named += ["schedule", "sigma_end", "anneal_tokens"]
+        elif self.where.dummies:
+            named.append("positions")
+        if self.where.dummies:
+            named.append("dummy_token")
+        if self.rsp:
+            named += ["rsp", "rsp_slot", "rsp_fit", "rsp_scale"]
+        if self.prefix:
+            named.append("prefix")
+        return {**{name: getattr(self, name) for name in named}, "sites": dict(self.sites)}
+
+    def signature(self) -> str:
+        """One line that identifies the perturbation."""
+        canonical = self.canonical()
+        sites = ",".join(f"{site}={sigma:g}" for site, sigma in canonical.pop("sites").items())
+        head = "clean" if self.plain else f"sites:{sites or 'none'}"
+        rest = [f"{name}:{value}" for name, value in canonical.items() if value is not None]
+        return "|".join([head, *rest])
 
 
 GREEDY_KEYS = ("do_sample", "temperature")
@@ -282,7 +290,7 @@ class Sampling:
                     f"gen_kwargs: {name}={given[name]!r} is not supported; "
                     f"{suggest(name, SAMPLING_KEYS)}allowed: {', '.join(SAMPLING_KEYS)}"
                 )
-        temperature = _number("gen_kwargs: temperature", given.get("temperature", 0.0))
+        temperature = number("gen_kwargs: temperature", given.get("temperature", 0.0))
         do_sample = given.get("do_sample", temperature > 0)
         if not isinstance(do_sample, bool):
             raise ValueError(f"gen_kwargs: do_sample={do_sample!r} must be true or false")
@@ -293,13 +301,13 @@ class Sampling:
             )
         if do_sample and temperature == 0:
             raise ValueError("gen_kwargs: do_sample=true needs a temperature > 0, such as 1.0")
-        top_p = _number("gen_kwargs: top_p", given.get("top_p", 1.0))
-        min_p = _number("gen_kwargs: min_p", given.get("min_p", 0.0))
+        top_p = number("gen_kwargs: top_p", given.get("top_p", 1.0))
+        min_p = number("gen_kwargs: min_p", given.get("min_p", 0.0))
         if not 0 < top_p <= 1:
             raise ValueError(f"gen_kwargs: top_p={top_p:g} is not allowed; it must be in (0, 1]")
         if min_p >= 1:
             raise ValueError(f"gen_kwargs: min_p={min_p:g} is not allowed; it must be in [0, 1)")
-        top_k = _integer("gen_kwargs: top_k", given.get("top_k", 0), least=0)
+        top_k = integer("gen_kwargs: top_k", given.get("top_k", 0), least=0)
         if not do_sample:
             for name, value, neutral in (
                 ("top_p", top_p, 1),
@@ -318,7 +326,7 @@ class Sampling:
             top_p=top_p,
             top_k=top_k,
             min_p=min_p,
-            max_gen_toks=_integer(
+            max_gen_toks=integer(
                 "gen_kwargs: max_gen_toks", limits[0] if limits else default_tokens, least=1
             ),
             until=tuple(text for text in until if text),

@@ -58,6 +58,7 @@ def weights(perturbation: Perturbation, positions: Tensor, prompt_length: Tensor
         "prompt": lambda: in_prompt,
         "first": lambda: in_prompt & (positions < count),
         "last": lambda: in_prompt & (positions >= length - count),
+        "dummy": lambda: in_prompt & (positions >= length - count),  # they end the prompt
         "generated": lambda: ~in_prompt & ((t <= count) if count else torch.ones_like(in_prompt)),
     }[kind]()
     return torch.where(inside & (positions >= 0), schedule(perturbation, t), 0.0)

@@ -26,11 +26,25 @@ from lm_eval_embednoise.slots import SlotCache
 
 @dataclass(frozen=True)
 class Job:
-    """One problem: its prompt, its name in the random streams, and the samples wanted of it."""
+    """One problem: its prompt, its name in the random streams, and the samples wanted of it.
+
+    Attributes:
+        prompt_ids: the input vectors' token ids.
+        problem: the name.
+        samples: the sample indices.
+        clean_ids: the prompt with nothing added to it, which the clean log-likelihood and the
+            norm m refer to; None where that is `prompt_ids`.
+    """
 
     prompt_ids: tuple[int, ...]
     problem: str
     samples: tuple[int, ...]
+    clean_ids: tuple[int, ...] | None = None
+
+    @property
+    def clean(self) -> tuple[int, ...]:
+        """The prompt with nothing added to it."""
+        return self.prompt_ids if self.clean_ids is None else self.clean_ids
 
 
 @dataclass
@@ -139,7 +153,7 @@ class Sampler:
                     yield Sample(number, index, [], 0, "prompt_too_long")
                 continue
             limit = min(self.sampling.max_gen_toks, room)
-            same = self.sampling.greedy and not self.perturbation.active
+            same = self.sampling.greedy and not self.perturbation.varies
             groups = [job.samples] if same else [(index,) for index in job.samples]
             waiting.extend(Row(number, group[0], group, limit) for group in groups if group)
         if waiting:
@@ -162,7 +176,7 @@ class Sampler:
             for row in batch.step():
                 finished[row.job].append(row)
                 missing[row.job] -= 1
-                if missing[row.job] and self.perplexity and self.perturbation.active:
+                if missing[row.job] and self.perplexity and not self.perturbation.plain:
                     continue  # the job's texts are scored together
                 rows, finished[row.job] = finished[row.job], []
                 nlls = self._nlls(jobs[row.job], rows)
@@ -178,10 +192,10 @@ class Sampler:
         """The clean log-likelihood of finished rows; equal texts are scored once."""
         if not self.perplexity:
             return [None] * len(rows)
-        if not self.perturbation.active:
+        if self.perturbation.plain:
             return [sum(row.nlls[: row.kept]) for row in rows]
         texts = list(dict.fromkeys(row.text_ids for row in rows if row.text_ids))
-        scores = dict(zip(texts, self.clean_nll(job.prompt_ids, texts), strict=True))
+        scores = dict(zip(texts, self.clean_nll(job.clean, texts), strict=True))
         return [scores.get(row.text_ids, 0.0) for row in rows]
 
     @torch.no_grad()
@@ -279,12 +293,12 @@ class Sampler:
 
     def reference(self, job: Job, site: str) -> float | None:
         """The norm m that scales a site's noise on a job's prompt; None for absolute noise."""
-        return self.references.norm(job.prompt_ids, site)
+        return self.references.norm(job.clean, site)
 
     def site_std(self, number: int, job: Job) -> dict[str, float]:
         """Site → per-coordinate standard deviation for a job, computed once a run."""
         if number not in self._std:
-            self._std[number] = self.references.std(job.prompt_ids)
+            self._std[number] = self.references.std(job.clean)
         return self._std[number]
 
     def mean_std(self) -> dict[str, float]:

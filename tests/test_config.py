@@ -20,12 +20,45 @@ from lm_eval_embednoise.config import Perturbation, Positions, Sampling, parse_d
         ({"sigma": 1, "depth": -1}, ["depth", "-1", "k ≥ 0"]),
         ({"sigma": 1, "depth": "5+5"}, ["depth", "5+5", "twice"]),
         ({"sigma": 1, "depth": {"embed": 0.1}}, ["sigma=1", "contradicts"]),
+        ({"depth": {"embed+5": 0.1}}, ["'embed+5'", "one site"]),
+        ({"depth": {"5": 0.1, "block.5": 0.1}}, ["'block.5'", "once"]),
+        ({"depth": {"5": "much"}}, ["depth: 5", "'much'", "not a number"]),
+        ({"depth": ["embed", 5]}, ["is not a site", "embed+5", "mapping"]),
         ({"sigma": 1, "positions": "first:0"}, ["first:0", "≥ 1"]),
         ({"sigma": 1, "positions": "first"}, ["'first'", "first:N"]),
         ({"sigma": 1, "positions": "promt"}, ["'promt'", "did you mean 'prompt'"]),
         ({"sigma": 1, "schedule": "linear", "anneal_tokens": 5}, ["linear", "positions='prompt'"]),
         ({"sigma": 1, "positions": "all", "schedule": "linear"}, ["linear", "anneal_tokens"]),
         ({"sigma": 1, "anneal_tokens": 5}, ["anneal_tokens", "schedule"]),
+        (
+            {
+                "depth": {"5": 1},
+                "positions": "all",
+                "schedule": "step",
+                "anneal_tokens": 5,
+                "sigma_end": 0.1,
+            },
+            ["sigma_end=0.1", "mapping", "left out"],
+        ),
+        ({"sigma": 1, "positions": "dummy"}, ["'dummy'", "dummy:N"]),
+        ({"sigma": 1, "positions": "dumy:3"}, ["did you mean 'dummy'"]),
+        ({"sigma": 1, "positions": "dummy:0"}, ["dummy:0", "≥ 1"]),
+        ({"sigma": 1, "dummy_token": "pad"}, ["dummy_token='pad'", "positions=dummy:N"]),
+        (
+            {"sigma": 1, "positions": "dummy:2", "schedule": "step", "anneal_tokens": 1},
+            ["step", "positions='dummy:2'", "all or generated"],
+        ),
+        ({"rsp": -1}, ["rsp=-1", "≥ 0"]),
+        ({"rsp": 2.5}, ["rsp=2.5", "whole number"]),
+        ({"rsp": True}, ["rsp=True", "not a number"]),
+        ({"rsp": 4, "rsp_slot": "after-prompts"}, ["did you mean 'after-prompt'", "after-bos"]),
+        ({"rsp": 4, "rsp_fit": "isotropc"}, ["did you mean 'isotropic'", "per-dimension"]),
+        ({"rsp": 4, "rsp_scale": -1}, ["rsp_scale=-1", "≥ 0"]),
+        ({"rsp_slot": "after-bos"}, ["rsp_slot='after-bos'", "needs rsp=N"]),
+        ({"rsp_scale": 2}, ["rsp_scale=2", "needs rsp=N"]),
+        ({"prefix": "seed:5"}, ["prefix='seed:5'", "random:N"]),
+        ({"prefix": "random"}, ["prefix='random'", "random:N"]),
+        ({"prefix": "random:0"}, ["random:0", "≥ 1"]),
         ({"sigma": 1, "seed": 1.5}, ["seed", "1.5", "whole number"]),
         ({"sigm": 1}, ["'sigm'", "did you mean 'sigma'"]),
     ],
@@ -53,8 +86,42 @@ def test_sigma_zero_has_one_canonical_form() -> None:
     assert Perturbation(sigma=0.1).canonical() != plain
 
 
+def test_what_is_added_to_the_prompt_is_in_the_canonical_form() -> None:
+    """Also at σ = 0, where dummies, soft prompts and prefixes stay."""
+    plain = Perturbation()
+    added = [
+        Perturbation(positions="dummy:3"),
+        Perturbation(positions="dummy:4"),
+        Perturbation(positions="dummy:3", dummy_token="eos"),
+        Perturbation(rsp=2),
+        Perturbation(rsp=2, rsp_slot="after-bos"),
+        Perturbation(rsp=2, rsp_fit="per-dimension"),
+        Perturbation(rsp=2, rsp_scale=0.5),
+        Perturbation(prefix="random:2"),
+        Perturbation(rsp=2, prefix="random:2"),
+        Perturbation(sigma=0.1, rsp=2),
+        Perturbation(sigma=0.1),
+    ]
+    assert plain.plain and not any(p.plain for p in added)
+    assert len({str(p.canonical()) for p in [plain, *added]}) == len(added) + 1
+    assert len({p.signature() for p in [plain, *added]}) == len(added) + 1
+    same = Perturbation(positions="dummy:3", depth=7, scope="sequence", sigma_unit="norm")
+    assert same.canonical() == added[0].canonical()
+    assert Perturbation(prefix="none").canonical() == plain.canonical()
+    assert Perturbation(prefix="random:02").canonical() == added[7].canonical()
+    assert Perturbation(rsp=0).signature() == plain.signature() == "clean|seed:0"
+
+
+def test_only_what_differs_between_samples_varies() -> None:
+    assert not Perturbation(positions="dummy:3").varies
+    assert Perturbation(prefix="random:3").varies and not Perturbation(prefix="random:3").active
+    assert Perturbation(rsp=1).active and Perturbation(rsp=1).perturbs_prompt
+    assert not Perturbation(positions="all").perturbs_generated
+    assert not Perturbation(sigma=0.1, positions="generated").perturbs_prompt
+
+
 def test_positions_round_trip() -> None:
-    for text in ("prompt", "all", "generated", "first:3", "last:2", "generated:5"):
+    for text in ("prompt", "all", "generated", "first:3", "last:2", "generated:5", "dummy:4"):
         assert str(Positions.parse(text)) == text
 
 

@@ -17,9 +17,10 @@ from lm_eval_embednoise.sampler import Job, Sampler
 
 PROMPT = (5, 17, 3, 88, 41)
 NEW = 4
+DUMMY = 60
 
 SCOPES = ("token", "sequence")
-POSITIONS = ("prompt", "all", "generated", "first:2", "last:3", "generated:2")
+POSITIONS = ("prompt", "all", "generated", "first:2", "last:3", "generated:2", "dummy:2")
 SCHEDULES = ("constant", "linear", "cosine", "exponential", "step")
 DEPTHS = ("embed", "1", "embed+2")
 
@@ -47,18 +48,26 @@ def slow_inside(p: Perturbation, position: int, length: int) -> bool:
         "generated": position >= length and (not n or t <= int(n)),
         "first": position < min(length, int(n or 0)),
         "last": length - int(n or 0) <= position < length,
+        "dummy": length - int(n or 0) <= position < length,
     }[kind]
+
+
+def prompt_of(p: Perturbation) -> tuple[int, ...]:
+    """The prompt with the dummies that a perturbation appends."""
+    kind, _, n = p.positions.partition(":")
+    return PROMPT + (DUMMY,) * (int(n) if kind == "dummy" else 0)
 
 
 def slow_noise(p: Perturbation, site: str, std: float, problem: str, sample: int, shape: Tensor):
     """ε of every position of one sample, one draw at a time: [pos, dim]."""
+    length = len(prompt_of(p))
     key = streams.key_words([streams.stream_key(p.seed, problem, sample, "noise", site)])
     rows = []
     for position in range(shape.shape[0]):
         c = 0 if p.scope == "sequence" else position
         z = streams.normal(key, torch.tensor([[c]]), shape.shape[1])[0, 0]
-        t = max(0, position - len(PROMPT) + 1)
-        strength = slow_g(p, t) * std if slow_inside(p, position, len(PROMPT)) else 0.0
+        t = max(0, position - length + 1)
+        strength = slow_g(p, t) * std if slow_inside(p, position, length) else 0.0
         rows.append(z * strength)
     return torch.stack(rows)
 
@@ -66,7 +75,7 @@ def slow_noise(p: Perturbation, site: str, std: float, problem: str, sample: int
 @torch.no_grad()
 def slow_generate(model: PreTrainedModel, p: Perturbation, std: dict[str, float], sample: int):
     """Greedy decoding by a full pass over all tokens at every step."""
-    ids = list(PROMPT)
+    ids = list(prompt_of(p))
     for _ in range(NEW):
         handles = []
         for site in p.sites:
@@ -83,14 +92,14 @@ def slow_generate(model: PreTrainedModel, p: Perturbation, std: dict[str, float]
         for handle in handles:
             handle.remove()
         ids.append(int(logits.argmax()))
-    return ids[len(PROMPT) :]
+    return ids[len(prompt_of(p)) :]
 
 
 def combinations():
     for scope, positions, schedule, depth in itertools.product(
         SCOPES, POSITIONS, SCHEDULES, DEPTHS
     ):
-        if schedule != "constant" and positions in ("prompt", "first:2", "last:3"):
+        if schedule != "constant" and positions in ("prompt", "first:2", "last:3", "dummy:2"):
             continue  # refused: nothing for the schedule to act on
         extra = {} if schedule == "constant" else {"sigma_end": 0.2, "anneal_tokens": 3}
         yield Perturbation(
@@ -106,13 +115,28 @@ def test_sampler_equals_the_slow_reference(qwen2: PreTrainedModel, depth: str) -
     cases = [p for p in combinations() if p.depth == depth]
     for p in cases:
         sampler = Sampler(qwen2, p, Sampling(max_gen_toks=NEW), perplexity=False)
-        job = Job(PROMPT, "problem", (0, 1))
+        job = Job(prompt_of(p), "problem", (0, 1), clean_ids=PROMPT)
         got = {sample.index: sample.ids for sample in sampler.run([job])}
         std = sampler.site_std(0, job)
         for index in (0, 1):
             assert got[index] == slow_generate(qwen2, p, std, index), (p, index)
         differs += got[0] != clean
     assert differs > len(cases) / 2  # the noise is strong enough for the test to see it
+
+
+def test_dummies_at_sigma_zero_are_the_control(qwen2: PreTrainedModel) -> None:
+    """They stay in the prompt, the work is done once, and the clean likelihood knows none."""
+    p = Perturbation(positions="dummy:2")
+    job = Job(prompt_of(p), "problem", (0, 1, 2), clean_ids=PROMPT)
+    sampler = Sampler(qwen2, p, Sampling(max_gen_toks=NEW))
+    samples = list(sampler.run([job]))
+    expected = slow_generate(qwen2, p, {}, 0)
+    assert expected != slow_generate(qwen2, Perturbation(), {}, 0)
+    assert [s.ids for s in samples] == [expected] * 3
+    assert sum(s.seconds > 0 for s in samples) == 1
+    clean = sampler.clean_nll(PROMPT, [tuple(expected)])[0]
+    assert [s.nll for s in samples] == pytest.approx([clean] * 3)
+    assert clean != pytest.approx(sampler.clean_nll(job.prompt_ids, [tuple(expected)])[0])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -18,6 +18,7 @@ from lm_eval_embednoise.config import Perturbation, Sampling, suggest
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
 from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.text import StopStrings, emittable_ids, end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
 
@@ -112,10 +113,11 @@ class HFEmbedNoise(HFLM):
         """Swap the noise without loading the model again.
 
         Raises:
-            ValueError: for a site the model doesn't have.
+            ValueError: for a site that the model or a token that its tokenizer doesn't have.
         """
         for site in perturbation.sites:
             find_site(self.model, site, self.blocks)
+        self._prompts = Prompts(self.tokenizer, perturbation)
         self.perturbation = perturbation
         self.method = method
         self._measured: dict[str, list[float]] = {site: [] for site in perturbation.sites}
@@ -170,22 +172,24 @@ class HFEmbedNoise(HFLM):
         slots: dict[int, list[int]] = {}  # an Instance → its places among the requests, in order
         for number in numbers:
             slots.setdefault(id(requests[number]), []).append(number)
-        jobs, places = [], []
+        jobs: list[Job] = []
+        places: list[tuple[list[int], int]] = []  # a job's places, and the samples of its problem
         for of_one in slots.values():
             request = requests[of_one[0]]
             prompt = self._prompt_ids(request.args[0], sampling.max_gen_toks)
             problem = streams.problem_id(request.task_name, prompt)
             # A shorter rank is padded with repetitions of its last problem: copies, not new work.
             wanted = min(request.repeats or len(of_one), len(of_one))
-            jobs.append(Job(tuple(prompt), problem, tuple(range(wanted))))
-            places.append(of_one)
+            added = self._prompts.jobs(prompt, problem, range(wanted))
+            jobs += added
+            places += [(of_one, wanted)] * len(added)
         strings = self._stop_strings(sampling.until)
         sampler = self._sampler(sampling, strings, jobs)
         tokens = 0
         for sample in sampler.run(jobs):
             generation = self._generation(sample, strings)
-            wanted = len(jobs[sample.job].samples)
-            for place in places[sample.job][sample.index :: wanted]:
+            of_one, wanted = places[sample.job]
+            for place in of_one[sample.index :: wanted]:
                 results[place] = generation
                 bar.update()
             tokens += len(sample.ids)
@@ -195,7 +199,7 @@ class HFEmbedNoise(HFLM):
         self._std = sampler.mean_std()
 
     def _prompt_ids(self, text: str, max_gen_toks: int) -> list[int]:
-        keep = self.max_length - max_gen_toks
+        keep = self.max_length - max_gen_toks - self._prompts.added
         ids: list[int] = self.tok_encode(text, left_truncate_len=keep if self.truncation else None)
         return ids or [self.prefix_token_id]
 
@@ -275,7 +279,7 @@ class HFEmbedNoise(HFLM):
         self, requests: list[Any], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Score continuations; under noise as sample 0 of the perturbation."""
-        if not self.perturbation.active:
+        if self.perturbation.plain:
             scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(
                 requests, disable_tqdm=disable_tqdm, **kwargs
             )
@@ -292,7 +296,7 @@ class HFEmbedNoise(HFLM):
             blocks=self.blocks,
         )
         jobs = [
-            Job(tuple(context), streams.problem_id("loglikelihood", context), (0,))
+            self._prompts.jobs(context, streams.problem_id("loglikelihood", context), (0,))[0]
             for _, context, _ in requests
         ]
         return [
@@ -329,17 +333,12 @@ class HFEmbedNoise(HFLM):
 
     def signature(self) -> str:
         """One line that identifies the perturbation."""
-        if not self.perturbation.active:
-            return f"clean|seed:{self.perturbation.seed}|stream:{streams.STREAM_VERSION}"
-        canonical = dict(self.perturbation.canonical())
-        sites = ",".join(f"{site}={sigma:g}" for site, sigma in canonical.pop("sites").items())
-        rest = "|".join(f"{name}:{value}" for name, value in canonical.items() if value is not None)
-        return f"sites:{sites}|{rest}|stream:{streams.STREAM_VERSION}"
+        return f"{self.perturbation.signature()}|stream:{streams.STREAM_VERSION}"
 
 
 def _split_args(kwargs: Mapping[str, Any]) -> tuple[Perturbation, dict[str, Any]]:
     """Divide the user's arguments into the perturbation and what HFLM takes; refuse the rest."""
-    own = Perturbation.names()
+    own = (*Perturbation.names(), "noise")
     allowed = [*own, *OWN_ARGS, *HOST_ARGS, *LOADING_ARGS]
     for name in kwargs:
         if name not in allowed:

@@ -1,0 +1,44 @@
+"""Checks of given values: errors that name the value, what is allowed, and the near miss."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """`"did you mean 'x'? "` when `name` is a near miss of an allowed name, else nothing."""
+    near = difflib.get_close_matches(str(name), list(allowed), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the allowed words."""
+    if value not in allowed:
+        raise ValueError(
+            f"{name}={value!r} is not known; {suggest(str(value), allowed)}"
+            f"allowed: {', '.join(allowed)}"
+        )
+
+
+def number(name: str, value: Any, *, least: float = 0.0) -> float:
+    """A finite number ≥ `least`, from a number or its text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{name}={value!r} is not a number")
+    try:
+        found = float(value)
+    except ValueError:
+        raise ValueError(f"{name}={value!r} is not a number") from None
+    if not math.isfinite(found) or found < least:
+        raise ValueError(f"{name}={value!r} is not allowed; it must be a finite number ≥ {least:g}")
+    return found
+
+
+def integer(name: str, value: Any, *, least: int) -> int:
+    """A whole number ≥ `least`, from a number or its text."""
+    found = number(name, value, least=least)
+    if found != int(found):
+        raise ValueError(f"{name}={value!r} is not allowed; it must be a whole number ≥ {least}")
+    return int(found)
