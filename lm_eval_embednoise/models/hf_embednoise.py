@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import logging
 import os
 from collections.abc import Mapping
@@ -18,18 +17,22 @@ from lm_eval_embednoise.config import Perturbation, Sampling, suggest
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
 from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models.loading import (
+    HOST_ARGS,
+    INSTEAD,
+    LOADING_ARGS,
+    Loading,
+    check_tokenizer,
+    one_line,
+    without_wrapper,
+)
 from lm_eval_embednoise.models.prompts import Prompts
-from lm_eval_embednoise.models.text import StopStrings, emittable_ids, end_tokens
+from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
 OWN_ARGS = ("method", "perplexity", "blocks")
-# What reaches transformers' from_pretrained; anything else there would be swallowed silently.
-LOADING_ARGS = ("attn_implementation", "cache_dir", "local_files_only", "token", "use_safetensors")
-HOST_ARGS = tuple(
-    name for name in inspect.signature(HFLM.__init__).parameters if name not in ("self", "kwargs")
-)
 AUTO_ROWS_CPU = 512
 AUTO_ROWS_MOST = 512
 
@@ -37,13 +40,18 @@ AUTO_ROWS_MOST = 512
 class HFEmbedNoise(HFLM):
     """A Hugging Face causal LM, its input or hidden states perturbed at inference.
 
-    Takes all arguments of `Perturbation` and of the harness's `hf` model, and
+    Takes all arguments of `Perturbation`, those of the harness's `hf` model that docs/own-model.md
+    lists, and
 
     Args:
         pretrained: the model; the embedded minicoder by default.
         method: a label for results; named after the perturbation by default.
         perplexity: score every sample under the clean model (one extra pass when there is noise).
         blocks: dotted name of the decoder blocks' ModuleList, for a model whose list isn't found.
+        quantization: int8 or int4, through bitsandbytes.
+        attn_implementation: eager, sdpa, flash_attention_2 or flash_attention_3; the model's own
+            choice by default.
+        device_map: as in transformers; `parallelize=true` is device_map=auto.
         batch_size: rows decoded at a time; `auto` takes what fits.
 
     Raises:
@@ -69,12 +77,9 @@ class HFEmbedNoise(HFLM):
         if pretrained is None:
             pretrained = str(MODEL_DIR)
             log.info("pretrained not given: using the embedded model, minicoder (%s)", pretrained)
-        super().__init__(
-            pretrained,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            batch_size=batch_size or "auto",
-            **hf_args,
-        )
+        self._most_rows = int(hf_args.get("max_batch_size") or AUTO_ROWS_MOST)
+        self.loading = Loading.from_args(pretrained, {**hf_args, "device": device})
+        super().__init__(pretrained, batch_size=batch_size or "auto", **self.loading.host_args())
         if self.backend != "causal":
             raise ValueError(
                 f"{type(self.model).__name__} is an encoder–decoder model; hf-embednoise works on "
@@ -98,6 +103,9 @@ class HFEmbedNoise(HFLM):
         extra = {k: v for k, v in (additional_config or {}).items() if v is not None}
         if extra.get("batch_size") == 1:
             extra["batch_size"] = "auto"
+        placed = arg_dict.get("parallelize") or arg_dict.get("device_map")
+        if placed and extra.get("device") == "cuda:0":  # the command line's default, not a choice
+            del extra["device"]
         return cls(**{**extra, **arg_dict})
 
     @classmethod
@@ -108,6 +116,23 @@ class HFEmbedNoise(HFLM):
         from lm_eval.utils import simple_parse_args_string
 
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def _get_config(self, pretrained: str, **kwargs: Any) -> None:
+        with one_line(f"pretrained={pretrained!r}"):
+            super()._get_config(pretrained, **kwargs)
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
+        name = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer of {pretrained!r}"
+        with one_line(name):
+            super()._create_tokenizer(pretrained, tokenizer, **kwargs)
+        check_tokenizer(self.tokenizer, self.config, name)
+
+    def _create_model(self, *, quantization_config: Any = None, **kwargs: Any) -> None:
+        """Load the weights; the harness's class knows no way to quantize them."""
+        own = self.loading.quantization_config(self.config)
+        with one_line(f"pretrained={kwargs['pretrained']!r}"):
+            super()._create_model(quantization_config=own or quantization_config, **kwargs)
+        self._model: Any = without_wrapper(self._model)
 
     def set_perturbation(self, perturbation: Perturbation, method: str | None = None) -> None:
         """Swap the noise without loading the model again.
@@ -237,6 +262,7 @@ class HFEmbedNoise(HFLM):
         else:
             free = int(0.3 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
             most = AUTO_ROWS_CPU
+        most = min(most, self._most_rows)
         rows = max(1, min(most, free // (2 * entry * length)))  # twice: a prefill stands beside
         log.info("batch_size=auto: %d rows", rows)
         return rows
@@ -245,7 +271,7 @@ class HFEmbedNoise(HFLM):
         for site, rho in sample.rho.items():
             self._measured[site].append(rho)
         return Generation(
-            strings.text(sample.ids),
+            after_thinking(strings, sample.ids, self.think_end_token),
             sample_index=sample.index,
             tokens=sample.kept,
             finish_reason=sample.finish_reason,
@@ -320,7 +346,13 @@ class HFEmbedNoise(HFLM):
             "rho": self.rho(),
             "std": self._std,
             "stream_version": streams.STREAM_VERSION,
-            "model": {"name": self._model_name(), "class": type(self.model).__name__},
+            "model": {
+                "name": self._model_name(),
+                "class": type(self.model).__name__,
+                **self.loading.canonical(),
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "attn_implementation": self.model.config._attn_implementation,
+            },
             "versions": {
                 name: importlib.metadata.version(name)
                 for name in ("lm-eval-embednoise", "lm-eval", "torch", "transformers")
@@ -341,7 +373,7 @@ def _split_args(kwargs: Mapping[str, Any]) -> tuple[Perturbation, dict[str, Any]
     own = (*Perturbation.names(), "noise")
     allowed = [*own, *OWN_ARGS, *HOST_ARGS, *LOADING_ARGS]
     for name in kwargs:
-        if name not in allowed:
+        if name not in allowed and name not in INSTEAD:
             raise ValueError(
                 f"unknown model argument {name!r}; {suggest(name, allowed)}perturbation: "
                 f"{', '.join(own)}; own: {', '.join(OWN_ARGS)}; and those of --model hf"

@@ -65,6 +65,22 @@ class StopStrings:
         return Stop(frozenset(end_tokens), self.may_end.to(device), self.kept)
 
 
+def after_thinking(strings: StopStrings, ids: Sequence[int], end: str | int | None) -> str:
+    """The generated text behind the last end-of-thinking mark, as the harness's class cuts it.
+
+    Args:
+        strings: the stop strings in force.
+        ids: generated ids.
+        end: the mark as text or as a token id; None for a model that doesn't think aloud. Without
+            the mark in it, a text counts whole.
+    """
+    if isinstance(end, int):
+        last = max((at for at, token in enumerate(ids) if token == end), default=-1)
+        return strings.text(ids[last + 1 :]).lstrip()
+    text = strings.text(ids)
+    return text.split(end)[-1].lstrip() if end else text
+
+
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a text: the one thing taken over from the model's generation config."""
     config = getattr(model, "generation_config", None)

@@ -1,0 +1,309 @@
+"""Loading: every way that runs on a CPU is run on the embedded model, the others are refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from test_hf_embednoise import requests
+from transformers import AutoModelForCausalLM
+
+from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.inject import find_blocks, find_site
+from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+from lm_eval_embednoise.models.loading import ATTENTIONS, Loading, check_tokenizer
+
+MINICODER = str(MODEL_DIR)
+GREEDY = {"until": ["\ndef "], "do_sample": False, "max_gen_toks": 12}
+peft_warns = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def load(**args: Any) -> HFEmbedNoise:
+    return HFEmbedNoise(batch_size=16, **args)
+
+
+def greedy(lm: HFEmbedNoise, **noise: Any) -> list[str]:
+    lm.set_perturbation(Perturbation(**noise))
+    return [str(text) for text in lm.generate_until(requests(GREEDY, 2, 2), disable_tqdm=True)]
+
+
+@pytest.fixture(scope="module")
+def plain() -> HFEmbedNoise:
+    return load()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_models_generate_under_noise(quantization: str, plain: HFEmbedNoise) -> None:
+    """bitsandbytes on the CPU: blocks are quantized, logits near the plain model's, noise lands."""
+    lm = load(quantization=quantization, dtype="bfloat16")
+    layer = lm.model.model.layers[3].mlp.up_proj
+    assert type(layer).__module__.startswith("bitsandbytes")
+    assert layer.weight.dtype == {"int8": torch.int8, "int4": torch.uint8}[quantization]
+    assert lm.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    ids = torch.tensor([lm.tok_encode("def total(xs):\n    return sum(")])
+    with torch.no_grad():
+        ours = lm.model(ids).logits[0, -1].float()
+        theirs = plain.model(ids).logits[0, -1]
+    assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.98
+    assert not torch.equal(ours, theirs)
+    greedy(lm, sigma=0.3, depth="embed+5")
+    assert lm.rho()["block.5"] == pytest.approx(0.3, abs=0.03)
+    assert 0.25 < lm.rho()["embed"] < 0.45
+    info = lm.get_model_info()["embednoise"]["model"]
+    assert info["quantization"] == quantization and info["dtype"] == "bfloat16"
+
+
+def test_the_table_reference_is_that_of_the_unquantized_embedding(plain: HFEmbedNoise) -> None:
+    quantized = load(quantization="int8")
+    for lm in (quantized, plain):
+        greedy(lm, sigma=0.1, sigma_reference="table")
+    assert quantized._std["embed"] == pytest.approx(plain._std["embed"], rel=1e-6)
+
+
+def test_eager_attention_gives_the_same_texts(plain: HFEmbedNoise) -> None:
+    eager = load(attn_implementation="eager")
+    assert eager.get_model_info()["embednoise"]["model"]["attn_implementation"] == "eager"
+    assert greedy(eager, sigma=0.3) == greedy(plain, sigma=0.3)
+
+
+def test_device_map_is_served(plain: HFEmbedNoise, tmp_path: Path) -> None:
+    """A map that spreads the blocks goes through accelerate's hooks; noise lands there too."""
+    blocks = {f"model.layers.{i}": "cpu" if i < 16 else "disk" for i in range(24)}
+    rest = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    lm = load(device_map={**rest, **blocks}, offload_folder=str(tmp_path))
+    assert lm.model.hf_device_map["model.layers.20"] == "disk"
+    assert lm.model.model.layers[20].mlp.up_proj.weight.is_meta
+    assert greedy(lm, sigma=0.3, depth="2+20") == greedy(plain, sigma=0.3, depth="2+20")
+    assert greedy(load(device_map="cpu"), sigma=0.3) == greedy(plain, sigma=0.3)
+
+
+def adapter(folder: Path, **lora: Any) -> str:
+    """A random LoRA adapter for the embedded model, as peft saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(MINICODER)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **lora
+    )
+    get_peft_model(model, config).save_pretrained(folder)
+    return str(folder)
+
+
+@peft_warns
+def test_peft_adapter_is_active_and_its_blocks_are_found(
+    plain: HFEmbedNoise, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    path = adapter(tmp_path, lora_alpha=64)
+    lm = load(peft=path)
+    assert len(find_blocks(lm.model)) == 24
+    assert find_site(lm.model, "embed") is lm.model.get_input_embeddings()
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MINICODER), path)
+    reference = HFEmbedNoise(
+        merged.merge_and_unload(), tokenizer=plain.tokenizer, device="cpu", batch_size=16
+    )
+    assert greedy(lm) == greedy(reference) != greedy(plain)
+    greedy(lm, sigma=0.3, depth=5)
+    assert lm.rho()["block.5"] == pytest.approx(0.3, abs=0.03)
+    assert lm.get_model_info()["embednoise"]["model"]["peft"] == path
+
+
+@peft_warns
+def test_peft_on_a_quantized_model(tmp_path: Path) -> None:
+    lm = load(peft=adapter(tmp_path), quantization="int4", dtype="bfloat16")
+    assert "Linear4bit" in str(type(lm.model.model.layers[0].self_attn.q_proj))
+    assert len(greedy(lm, sigma=0.1, depth="embed+5")) == 4
+
+
+@peft_warns
+def test_adapters_that_add_input_vectors_are_refused(tmp_path: Path) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(MINICODER)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    get_peft_model(model, config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="PROMPT_TUNING adapters add input vectors"):
+        load(peft=str(tmp_path))
+
+
+def test_delta_weights_are_added(tmp_path: Path, plain: HFEmbedNoise) -> None:
+    """A delta of half the weights (the norms' too): the sum is the model that is run."""
+    model = AutoModelForCausalLM.from_pretrained(MINICODER)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.0)
+    model.save_pretrained(tmp_path)
+    lm = load(delta=str(tmp_path))
+    assert greedy(lm, sigma=0.3) == greedy(plain, sigma=0.3)
+
+
+def test_arguments_of_the_host_that_pass_through(plain: HFEmbedNoise) -> None:
+    prompt = "def total(xs):\n"
+    assert load(max_length=77).max_length == 77
+    assert load(dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load(revision="main", trust_remote_code=False, subfolder="").revision == "main"
+    other = load(tokenizer=MINICODER, use_fast_tokenizer=True, prefix_token_id=7)
+    assert other.tok_encode(prompt) == plain.tok_encode(prompt) and other.prefix_token_id == 7
+    assert load(max_batch_size=3)._rows_that_fit(64) == 3 or plain._rows_that_fit(64) < 3
+    assert not load(logits_cache=False).logits_cache
+    loaded = AutoModelForCausalLM.from_pretrained(MINICODER)
+    given = HFEmbedNoise(loaded, tokenizer=plain.tokenizer, batch_size=16)
+    assert greedy(given, sigma=0.3) == greedy(plain, sigma=0.3)
+
+
+def test_truncation_keeps_the_end_of_a_long_prompt() -> None:
+    lm = load(max_length=60, truncation=True)
+    assert lm._prompt_ids("x = 1\n" * 100, 40) == lm.tok_encode("x = 1\n" * 100)[-20:]
+
+
+@pytest.mark.parametrize("mark", ["if", 300])
+def test_think_end_token_cuts_as_the_stock_class_does(mark: str | int) -> None:
+    stock = HFLM(MINICODER, device="cpu", batch_size=4, think_end_token=mark)
+    lm = load(think_end_token=mark)
+    found = lm.generate_until(requests(GREEDY, k=1), disable_tqdm=True)
+    assert found == stock.generate_until(requests(GREEDY, k=1), disable_tqdm=True)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"quantization": "int7"}, r"quantization='int7' is not known; did you mean 'int8'.*int4"),
+    ({"load_in_8bit": True}, r"load_in_8bit=True is not supported; use quantization=int8"),
+    ({"quantization_config": {}}, r"use quantization=int8 or int4"),
+    ({"torch_dtype": "float16"}, r"use dtype"),
+    ({"mixed_precision_dtype": "bfloat16"}, r"use dtype=bfloat16"),
+    ({"dtype": "bloat16"}, r"dtype='bloat16'.*did you mean 'bfloat16'"),
+    ({"attn_implementation": "flash_atention_2"}, r"did you mean 'flash_attention_2'.*eager, sdpa"),
+    ({"attn_implementation": "flex_attention"}, r"flex_attention.*every step; allowed: eager"),
+    ({"attn_implementation": "flash_attention_2", "dtype": "float32"}, r"use dtype=float16"),
+    ({"quantization": "int8", "gguf_file": "x.gguf"}, r"quantization='int8' and gguf_file='x.g"),
+    ({"quantization": "int8", "gptqmodel": True}, r"quantized already"),
+    ({"quantization": "int8", "delta": "x"}, r"delta weights can't be added"),
+    ({"peft": "x", "delta": "y"}, r"can't be combined"),
+    ({"device_map": "cpu", "device": "cpu"}, r"device_map='cpu' and device='cpu' contradict"),
+    ({"parallelize": True, "device": "cpu"}, r"parallelize=True and device='cpu' contradict"),
+    ({"parallelize": True, "tp_plan": "auto"}, r"tp_plan='auto' and parallelize=True"),
+    ({"parallelize": "yes"}, r"parallelize='yes' must be true or false"),
+    ({"max_length": 0}, r"max_length=0.*≥ 1"),
+    ({"pretrained": "/no/such/model"}, r"pretrained='/no/such/model' is no folder"),
+    ({"pretrained": "./models/7b"}, r"pretrained='./models/7b' is no folder \(from /"),
+    ({"tokenizer": "../tok"}, r"tokenizer='../tok' is no folder"),
+    ({"peft": "./adapter"}, r"peft='./adapter' is no folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "words"), BAD, ids=[str(args) for args, _ in BAD])
+def test_bad_arguments_are_refused_before_loading(
+    args: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HFLM, "__init__", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=words) as error:
+        HFEmbedNoise(**args)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_gpu_what_needs_one_is_refused() -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    for args in ({"parallelize": True}, {"device_map": "balanced"}):
+        with pytest.raises(ValueError, match=r"spreads the model over GPUs, and PyTorch sees none"):
+            Loading.from_args(MINICODER, args)
+
+
+@pytest.mark.parametrize(
+    ("missing", "args", "line"),
+    [
+        ("bitsandbytes", {"quantization": "int8"}, r'pip install "lm-eval-embednoise\[quant\]"'),
+        ("peft", {"peft": MINICODER}, r'pip install "lm-eval-embednoise\[peft\]"'),
+        ("gguf", {"gguf_file": "x.gguf"}, "pip install gguf"),
+        (
+            "flash_attn",
+            {"attn_implementation": "flash_attention_2"},
+            r'pip install "lm-eval-embednoise\[flash\]"',
+        ),
+        ("flash_attn_interface", {"attn_implementation": "flash_attention_3"}, "pip install"),
+        ("kernels", {"attn_implementation": "kernels-community/flash-attn2"}, "pip install"),
+    ],
+)
+def test_a_missing_package_gives_the_install_line(
+    missing: str, args: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    gone = (missing, "kernels")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name in gone else real(name, *a)
+    )
+    with pytest.raises(ImportError, match=f"{missing}, which is missing: {line}"):
+        Loading.from_args(MINICODER, args)
+
+
+def test_a_model_that_is_loaded_already_takes_no_loading_arguments(plain: HFEmbedNoise) -> None:
+    with pytest.raises(ValueError, match="quantization has no effect on a model that is loaded"):
+        Loading.from_args(plain.model, {"quantization": "int8"})
+
+
+def test_a_name_the_hub_cannot_serve_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="pretrained='nobody/no-such-model' can't be read") as e:
+        HFEmbedNoise("nobody/no-such-model", device="cpu")
+    assert "\n" not in str(e.value)
+
+
+def test_folders_without_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder without config\.json"):
+        Loading.from_args(str(tmp_path), {})
+    with pytest.raises(ValueError, match=r"is a folder without adapter_config\.json"):
+        Loading.from_args(MINICODER, {"peft": str(tmp_path)})
+    shutil.copy(MODEL_DIR / "config.json", tmp_path)  # a model, but no tokenizer
+    with pytest.raises(ValueError, match=r"the tokenizer of .* knows no text: its files"):
+        HFEmbedNoise(str(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match=r"pretrained=.* can't be read: Error no file named model"):
+        HFEmbedNoise(str(tmp_path), tokenizer=MINICODER, device="cpu")
+
+
+def test_a_checkpoint_that_is_quantized_already(tmp_path: Path) -> None:
+    config = json.loads((MODEL_DIR / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"is quantized already \(awq\); leave quantization out"):
+        HFEmbedNoise(str(tmp_path), tokenizer=MINICODER, quantization="int8", device="cpu")
+
+
+def test_tokenizers_that_do_not_fit(plain: HFEmbedNoise, caplog: pytest.LogCaptureFixture) -> None:
+    class Bare:
+        eos_token_id = bos_token_id = None
+        encode = plain.tokenizer.encode
+
+    with pytest.raises(ValueError, match="neither an end token nor a start token"):
+        check_tokenizer(Bare(), plain.config, "tokenizer='x'")
+    small = type(plain.config)(vocab_size=100)
+    with caplog.at_level(logging.WARNING, logger="lm_eval"):
+        check_tokenizer(plain.tokenizer, small, "tokenizer='x'")
+    assert "only 100 rows" in caplog.text
+
+
+def test_the_command_lines_default_device_is_nobodys_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(HFEmbedNoise, "__init__", lambda self, **kw: seen.append(kw))
+    HFEmbedNoise.create_from_arg_obj({"parallelize": True}, {"device": "cuda:0"})
+    HFEmbedNoise.create_from_arg_obj({"device_map": "auto"}, {"device": "cpu"})
+    HFEmbedNoise.create_from_arg_obj({}, {"device": "cuda:0"})
+    assert [kw.get("device") for kw in seen] == [None, "cpu", "cuda:0"]
+
+
+def test_every_attention_named_is_known_to_transformers() -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    assert set(ATTENTIONS) <= {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
