@@ -129,6 +129,17 @@ class PerturbedModel(Injector):
         token_ids: Tensor | None,
         blocks: str | None,
     ) -> None:
+        added = {
+            "positions": f"dummy:{perturbation.where.dummies}" if perturbation.where.dummies else 0,
+            "rsp": perturbation.rsp,
+            "prefix": perturbation.prefix,
+        }
+        for name, value in added.items():
+            if value:
+                raise ValueError(
+                    f"perturbed(): {name}={value!r} adds vectors to the prompt, which only "
+                    "hf-embednoise does; perturbed() takes prompts as they are"
+                )
         super().__init__(model, perturbation, blocks)
         self.keys: list[Key] = []
         self._name: Keys | list[Key]

@@ -26,6 +26,8 @@ BLOCK_LISTS = (
     "backbone.layers",
 )
 
+KEY_VALUE_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+
 
 def _config(model: nn.Module) -> Any:
     """The configuration of the text decoder, None for a model that isn't transformers'."""
@@ -38,8 +40,9 @@ def check_supported(model: nn.Module) -> None:
     """Refuse what noise on input vectors isn't defined for here.
 
     Raises:
-        ValueError: for encoder–decoder models, and for models that carry a recurrent state
-            (state-space models, linear attention, and hybrids of them with attention).
+        ValueError: for encoder–decoder models, and for models that remember more than keys and
+            values: state-space models, linear attention, their hybrids with attention, and
+            attention over compressed or indexed memory.
     """
     config = _config(model)
     if config is None:
@@ -50,11 +53,14 @@ def check_supported(model: nn.Module) -> None:
             f"{name} is an encoder–decoder model, which is not supported; "
             "use a decoder-only causal language model"
         )
-    recurrent = sorted({kind for kind in cache_layers(model) if "LinearAttention" in kind})
-    if recurrent or (getattr(model, "_is_stateful", False) and not cache_layers(model)):
+    other = sorted(set(cache_layers(model)) - KEY_VALUE_LAYERS)
+    if not other and getattr(model, "_is_stateful", False) and not hasattr(config, "layer_types"):
+        other = ["its own kind"]
+    if other:
         raise ValueError(
-            f"{name} carries a recurrent state (state-space or linear-attention layers), which is "
-            "not supported; use a decoder-only model whose every block is attention"
+            f"{name} carries a recurrent or compressed state ({', '.join(other)}: state-space, "
+            "linear-attention or hybrid layers), which is not supported; use a decoder-only model "
+            "whose every block is attention over keys and values"
         )
 
 

@@ -17,6 +17,7 @@ WINDOW = 6
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "initializer_range": 0.4,
+    "tie_word_embeddings": False,
     "max_position_embeddings": 128,
     "sliding_window": WINDOW,
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), WIDTH),
@@ -51,7 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere2_moe": MIXED,
     "cwm": {**MIXED, "bos_token_id": 1, "eos_token_id": 99},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
         "resid_pdrop": 0.0,
         "head_dim": ...,
@@ -64,7 +65,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {},
     "exaone4": MIXED,
     "exaone_moe": MIXED,
-    "falcon": {"head_dim": ..., "alibi": True},
+    "falcon": {"head_dim": ..., "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon:alibi": {"head_dim": ..., "alibi": True},
     "flex_olmo": {},
     "gemma": {},
     "gemma2": MIXED,
@@ -94,7 +96,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "jetmoe": {},
     "llama": {},
     "llama4_text": {"attention_chunk_size": WINDOW},
-    "longcat_flash": MLA,
+    "longcat_flash": {**MLA, "num_hidden_layers": 6},
     "mimo_v2_flash": {},
     "minicpm3": MLA,
     "minimax_m2": {},
@@ -133,7 +135,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @functools.cache
 def tiny(family: str, **more: Any) -> PreTrainedModel:
     """A random model of a family, wide awake: every input vector changes its output."""
-    config_class = CONFIG_MAPPING[family]
+    config_class = CONFIG_MAPPING[family.partition(":")[0]]
     default = config_class()
     values = {name: value for name, value in COMMON.items() if hasattr(default, name)}
     values |= FAMILIES.get(family, {}) | more

@@ -156,6 +156,17 @@ def test_bad_keys_are_named(qwen2: PreTrainedModel, key: Any) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "added", [{"rsp": 2}, {"prefix": "random:3"}, {"positions": "dummy:2", "sigma": 0.1}]
+)
+def test_prompts_stay_as_they_are(qwen2: PreTrainedModel, added: dict[str, Any]) -> None:
+    with (
+        pytest.raises(ValueError, match=f"{next(iter(added))}=.*adds vectors"),
+        perturbed(qwen2, Perturbation(**added)),
+    ):
+        pass
+
+
 def test_ids_are_needed(qwen2: PreTrainedModel) -> None:
     vectors = qwen2.get_input_embeddings()(torch.tensor([PROMPTS[0]])).detach()
     with pytest.raises(ValueError, match="inputs_embeds"), perturbed(qwen2, CASES["prompt"]):

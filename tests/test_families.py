@@ -1,0 +1,111 @@
+"""Blocks are found by name or by override; what is not supported is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import tiny
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartConfig, BartForCausalLM
+
+from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.families import find_blocks, find_embedding, find_owner, hidden_width
+from lm_eval_embednoise.reference import token_norms
+from lm_eval_embednoise.sampler import Job, Sampler
+
+SMALL = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+MAMBA = {"mamba_d_state": 4, "mamba_expand": 2, "mamba_n_heads": 2, "mamba_d_head": 16}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "mamba": {},
+    "mamba2": {"num_heads": 2, "head_dim": 16, "state_size": 4, "n_groups": 1, "expand": 2},
+    "falcon_mamba": {},
+    "rwkv": {"attention_hidden_size": 16},
+    "recurrent_gemma": {"num_key_value_heads": 2, "head_dim": 8, "lru_width": 16},
+    "jamba": {"intermediate_size": 16, "num_key_value_heads": 2, "num_experts": 2},
+    "bamba": {"intermediate_size": 16, "num_key_value_heads": 2, **MAMBA},
+    "qwen3_next": {"intermediate_size": 16, "num_experts": 2, "moe_intermediate_size": 8},
+}
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_recurrent_models_are_refused_by_name(family: str) -> None:
+    with torch.device("meta"):
+        config = CONFIG_MAPPING[family](**SMALL, **RECURRENT[family])
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(
+        ValueError, match=rf"{type(model).__name__} .*{family}.*recurrent or compressed state"
+    ):
+        find_blocks(model)
+    with pytest.raises(ValueError, match="recurrent or compressed state"):
+        Sampler(model, Perturbation(), Sampling())
+
+
+def test_encoder_decoder_models_are_refused_by_name() -> None:
+    size = {"d_model": 16, "decoder_layers": 2, "encoder_layers": 2, "vocab_size": 20}
+    heads = {"decoder_attention_heads": 2, "encoder_attention_heads": 2}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(BartConfig(**size, **heads))
+    assert isinstance(model, BartForCausalLM)  # its decoder alone is a causal LM, and is served
+    assert len(find_blocks(model)) == 2
+    model.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match=r"BartForCausalLM .*bart.*encoder–decoder"):
+        find_blocks(model)
+
+
+class Unknown(nn.Module):
+    """A causal LM that no table knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = tiny("llama")
+        self.config = inner.config
+        self.words, self.stack = inner.model.embed_tokens, inner.model.layers
+        self.shadow = nn.ModuleList([nn.Linear(2, 2)])
+        self.inner = [inner]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words
+
+    def forward(self, **kwargs: Any) -> Any:
+        return self.inner[0](**kwargs)
+
+
+def test_the_override_serves_a_model_that_no_table_knows() -> None:
+    model = Unknown()
+    with pytest.raises(ValueError, match=r"no decoder blocks.*blocks=NAME.*stack, shadow"):
+        find_blocks(model)
+    assert find_blocks(model, "stack") is model.stack
+    assert find_owner(model, model.stack) is model
+    norms = token_norms(model, torch.arange(5), "stack")
+    assert torch.allclose(norms, model.words.weight[:5].norm(dim=-1).double())
+
+
+def test_wrappers_do_not_matter() -> None:
+    model = tiny("llama")
+    wrapped = nn.Sequential(model)
+    assert find_blocks(wrapped) is model.model.layers
+
+
+def test_an_embedding_narrower_than_the_model() -> None:
+    """OPT-350m: vectors of one width are projected to another before the first block."""
+    model = tiny("opt", word_embed_proj_dim=16)
+    assert find_embedding(model).weight.shape[1] == 16 and hidden_width(model) == 32
+    sampler = Sampler(
+        model, Perturbation(sigma=0.3, positions="all"), Sampling(max_gen_toks=3), perplexity=False
+    )
+    (sample,) = sampler.run([Job((5, 6, 7), "problem", (0,))])
+    assert len(sample.ids) == 3 and 0 < sample.rho["embed"] < 1
+
+
+@pytest.mark.parametrize(
+    ("family", "factor"), [("llama", 1.0), ("gemma", 32**0.5), ("gemma3_text", 32**0.5),
+                           ("granite", 3.0), ("gpt2", 1.0), ("opt", 1.0)]
+)  # fmt: skip
+def test_norms_are_the_models_own_scaling_of_the_table(family: str, factor: float) -> None:
+    """Learned positions (GPT-2, OPT) are no part of a token's vector."""
+    model = tiny(family)
+    ids = torch.arange(3, 50)
+    rows = find_embedding(model).weight[ids].norm(dim=-1).double()
+    assert torch.allclose(token_norms(model, ids), factor * rows, rtol=1e-5)
