@@ -1,11 +1,14 @@
 """The verdict: each endpoint met, refuted or open; each task and the whole by the protocol's rule.
 
 A missing difference is never evidence of none: what neither holds nor fails at the protocol's level
-is inconclusive. Anything that departs from the protocol makes the verdict exploratory.
+is inconclusive. A task whose endpoints fail in another way than the protocol's null (correctness
+lost, or no gain on valid samples) is called refuted; the whole has four values only. Anything that
+departs from the protocol makes the verdict exploratory.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,20 @@ from lm_eval_embednoise.analysis.records import Run
 from lm_eval_embednoise.analysis.resample import Estimate, Resampler
 
 SUCCESS, PARTIAL, NULL, INCONCLUSIVE = "success", "partial", "null", "inconclusive"
+REFUTED = "refuted"  # of a task only
+_SUCCESS_NEEDS = ("correctness", "diversity", "diversity, gated")
+
+
+def endpoint_metrics(protocol: Protocol, domain: str) -> list[str]:
+    """The metrics that decide in a domain."""
+    endpoints = protocol["endpoints"]
+    named = [
+        endpoints["correctness"]["metric"],
+        endpoints["diversity"]["metric"],
+        endpoints["diversity"]["gated"],
+        protocol["coherence"]["metric"].get(domain),
+    ]
+    return [name for name in named if name]
 
 
 def endpoint_status(estimate: Estimate, threshold: float) -> str:
@@ -53,20 +70,25 @@ def task_verdict(
             }
         )
     status = {endpoint["name"]: endpoint["status"] for endpoint in endpoints}
-    if all(status[name] == "met" for name in ("correctness", "diversity", "diversity, gated")):
-        outcome = SUCCESS
-    elif "refuted" in (status["correctness"], status["diversity"], status.get("coherence")):
-        outcome = NULL
-    else:
-        outcome = INCONCLUSIVE
     return {
         "task": candidate.task,
         "domain": candidate.domain,
         "baseline": baseline.method,
         "n": candidate.n,
-        "outcome": outcome,
+        "outcome": task_outcome(status),
         "endpoints": endpoints,
     }
+
+
+def task_outcome(status: dict[str, str]) -> str:
+    """`success`, `null`, `refuted` or `inconclusive`, from each endpoint's status by its name."""
+    if all(status[name] == "met" for name in _SUCCESS_NEEDS):
+        return SUCCESS
+    if "refuted" in (status["diversity"], status.get("coherence")):
+        return NULL
+    if "refuted" in (status[name] for name in _SUCCESS_NEEDS):
+        return REFUTED
+    return INCONCLUSIVE
 
 
 def overall(tasks: list[dict[str, Any]]) -> tuple[str, str]:
@@ -78,7 +100,7 @@ def overall(tasks: list[dict[str, Any]]) -> tuple[str, str]:
     said = ", ".join(f"{outcome} on {domain}" for domain, outcome in domains.items())
     outcomes = set(domains.values())
     if outcomes == {SUCCESS}:
-        return SUCCESS, f"both endpoints hold ({said})"
+        return SUCCESS, f"both endpoints hold: {said}"
     if domains.get("code") == SUCCESS:
         return PARTIAL, said
     if outcomes == {NULL}:
@@ -113,6 +135,9 @@ def deviations(
             seen = len(set(run.hashes) & set(calibration["problems"]))
             if seen:
                 found[f"{run.method} was calibrated on {seen} of the problems of {run.task}"] = None
+        for metric in endpoint_metrics(protocol, run.domain):
+            if metric not in run.metrics:
+                found[f"{metric} was not measured on {run.task} (K = {run.k})"] = None
         missing = [name for name in protocol["family"] if name not in families[run.task]]
         if missing:
             found[f"the family lacks {', '.join(missing)}"] = None
@@ -149,6 +174,14 @@ def _estimate(
         return Estimate(np.nan, np.nan, np.nan, 0, f"{metric} is undefined on every problem")
     pair = np.stack([np.where(both, left, np.nan), np.where(both, right, np.nan)], axis=1)
     means = resampler.means(pair)
-    if statistic == "ratio":
-        return ratio(means, level=level)
-    return difference(metric, means, level=level)
+    told = (
+        ratio(means, level=level)
+        if statistic == "ratio"
+        else difference(metric, means, level=level)
+    )
+    # Fewer clusters than an exact sign test needs to reach this level decide nothing.
+    groups = len(np.unique(resampler.clusters[both]))
+    if 2.0 ** (1 - groups) > 1 - level:
+        reason = f"{groups} independent problems can't decide at {100 * level:g} %"
+        return replace(told, low=np.nan, high=np.nan, reason=reason)
+    return told

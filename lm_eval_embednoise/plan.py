@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 
 _METHOD_KEYS = {"model", "model_args", "gen_kwargs", "metadata"}
+STAR, TUNED = "embednoise-star", "temp-tuned"  # σ* and T*, as calibrate names them
+CALIBRATED = (STAR, TUNED)
 
 
 class StudyError(ValueError):
@@ -32,6 +34,13 @@ class Method:
     perturbation: Mapping[str, Any]
     gen_kwargs: Mapping[str, Any]
     calibration: Mapping[str, Any] | None = None  # what `embednoise calibrate` wrote in the file
+    seeds: tuple[int, ...] | None = None  # instead of the study's
+    pending: bool = False  # its dose is not known before the study has calibrated the model
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the model's input is perturbed."""
+        return any(self.perturbation.get(key) for key in ("sigma", "rsp", "prefix", "noise"))
 
     @classmethod
     def load(cls, name: str, beside: Path | None = None) -> Method:
@@ -66,6 +75,15 @@ class Task:
     limit: int | None = None
     k: int | None = None
     split: str | None = None  # instead of the task's test split; calibrate's
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How each model's σ* and T* are found before its methods are run."""
+
+    task: Task
+    budget: int = 8
+    noise: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,7 @@ class Study:
     baseline: str | None = None
     candidate: str | None = None
     protocol: str | None = None
+    calibrate: Calibration | None = None
 
     def __post_init__(self) -> None:
         for kind in ("models", "tasks", "methods"):
@@ -133,6 +152,7 @@ class Study:
         content = _read(path, known)
         beside = path.parent
         protocol = content.get("protocol")
+        calibrate = _calibration(content.get("calibrate"))
         return cls(
             name=str(content.get("name", path.stem)),
             models=tuple(_model(item) for item in _listed(content, "models")),
@@ -140,21 +160,34 @@ class Study:
                 _task(item, content.get("limit"), content.get("k"))
                 for item in _listed(content, "tasks")
             ),
-            methods=tuple(Method.load(str(m), beside) for m in _listed(content, "methods")),
-            seeds=tuple(int(seed) for seed in content.get("seeds", [0])),
+            methods=tuple(
+                _method(item, beside, calibrate is not None) for item in _listed(content, "methods")
+            ),
+            seeds=_seeds(content.get("seeds", [0])),
             baseline=content.get("baseline"),
             candidate=content.get("candidate"),
             protocol=str(beside / protocol) if protocol else None,
+            calibrate=calibrate,
         )
 
-    def cells(self) -> list[Cell]:
-        """Every run, model by model (each is loaded once), then task by task."""
+    @property
+    def all_tasks(self) -> tuple[Task, ...]:
+        """The tasks, and the one that the models are calibrated on."""
+        return (*self.tasks, *([self.calibrate.task] if self.calibrate else []))
+
+    def cells(self, calibrated: Mapping[str, Mapping[str, Method]] | None = None) -> list[Cell]:
+        """Every run, model by model (each is loaded once), then task by task.
+
+        Args:
+            calibrated: model name → method name → what `calibrate` found for that model.
+        """
+        found = calibrated or {}
         return [
-            Cell(model, task, method, seed)
+            Cell(model, task, found.get(model.name, {}).get(method.name, method), seed)
             for model in self.models
             for task in self.tasks
             for method in self.methods
-            for seed in self.seeds
+            for seed in (self.seeds if method.seeds is None else method.seeds)
         ]
 
 
@@ -180,6 +213,43 @@ def _model(item: Any) -> Model:
     if not isinstance(item, dict) or "name" not in item or set(item) - set(known):
         raise StudyError(f"a model of a study is a mapping with name and {known[1:]}, got {item!r}")
     return Model(**item)
+
+
+def _method(item: Any, beside: Path, calibrated: bool) -> Method:
+    given = item if isinstance(item, dict) else {"name": item}
+    if "name" not in given or set(given) - {"name", "seeds"}:
+        raise StudyError(f"a method of a study is a name, or name and seeds; got {item!r}")
+    name = str(given["name"])
+    if calibrated and name in CALIBRATED:
+        method = Method(name, {}, {}, pending=True)
+    else:
+        method = Method.load(name, beside)
+    return dataclasses.replace(method, seeds=_seeds(given["seeds"]) if "seeds" in given else None)
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    whole = isinstance(value, list) and value and all(type(seed) is int for seed in value)
+    if not whole or len(set(value)) != len(value):
+        raise StudyError(f"seeds={value!r} must be a list of different whole numbers, e.g. [0, 1]")
+    return tuple(value)
+
+
+def _calibration(item: Any) -> Calibration | None:
+    if item is None:
+        return None
+    known = ("task", "split", "limit", "k", "budget", "noise")
+    if not isinstance(item, dict) or "task" not in item or set(item) - set(known):
+        raise StudyError(
+            f"calibrate is a mapping with task and {', '.join(known[1:])}; got {item!r}"
+        )
+    sizes = {key: item.get(key) for key in ("limit", "k", "budget")}
+    for name, size in sizes.items():
+        if size is not None and (type(size) is not int or size < 1):
+            raise StudyError(f"calibrate: {name}={size!r} must be a whole number ≥ 1")
+    task = Task(
+        item["task"], sizes["limit"], sizes["k"] or 20, split=item.get("split", "calibration")
+    )
+    return Calibration(task, sizes["budget"] or 8, dict(item.get("noise") or {}))
 
 
 def _task(item: Any, limit: int | None, k: int | None) -> Task:

@@ -9,22 +9,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import functools
 import json
-import logging
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 import lm_eval_embednoise
-from lm_eval_embednoise import plugin
+from lm_eval_embednoise import calibrate
 from lm_eval_embednoise.analysis import tables
 from lm_eval_embednoise.analysis.compare import write_outputs
 from lm_eval_embednoise.analysis.comparison import compare
@@ -32,8 +27,10 @@ from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.schema import write_text
 from lm_eval_embednoise.analysis.statement import statement
+from lm_eval_embednoise.estimate import Estimate, estimate
 from lm_eval_embednoise.plan import (
     Cell,
+    Method,
     Model,
     Study,
     StudyError,
@@ -41,6 +38,7 @@ from lm_eval_embednoise.plan import (
     fingerprint,
     parse_arguments,
 )
+from lm_eval_embednoise.session import Session, first_rank, launch, quiet_harness
 
 _DONE = "cell.json"  # written last into a cell's folder: its settings and their fingerprint
 
@@ -66,7 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="share the problems among N processes (torchrun); the samples are the same",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what is done and left, how many samples that is and about how long it takes",
+    )
+    parser.add_argument(
+        "--probe",
+        type=int,
+        default=3,
+        metavar="N",
+        help="problems on which the dry run measures its time (0: load nothing, no estimate)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,11 +89,13 @@ def run(args: argparse.Namespace) -> int:
     if "RANK" not in os.environ:
         print(runner.overview(), flush=True)
         if args.dry_run:
+            if args.probe and runner.left:
+                print(runner.estimate(args.probe, args.processes))
             return 0
         if args.processes > 1 and runner.left:
-            return _launch(args.processes)
+            return launch(args.processes)
     runner.run()
-    if not _first_rank():
+    if not first_rank():
         return 0
     comparison = compare(
         read_runs([out / cell.folder for cell in runner.cells]),
@@ -97,25 +108,6 @@ def run(args: argparse.Namespace) -> int:
     print(statement(comparison))
     print("\nwritten:", ", ".join(str(path) for path in written))
     return 0
-
-
-def _first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _launch(processes: int) -> int:
-    """Run this very command again in several processes; returns their exit status."""
-    import torch
-
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc_per_node", str(processes), "-m", "lm_eval_embednoise.cli", *sys.argv[1:]),
-    ]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    if not torch.cuda.is_available():
-        environment["ACCELERATE_USE_CPU"] = "true"
-    return subprocess.run(command, env=environment, check=False).returncode
 
 
 class Runner:
@@ -132,13 +124,25 @@ class Runner:
 
     def __init__(self, study: Study, out: Path, protocol: Protocol) -> None:
         self.study, self.out, self.protocol = study, out, protocol
-        self.cells = study.cells()
+        self.calibrated: dict[str, dict[str, Method]] = {}
+        for model in study.models if study.calibrate else ():
+            assert study.calibrate is not None
+            found = calibrate.calibrated(
+                self._calibration_folder(model), study.calibrate, model, protocol
+            )
+            if found:
+                self.calibrated[model.name] = found
+        self.cells = study.cells(self.calibrated)
         self.left = [cell for cell in self.cells if not self._finished(cell)]
 
     def overview(self) -> str:
         """What is done and what is left, a line for each model and task."""
         lines = [f"study {self.study.name} in {self.out}, protocol {self.protocol.hash}"]
         for model in self.study.models:
+            if self.study.calibrate:
+                done = "done" if model.name in self.calibrated else "left"
+                task = self.study.calibrate.task
+                lines.append(f"  {model.name} · calibration on {task.name}, {task.split}: {done}")
             for task in self.study.tasks:
                 mine = [c for c in self.cells if (c.model, c.task) == (model, task)]
                 left = [c for c in self.left if (c.model, c.task) == (model, task)]
@@ -152,28 +156,33 @@ class Runner:
                 )
         return "\n".join(lines)
 
+    def estimate(self, problems: int, processes: int) -> Estimate:
+        """Samples that are left and the time they take, from a probe of a few problems."""
+        with quiet_harness():
+            return estimate(self.study, self.left, self.calibrated, problems, processes)
+
     def run(self) -> None:
         """Generate and score what is left."""
         if not self.left:
             return
-        written = not _first_rank()
+        written = not first_rank()
         done = len(self.cells) - len(self.left)
         with (
             quiet_harness(),
-            tqdm(total=len(self.cells), initial=done, unit="run", disable=not _first_rank()) as bar,
+            tqdm(total=len(self.cells), initial=done, unit="run", disable=not first_rank()) as bar,
         ):
             for model in self.study.models:
-                mine = [cell for cell in self.left if cell.model == model]
-                if not mine:
+                if not any(cell.model == model for cell in self.left):
                     continue
                 bar.set_description(f"loading {model.name}")
-                session = Session(model, self.study.tasks)
-                for task in self.study.tasks:  # missing data fails here, with nothing written
+                session = Session(model, self.study.all_tasks)
+                for task in self.study.all_tasks:  # missing data fails here, with nothing written
                     session.load_tasks(task)
                 if not written:  # its protocol is on record before anything is generated
                     self._write_manifest()
                     written = True
-                for cell in mine:
+                self._calibrate(session)
+                for cell in [cell for cell in self.left if cell.model == model]:
                     bar.set_description(f"{cell.task.name} {cell.method.name}")
                     results = session.evaluate(cell, self.protocol.hash)
                     if results is not None:  # None on all ranks but the first
@@ -181,9 +190,25 @@ class Runner:
                     bar.update()
                 bar.set_description("done")
 
+    def _calibrate(self, session: Session) -> None:
+        """Find the model's σ* and T*, where the study asks for them and they are not known yet."""
+        if self.study.calibrate is None or session.model.name in self.calibrated:
+            return
+        folder = self._calibration_folder(session.model)
+        self.calibrated[session.model.name] = calibrate.calibrate(
+            session, self.study.calibrate, self.protocol, folder
+        )
+        if first_rank():
+            tqdm.write(calibrate.summary(folder), file=sys.stdout)
+        self.cells = self.study.cells(self.calibrated)
+        self.left = [cell for cell in self.cells if not self._finished(cell)]
+
+    def _calibration_folder(self, model: Model) -> Path:
+        return self.out / "calibration" / model.name
+
     def _finished(self, cell: Cell) -> bool:
         marker = self.out / cell.folder / _DONE
-        if not marker.is_file():
+        if cell.method.pending or not marker.is_file():
             return False
         stored = json.loads(marker.read_text(encoding="utf-8"))
         settings = cell.settings(self.protocol.hash)
@@ -242,105 +267,6 @@ class Runner:
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-class Session:
-    """One loaded model, evaluated under one perturbation after another."""
-
-    def __init__(self, model: Model, tasks: tuple[Task, ...]) -> None:
-        import lm_eval.models  # noqa: F401  (the built-in models register themselves first)
-        from lm_eval.api.registry import get_model
-
-        plugin.register()
-        self.model = model
-        options = {"batch_size": model.batch_size, "device": model.device}
-        given = {key: value for key, value in options.items() if value is not None}
-        self.lm = get_model(model.model).create_from_arg_obj(dict(model.model_args), given)
-        self.tasks = _task_manager([task.name for task in tasks], dict(model.model_args))
-
-    def evaluate(self, cell: Cell, protocol: str) -> dict[str, Any] | None:
-        """Generate and score one cell through the harness; None on ranks other than the first."""
-        from lm_eval import simple_evaluate
-
-        arguments = self._perturb(cell)
-        results = simple_evaluate(
-            model=self.lm,
-            tasks=self.load_tasks(cell.task),
-            limit=cell.task.limit,
-            gen_kwargs=dict(cell.method.gen_kwargs) or None,
-            batch_size=self.model.batch_size,
-            apply_chat_template=self.model.apply_chat_template,
-            task_manager=self.tasks,
-            log_samples=True,
-        )
-        if results is None:
-            return None
-        config = results["config"]
-        config["model"] = self.model.model
-        config["model_args"] = {**self.model.model_args, **arguments}
-        info = config.setdefault("embednoise", {})
-        info["method"] = cell.method.name
-        info["protocol"] = protocol
-        info["calibration"] = cell.method.calibration
-        info.setdefault("perturbation", arguments)
-        named = {"name": cell.model.name}
-        info["model"] = {**info.get("model", {}), **named}
-        return dict(results)
-
-    def load_tasks(self, task: Task) -> list[Any]:
-        """Fresh tasks (the harness writes a run's sampling into them) with the study's K."""
-        loaded = list(self.tasks.load([task.name])["tasks"].values())
-        for item in loaded:
-            if task.k is not None:
-                plugin.set_repeats(item, task.k)
-            if task.split is not None:
-                if task.split not in item.dataset:
-                    raise StudyError(
-                        f"{task.name} has no split {task.split!r}, only {', '.join(item.dataset)}: "
-                        "name one whose problems no comparison sees, or another task"
-                    )
-                item.set_config("test_split", task.split)
-        return loaded
-
-    def _perturb(self, cell: Cell) -> dict[str, Any]:
-        arguments = {**cell.method.perturbation, "seed": cell.seed}
-        if hasattr(self.lm, "set_perturbation"):
-            from lm_eval_embednoise.config import Perturbation
-
-            self.lm.set_perturbation(Perturbation.from_args(arguments), method=cell.method.name)
-            return arguments
-        if any(cell.method.perturbation.values()):
-            raise StudyError(
-                f"model {self.model.model!r} can't be perturbed, so it can't run "
-                f"{cell.method.name}; use hf-embednoise"
-            )
-        return {}
-
-
-def _task_manager(tasks: list[str], metadata: dict[str, Any]) -> Any:
-    """A task index; the harness's thousands of tasks (10 s) are read only if one is needed."""
-    from lm_eval.tasks import TaskManager
-
-    own = TaskManager(include_defaults=False, include_path=plugin.task_dir(), metadata=metadata)
-    if all(name in own.all_tasks or Path(name).is_file() for name in tasks):
-        return own
-    return TaskManager(metadata=metadata)
-
-
-@contextmanager
-def quiet_harness() -> Iterator[None]:
-    """Keep the harness from repeating its notes, and its survey of the machine, at every run."""
-    from torch.utils import collect_env
-
-    logger, survey = logging.getLogger("lm_eval"), collect_env.get_pretty_env_info
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    collect_env.get_pretty_env_info = functools.cache(survey)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        collect_env.get_pretty_env_info = survey
 
 
 def _overridden(study: Study, args: argparse.Namespace) -> Study:

@@ -227,6 +227,8 @@ def test_endpoint_status(low, high, status):
         ("success", "inconclusive", "partial"),
         ("null", "null", "null"),
         ("null", "inconclusive", "inconclusive"),
+        ("success", "refuted", "partial"),
+        ("null", "refuted", "inconclusive"),
         ("inconclusive", "success", "inconclusive"),
     ],
 )
@@ -263,11 +265,50 @@ def test_no_gain_in_diversity_is_null(tmp_path):
     assert found["verdict"] == "null"
 
 
-def test_a_loss_of_correctness_is_null(tmp_path):
-    found = verdict_for(tmp_path, Method(-6.0, 0.5, sigma=0.1), n=60, families=None)
-    assert found["verdict"] == "null"
+def test_a_loss_of_correctness_is_refuted_but_no_null(tmp_path):
+    lossy = Method(-6.0, 0.5, sigma=0.1)
+    found = verdict_for(tmp_path, lossy, n=60, families=None)
+    assert found["verdict"] == "inconclusive" and "refuted on code" in found["why"]
     correctness = found["tasks"][0]["endpoints"][0]
     assert (correctness["name"], correctness["status"]) == ("correctness", "refuted")
+
+
+def test_a_loss_of_coherence_is_null(tmp_path):
+    broken = Method(0.0, 0.5, sigma=0.1, compile_rate=0.5)
+    found = verdict_for(tmp_path, broken, n=60, families=None)
+    assert [task["outcome"] for task in found["tasks"]][:1] == ["null"]
+
+
+@pytest.mark.parametrize(
+    ("correctness", "diversity", "gated", "coherence", "outcome"),
+    [
+        ("met", "met", "met", "open", "success"),
+        ("met", "met", "met", "refuted", "success"),  # the rule's order: success comes first
+        ("met", "met", "open", "met", "inconclusive"),
+        ("met", "met", "refuted", "met", "refuted"),
+        ("refuted", "met", "met", "met", "refuted"),
+        ("refuted", "refuted", "met", "met", "null"),
+        ("met", "met", "open", "refuted", "null"),
+        ("open", "open", "open", "open", "inconclusive"),
+    ],
+)
+def test_the_outcome_of_a_task(correctness, diversity, gated, coherence, outcome):
+    status = {"correctness": correctness, "diversity": diversity, "diversity, gated": gated}
+    assert verdict.task_outcome({**status, "coherence": coherence}) == outcome
+
+
+def test_three_problems_decide_nothing(tmp_path):
+    found = verdict_for(tmp_path, Method(-6.0, 0.01, sigma=0.1), n=3, k=20)
+    [first, *_] = found["tasks"]
+    assert {e["status"] for e in first["endpoints"]} == {"open"}
+    assert "3 independent problems can't decide" in first["endpoints"][1]["estimate"]["reason"]
+    assert first["endpoints"][1]["estimate"]["value"] is not None
+
+
+def test_an_endpoint_that_was_not_measured_is_a_departure(tmp_path):
+    found = verdict_for(tmp_path, Method(0.0, 0.2, sigma=0.1), n=12, k=4)
+    assert found["status"] == "exploratory"
+    assert "pass@10 was not measured on minicode_diverse (K = 4)" in found["deviations"]
 
 
 def test_few_problems_are_inconclusive(tmp_path):

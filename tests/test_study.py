@@ -12,6 +12,7 @@ import yaml
 from lm_eval.api.model import LM
 from lm_eval.api.registry import model_registry
 
+from lm_eval_embednoise import estimate
 from lm_eval_embednoise import study as study_command
 from lm_eval_embednoise.analysis.records import read_runs, samples
 from lm_eval_embednoise.plan import Method, Study, StudyError
@@ -187,10 +188,83 @@ def test_results_of_other_settings_are_not_mixed_in(toy):
 
 
 def test_dry_run_lists_and_writes_nothing(toy, capsys):
-    assert run(toy, "--dry-run", "-K", "2") == 0
+    assert run(toy, "--dry-run", "-K", "2", "--probe", "0") == 0
     shown = capsys.readouterr().out
     assert "0 of 3 runs done; left: temp-0.8, embednoise-0.1, greedy" in shown and "K = 2" in shown
     assert not (toy.parent / "out").exists() and StandIn.loaded == 0
+
+
+def test_the_dry_run_counts_samples_and_times_a_probe(toy, capsys, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock) ** 2)
+    assert run(toy, "--dry-run", "--probe", "2") == 0
+    shown = capsys.readouterr().out
+    assert "3 runs, 60 samples" in shown and "from a probe of 2 problems" in shown
+    # Three kinds of method, each run on one problem twice and on three once; nothing is written.
+    assert StandIn.calls == 9 and not (toy.parent / "out").exists()
+
+
+def test_the_estimate_is_linear_in_problems_and_shared_by_processes(toy, monkeypatch):
+    """A run takes 10 s and 2 s a problem: 20 s for five, 15 s in two processes."""
+    now = [0.0]
+
+    def evaluate(self, cell, protocol):
+        now[0] += 10 + 2 * cell.task.limit
+
+    monkeypatch.setattr(estimate.Session, "evaluate", evaluate)
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
+    found = Study.load(str(toy))
+    for processes, seconds in ((1, 20), (2, 15)):
+        told = estimate.estimate(found, found.cells(), {}, 3, processes)
+        [part] = told.parts
+        assert (part.runs, part.samples, part.seconds) == (3, 60, pytest.approx(3 * seconds))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h"), (864000, "10.0 days")]
+)
+def test_durations_are_told_as_people_do(seconds, said):
+    assert estimate.duration(seconds) == said
+
+
+def test_a_study_calibrates_each_model_first_and_resumes(toy, monkeypatch, capsys):
+    content = yaml.safe_load(toy.read_text())
+    content["models"] = [{"name": name, "model": "stand-in"} for name in ("m", "n")]
+    content["methods"] = ["temp-0.8", "temp-tuned", "embednoise-star"]
+    content["candidate"] = "embednoise-star"
+    content["calibrate"] = {"task": content["tasks"][0], "split": "test", "k": 2, "budget": 2}
+    toy.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(StandIn, "fail_at", 4)  # within the first calibration
+    with pytest.raises(KeyboardInterrupt):
+        run(toy)
+    out = toy.parent / "out"
+    assert len((out / "calibration" / "m" / "points.jsonl").read_text().splitlines()) == 3
+    assert (out / "study.json").is_file()  # the protocol is on record before any generation
+    monkeypatch.setattr(StandIn, "fail_at", None)
+    assert run(toy) == 0
+    per_model = 1 + 2 * 2 + 3
+    assert StandIn.calls == 2 * per_model + 1 and StandIn.loaded == 3
+    shown = capsys.readouterr().out
+    assert "m · calibration" in shown and "embednoise-star.yaml" in shown
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert [v["candidate"] for v in comparison["verdicts"]] == ["embednoise-star"] * 2
+    said = " ".join(comparison["verdicts"][0]["deviations"])
+    assert "was calibrated on 5 of the problems" in said  # the toy has one split only
+    assert run(toy) == 0 and StandIn.calls == 2 * per_model + 1
+    content["calibrate"]["budget"] = 3
+    toy.write_text(yaml.safe_dump(content))
+    with pytest.raises(StudyError, match="was calibrated with another budget"):
+        run(toy)
+
+
+def test_a_method_may_have_seeds_of_its_own(toy):
+    content = yaml.safe_load(toy.read_text())
+    methods = ["greedy", {"name": "temp-0.8", "seeds": [0, 1]}]
+    toy.write_text(yaml.safe_dump({**content, "methods": methods, "candidate": None}))
+    cells = Study.load(str(toy)).cells()
+    assert [(cell.method.name, cell.seed) for cell in cells] == [
+        *(("greedy", 0), ("temp-0.8", 0), ("temp-0.8", 1))
+    ]
 
 
 def test_seeds_are_replicates(toy):
@@ -235,6 +309,12 @@ def test_the_command_line_overrides_the_file(toy):
         ({"k": 0}, "k=0 must be a whole number"),
         ({"models": ["m"]}, "a mapping with name"),
         ({"methods": ["greedy", "greedy"]}, "must be different names"),
+        ({"methods": ["greedy", {"name": "temp-0.8", "seed": 1}]}, "a name, or name and seeds"),
+        ({"methods": [{"name": "greedy", "seeds": [0, 0]}]}, "different whole numbers"),
+        ({"seeds": []}, "different whole numbers"),
+        ({"methods": ["embednoise-star"]}, "no methods file 'embednoise-star'"),
+        ({"calibrate": {"tasks": "x"}}, "a mapping with task and"),
+        ({"calibrate": {"task": "x", "k": 0}}, "calibrate: k=0 must be a whole number"),
     ],
 )
 def test_bad_study_files_are_one_line(toy, change, said):

@@ -1,0 +1,149 @@
+"""One loaded model under one method after another, through the harness; in one process or several.
+
+What `study` and `calibrate` share. A session is made on every rank; only the first sees results.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lm_eval_embednoise import plugin
+from lm_eval_embednoise.plan import Cell, Model, StudyError, Task
+
+
+class Session:
+    """One loaded model, evaluated under one perturbation after another."""
+
+    def __init__(self, model: Model, tasks: tuple[Task, ...]) -> None:
+        import lm_eval.models  # noqa: F401  (the built-in models register themselves first)
+        from lm_eval.api.registry import get_model
+
+        plugin.register()
+        self.model = model
+        options = {"batch_size": model.batch_size, "device": model.device}
+        given = {key: value for key, value in options.items() if value is not None}
+        self.lm = get_model(model.model).create_from_arg_obj(dict(model.model_args), given)
+        self.tasks = _task_manager([task.name for task in tasks], dict(model.model_args))
+
+    def evaluate(self, cell: Cell, protocol: str) -> dict[str, Any] | None:
+        """Generate and score one cell through the harness; None on ranks other than the first."""
+        from lm_eval import simple_evaluate
+
+        arguments = self._perturb(cell)
+        results = simple_evaluate(
+            model=self.lm,
+            tasks=self.load_tasks(cell.task),
+            limit=cell.task.limit,
+            gen_kwargs=dict(cell.method.gen_kwargs) or None,
+            batch_size=self.model.batch_size,
+            apply_chat_template=self.model.apply_chat_template,
+            task_manager=self.tasks,
+            log_samples=True,
+        )
+        if results is None:
+            return None
+        config = results["config"]
+        config["model"] = self.model.model
+        config["model_args"] = {**self.model.model_args, **arguments}
+        info = config.setdefault("embednoise", {})
+        info["method"] = cell.method.name
+        info["protocol"] = protocol
+        info["calibration"] = cell.method.calibration
+        info.setdefault("perturbation", arguments)
+        named = {"name": cell.model.name}
+        info["model"] = {**info.get("model", {}), **named}
+        return dict(results)
+
+    def load_tasks(self, task: Task) -> list[Any]:
+        """Fresh tasks (the harness writes a run's sampling into them) with the study's K."""
+        loaded = list(self.tasks.load([task.name])["tasks"].values())
+        for item in loaded:
+            if task.k is not None:
+                plugin.set_repeats(item, task.k)
+            if task.split is not None:
+                if task.split not in item.dataset:
+                    raise StudyError(
+                        f"{task.name} has no split {task.split!r}, only {', '.join(item.dataset)}: "
+                        "name one whose problems no comparison sees, or another task"
+                    )
+                item.set_config("test_split", task.split)
+        return loaded
+
+    def _perturb(self, cell: Cell) -> dict[str, Any]:
+        arguments = {**cell.method.perturbation, "seed": cell.seed}
+        if hasattr(self.lm, "set_perturbation"):
+            from lm_eval_embednoise.config import Perturbation
+
+            self.lm.set_perturbation(Perturbation.from_args(arguments), method=cell.method.name)
+            return arguments
+        if any(cell.method.perturbation.values()):
+            raise StudyError(
+                f"model {self.model.model!r} can't be perturbed, so it can't run "
+                f"{cell.method.name}; use hf-embednoise"
+            )
+        return {}
+
+
+def _task_manager(tasks: list[str], metadata: dict[str, Any]) -> Any:
+    """A task index; the harness's thousands of tasks (10 s) are read only if one is needed."""
+    from lm_eval.tasks import TaskManager
+
+    own = TaskManager(include_defaults=False, include_path=plugin.task_dir(), metadata=metadata)
+    if all(name in own.all_tasks or Path(name).is_file() for name in tasks):
+        return own
+    return TaskManager(metadata=metadata)
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Keep the harness from repeating its notes, and its survey of the machine, at every run."""
+    from torch.utils import collect_env
+
+    logger, survey = logging.getLogger("lm_eval"), collect_env.get_pretty_env_info
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    collect_env.get_pretty_env_info = functools.cache(survey)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        collect_env.get_pretty_env_info = survey
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launch(processes: int) -> int:
+    """Run this very command again in several processes; returns their exit status."""
+    import torch
+
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc_per_node", str(processes), "-m", "lm_eval_embednoise.cli", *sys.argv[1:]),
+    ]
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    if not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "true"
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def shared(value: Any) -> Any:
+    """The first rank's value, on every rank."""
+    import torch.distributed as distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
