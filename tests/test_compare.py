@@ -274,8 +274,8 @@ def test_a_loss_of_correctness_is_refuted_but_no_null(tmp_path):
 
 
 def test_a_loss_of_coherence_is_null(tmp_path):
-    broken = Method(0.0, 0.5, sigma=0.1, compile_rate=0.5)
-    found = verdict_for(tmp_path, broken, n=12, families=None)
+    broken = Method(-1.5, 0.5, sigma=0.1, compile_rate=0.5)
+    found = verdict_for(tmp_path, broken, n=40, families=None)
     assert [task["outcome"] for task in found["tasks"]][:1] == ["null"]
 
 
