@@ -18,14 +18,12 @@ from . import syntax, wire
 _DEEP = 20_000
 
 
-def run(
-    job: dict[str, Any], report: int, calls: int | None = None, returns: int | None = None
-) -> NoReturn:
+def run(job: dict[str, Any], report: int, pipes: tuple[int, int, int] | None = None) -> NoReturn:
     """Run `job["program"]`; never returns.
 
     Writes the static facts to `report` before any of the program runs, and at most one more frame,
-    the name of the exception that ended it. With `calls` and `returns` it then serves calls to the
-    program's functions until the other end closes.
+    the name of the exception that ended it. With `pipes` (calls, returns, done) it then serves
+    calls to the program's functions until the other end closes.
     """
     default_limit = sys.getrecursionlimit()
     sys.setrecursionlimit(_DEEP)
@@ -35,19 +33,19 @@ def run(
     if not facts["compiled"]:
         os._exit(0)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    name = "__main__" if calls is None else "candidate"
+    name = "__main__" if pipes is None else "candidate"
     module = types.ModuleType(name)
     sys.modules[name] = module  # dataclasses and pickle look their module up
     if job["header"]:
         exec(compile(job["header"], "<header>", "exec", dont_inherit=True), module.__dict__)
     try:
         exec(compile(job["program"], "<candidate>", "exec", dont_inherit=True), module.__dict__)
-        if calls is not None and returns is not None:
-            serve(module, calls, returns)
+        if pipes is not None:
+            serve(module, *pipes)
         _flush()
     except SystemExit:
         _flush()
-        if calls is not None:
+        if pipes is not None:
             wire.send_json(report, "SystemExit")
     except BaseException as error:
         _flush()
@@ -63,24 +61,36 @@ def _flush() -> None:
         os._exit(1)
 
 
-def serve(module: types.ModuleType, calls: int, returns: int) -> None:
-    """Answer calls to the program's functions until the tests close the pipe."""
+def serve(module: types.ModuleType, calls: int, returns: int, done: int) -> None:
+    """Answer calls to the program's functions until the tests close the pipe.
+
+    A frame holds one call, or a list of them, after whose last answer a byte goes to `done`.
+    """
     encoder = wire.Encoder(keep_objects=True)
     while (frame := wire.receive(calls)) is not None:
         request = json.loads(frame)
-        arguments = wire.decode(request["args"], encoder.objects)
-        keywords = wire.decode(request["kwargs"], encoder.objects)
-        try:
-            value = resolve(module, request["name"])(*arguments, **keywords)
-            reply: dict[str, Any] = {"value": encoder.encode(value)}
-            if any(isinstance(a, (list, dict, set)) for a in arguments):
-                after = encoder.encode(arguments)
-                if after != request["args"]:
-                    reply["changed"] = after
-            payload = json.dumps(reply).encode()
-        except BaseException as error:
-            payload = json.dumps({"raised": type(error).__name__}).encode()
-        wire.send(returns, payload)
+        if isinstance(request, list):
+            for single in request:
+                wire.send(returns, answer(module, single, encoder))
+            os.write(done, b".")
+        else:
+            wire.send(returns, answer(module, request, encoder))
+
+
+def answer(module: types.ModuleType, request: dict[str, Any], encoder: wire.Encoder) -> bytes:
+    """Make one call; what it returned, or the name of what it raised."""
+    arguments = wire.decode(request["args"], encoder.objects)
+    keywords = wire.decode(request["kwargs"], encoder.objects)
+    try:
+        value = resolve(module, request["name"])(*arguments, **keywords)
+        reply: dict[str, Any] = {"value": encoder.encode(value)}
+        if any(isinstance(a, (list, dict, set)) for a in arguments):
+            after = encoder.encode(arguments)
+            if after != request["args"]:
+                reply["changed"] = after
+        return json.dumps(reply).encode()
+    except BaseException as error:
+        return json.dumps({"raised": type(error).__name__}).encode()
 
 
 def resolve(module: types.ModuleType, name: str) -> Any:

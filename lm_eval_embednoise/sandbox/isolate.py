@@ -45,10 +45,7 @@ def _library_directories() -> set[Path]:
 
 
 def enter_namespaces(readable: list[str]) -> bool:
-    """Move into own user, mount, network, IPC and process namespaces with a minimal root.
-
-    Returns in a child that is process 1 of the new process namespace; the caller's own process
-    stays behind, waits for it and leaves with its exit status.
+    """Move into own user, mount, network and IPC namespaces with a minimal root.
 
     Returns:
         True when programs can be given a user id of their own (only root may map two).
@@ -74,7 +71,6 @@ def enter_namespaces(readable: list[str]) -> bool:
         | kernel.CLONE_NEWNET
         | kernel.CLONE_NEWIPC
         | kernel.CLONE_NEWUTS
-        | kernel.CLONE_NEWPID
     )
     os.write(ready[1], b"1")
     mapped = os.read(go[0], 1)
@@ -83,7 +79,6 @@ def enter_namespaces(readable: list[str]) -> bool:
     os.waitpid(helper, 0)
     if not mapped:
         raise OSError("the user id map was refused")
-    _become_process_one()
     _build_root(readable)
     return as_root
 
@@ -99,7 +94,12 @@ def _write_id_maps(pid: int, uid: int, gid: int, as_root: bool) -> None:
     Path(f"/proc/{pid}/gid_map").write_text(f"{_INSIDE_UID} {gid} 1\n")
 
 
-def _become_process_one() -> None:
+def become_process_one() -> None:
+    """Go on in a child that is process 1 of a process namespace of its own.
+
+    The caller's own process stays behind, waits for it and leaves with its exit status.
+    """
+    kernel.unshare(kernel.CLONE_NEWPID)
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -206,17 +206,23 @@ def set_limits(cpu_seconds: float, memory_bytes: int, file_bytes: int, processes
         resource.setrlimit(what, (value, value))
 
 
-def confine(level: str, own_user: bool, rules: kernel.Landlock | None) -> None:
-    """Give up, for good, whatever the level takes away. Called after the fork, as a program."""
+def confine(
+    level: str, own_user: bool, rules: kernel.Landlock | None, receives: bool = False
+) -> None:
+    """Give up, for good, whatever the level takes away. Called after the fork, as a program.
+
+    With `receives` the process may still take descriptors from the worker (the tests' process).
+    """
     if level == "rlimits":
         return
     if own_user:
         os.setgroups([])
         os.setresgid(_INSIDE_UID, _INSIDE_UID, _INSIDE_UID)
         os.setresuid(_INSIDE_UID, _INSIDE_UID, _INSIDE_UID)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # a new user id has cleared it
     kernel.drop_capabilities()
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if rules is not None:
         rules.restrict_self()
-    kernel.install_filter(seccomp.build(os.getpid(), landlock=rules is not None))
+    kernel.install_filter(seccomp.build(os.getpid(), rules is not None, receives))

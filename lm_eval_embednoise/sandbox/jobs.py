@@ -61,6 +61,7 @@ class Job:
     header: str = ""  # our own code (imports), run in the program's namespace before it
     seconds_are_per_call: bool = False  # cpu_seconds limits each call, not all of them together
     limits: Limits = field(default_factory=Limits)
+    predict: bool = True  # make calls that the test is sure to make all at once; same verdicts
 
     def __post_init__(self) -> None:
         if self.test is not None and self.entry_point is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from functools import lru_cache
 
 from . import kernel
 
@@ -161,7 +162,8 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # Calls allowed for some arguments only, by the same columns.
 _CLONE, _CLONE3, _KILL, _TGKILL = (56, 220), (435, 435), (62, 129), (234, 131)
 _IOCTL, _FCNTL, _PRCTL, _PRLIMIT = (16, 29), (72, 25), (157, 167), (302, 261)
-_SENDTO, _SOCKETPAIR = (44, 206), (53, 199)
+_SENDTO, _SOCKETPAIR, _RECVMSG = (44, 206), (53, 199), (47, 212)
+_ANYONE = 0x7A6B5C4D  # larger than any process number
 
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
@@ -201,11 +203,20 @@ def _one_of(index: int, values: tuple[int, ...]) -> list[bytes]:
     return [*body, _op(_RETURN, _EPERM)]
 
 
-def build(pid: int, landlock: bool) -> bytes:
+def build(pid: int, landlock: bool, receives: bool = False) -> bytes:
     """The filter for the process `pid`: it may signal, and set limits for, itself alone.
 
-    With `landlock` the calls that Landlock does not watch are refused as well.
+    With `landlock` the calls that Landlock does not watch are refused as well; `receives` lets the
+    tests' process take descriptors from the worker.
     """
+    me, anyone = struct.pack("<I", pid), struct.pack("<I", _ANYONE)
+    return _template(landlock, receives).replace(anyone, me)
+
+
+@lru_cache
+def _template(landlock: bool, receives: bool) -> bytes:
+    """The filter with `_ANYONE` in the place of the process's own number."""
+    pid = _ANYONE
     column = _COLUMN[kernel.MACHINE]
     program = [
         _op(_LOAD, _OFFSET_ARCH),
@@ -219,6 +230,8 @@ def build(pid: int, landlock: bool) -> bytes:
         number = numbers[column]
         if number is not None and not (landlock and name in _UNWATCHED):
             program += _on(number, [_op(_RETURN, _ALLOW)])
+    if receives:
+        program += _on(_RECVMSG[column], [_op(_RETURN, _ALLOW)])
     thread = [_argument(0), _op(_JUMP_SET, _CLONE_THREAD, 0, 1), _op(_RETURN, _ALLOW)]
     program += _on(_CLONE[column], [*thread, _op(_RETURN, _EPERM)])
     # Its flags lie behind a pointer; "not implemented" makes the C library fall back on clone.

@@ -1,8 +1,9 @@
-"""The warm worker: one process that never runs foreign code and forks twice for each program.
+"""The warm worker: one process that never runs foreign code and forks for each program.
 
-Protocol on its own pipes: frames in (a job, then the tests or the input), frames out (an account,
-then the output). The tests' frame is read by the tests' process alone: this process, whose memory
-every candidate inherits, never holds an expected value.
+Protocol on its own pipes: frames in (a job, then the input or, unless they are those of the job
+before, the tests), frames out (an account; for a program that ran alone its output). The tests'
+frame is read by the tests' process alone, which stays outside the programs' process namespace: this
+process, whose memory every candidate inherits, never holds an expected value.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -74,19 +76,46 @@ class Worker:
         else:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         gc.collect()
+        self._start_tester()
+        if self.level == "namespaces":
+            isolate.become_process_one()
         gc.disable()
         gc.freeze()
+
+    def _start_tester(self) -> None:
+        self.control, theirs = socket.socketpair()
+        self.tester = os.fork()
+        if self.tester == 0:
+            with _never_returning():
+                kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+                isolate.confine(self.level, self.own_user, self.rules, receives=True)
+                _close_all_but([0, 1, 2, self.jobs, theirs.fileno()])
+                tester.serve(theirs, self.jobs)
+        theirs.close()
 
     def serve(self) -> None:
         """Judge programs until the harness closes the pipe."""
         while (job := wire.receive_json(self.jobs)) is not None:
-            run = _Run(self, job)
-            account, output = run.alone() if job["mode"] == "stdin" else run.with_tests()
-            wire.send_json(self.replies, account)
-            wire.send(self.replies, output)
-            if run.out_of_step:
-                sys.exit(1)
+            if job["mode"] == "stdin":
+                account, output = _Run(self, job).alone()
+                wire.send_json(self.replies, account)
+                wire.send(self.replies, output)
+            else:
+                account = self._try_with_tests(job)
+                wire.send_json(self.replies, account)
+                if account["out_of_step"]:
+                    sys.exit(1)
             self._clean_up()
+
+    def _try_with_tests(self, job: dict[str, Any]) -> dict[str, Any]:
+        """With predicted calls if possible; without, when what happened then proves nothing."""
+        run = _Run(self, job)
+        account = run.with_tests()
+        if not account["out_of_step"] and run.predicted_in_vain(account):
+            self._clean_up()
+            job.update(predict=False, new_tests=False)
+            account = _Run(self, job).with_tests()
+        return account
 
     def _clean_up(self) -> None:
         """Kill whatever the program left behind, then empty its directory."""
@@ -97,7 +126,7 @@ class Worker:
             isolate.renew_box()
             return
         if self.level == "rlimits":
-            _kill_descendants()
+            _kill_descendants(but=self.tester)
         isolate.empty_directory(self.tmp)
 
 
@@ -106,7 +135,6 @@ class _Run:
 
     def __init__(self, worker: Worker, job: dict[str, Any]) -> None:
         self._worker, self._job = worker, job
-        self.out_of_step = False
         self._killed_for: str | None = None
         self._began = time.monotonic()
         self._output = os.memfd_create("output")
@@ -131,43 +159,57 @@ class _Run:
         output = os.pread(self._output, self._job["output"], 0)
         return self._account(status, cpu, None), output
 
-    def with_tests(self) -> tuple[dict[str, Any], bytes]:
+    def with_tests(self) -> dict[str, Any]:
         """Run a program whose functions the tests call from a process of their own."""
+        worker = self._worker
         calls_in, calls_out = os.pipe()
         returns_in, returns_out = os.pipe()
-        result_in, result_out = os.pipe()
+        done_in, done_out = os.pipe()
         nothing = os.open(os.devnull, os.O_RDWR)
         pid = os.fork()
         if pid == 0:
             with _never_returning():
-                self._enter(self._report_out, nothing, self._output, [calls_in, returns_out])
-                candidate.run(self._job, self._report_out, calls_in, returns_out)
-        for fd in (calls_in, returns_out, self._report_out):
+                pipes = (calls_in, returns_out, done_out)
+                self._enter(self._report_out, nothing, self._output, [*pipes])
+                candidate.run(self._job, self._report_out, pipes)
+        for fd in (nothing, calls_in, returns_out, done_out, self._report_out):
             os.close(fd)
-        test = os.fork()
-        if test == 0:
-            with _never_returning():
-                keep = [self._worker.jobs, calls_out, returns_in]
-                self._enter(result_out, nothing, nothing, keep)
-                jobs = self._worker.jobs
-                tester.run(self._job, pid, jobs, calls_out, returns_in, result_out)
-        for fd in (nothing, calls_out, returns_in, result_out):
+        keys = ("entry_point", "memory", "cpu", "call_cpu", "predict", "new_tests")
+        message = {key: self._job[key] for key in keys}
+        # From another process namespace the tests' process knows this one by another number.
+        message["pid"] = None if worker.level == "namespaces" else pid
+        with contextlib.suppress(BrokenPipeError):
+            tester.send(worker.control, message, [calls_out, returns_in, done_in], pid)
+        for fd in (calls_out, returns_in, done_in):
             os.close(fd)
-        answer = wire.receive_json(result_in)  # the tests' frame has been read
-        if answer == tester.READY:
-            self._watch(result_in, [pid, test])
-            answer = None if self._killed_for else wire.receive_json(result_in)
-            if not self._killed_for:  # tests that fail before their first call are quick
-                self._watch(self._report, [pid])
-        else:
-            self.out_of_step = True
-            answer = answer or {"failure": "the tests' process ended early"}
-        os.close(result_in)
+        control = worker.control.fileno()
+        self._watch(control, [pid])
+        if self._killed_for:
+            _kill(pid)  # what it answered before counts, as soon as the tests have looked at it
+        answer = None
+        if not self._killed_for or select.select([control], [], [], _DEATH_GRACE)[0]:
+            with contextlib.suppress(ConnectionError, wire.WireError):
+                answer = wire.receive_json(control)
+        out_of_step = answer is None
+        if not self._killed_for:  # tests that fail before their first call are quick
+            self._watch(self._report, [pid])
         if answer is not None and answer.get("kind") == tester.DIED:
             _await_end(pid)  # its pipes close a moment before its status is there
+        elif out_of_step and not self._killed_for:
+            answer = {"outcome": "raised", "kind": tester.TIME_IS_UP}  # of the tests themselves
         status, cpu = _end(pid)
-        cpu = max(cpu, _end(test)[1])
-        return self._account(status, cpu, answer), b""
+        return {**self._account(status, cpu, answer), "out_of_step": out_of_step}
+
+    def predicted_in_vain(self, account: dict[str, Any]) -> bool:
+        """Whether calls made ahead of the tests may have changed how the program ended."""
+        answer, job = account["answer"], self._job
+        if not answer or "outcome" not in answer or not job["predict"]:
+            return False
+        if answer["outcome"] == tester.MISPREDICTED:
+            return True
+        settled = answer.get("predicted") and answer["kind"] not in (tester.DIED, tester.TIME_IS_UP)
+        beyond = account["killed_for"] or account["cpu"] > job["cpu"]
+        return bool(settled and (beyond or account["output_bytes"] >= job["output"]))
 
     def _enter(self, failures: int, stdin: int, stdout: int, keep: list[int]) -> None:
         """In the child: limits, walls, own descriptors only. What fails is reported, not run."""
@@ -275,11 +317,11 @@ def _reap() -> None:
         pass
 
 
-def _kill_descendants() -> None:
-    """Kill all children, those adopted when their parents died included, until none is left."""
+def _kill_descendants(but: int) -> None:
+    """Kill all other children, those adopted when their parents died included."""
     while True:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = file.read().split()
+            children = [child for child in file.read().split() if int(child) != but]
         if not children:
             return
         for child in children:
