@@ -124,11 +124,12 @@ class Batch:
             new[f"key {site}"] = site_keys
             new[f"std {site}"] = torch.full((count,), std[site], dtype=torch.float64).to(device)
             new[f"rho {site}"] = torch.zeros(count, 2, dtype=torch.float64, device=device)
+        soft = sampler.soft_prompts.vectors(pairs), job.soft_starts(count, device)
         prompt = torch.tensor([job.prompt_ids], device=device)
         prefilled = DynamicCache()
         if perturbation.perturbs_prompt:
             positions = torch.arange(length, device=device).expand(count, -1)
-            logits = self._perturbed(new, positions, prompt.expand(count, -1), prefilled)
+            logits = self._perturbed(new, positions, prompt.expand(count, -1), prefilled, soft=soft)
         else:
             logits = sampler.forward(prompt, prefilled)
         self.cache.fill(len(self.rows), count, prefilled)
@@ -232,6 +233,7 @@ class Batch:
         ids: Tensor,
         cache: SlotCache | DynamicCache,
         mask: Tensor | None = None,
+        soft: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> Tensor:
         """A forward pass with noise; what it measured is added to the rows' `rho`."""
         sampler = self.sampler
@@ -241,6 +243,8 @@ class Batch:
             std={site: state[f"std {site}"] for site in sites},
             prompt_length=state["prompt"],
             positions=positions,
+            soft=soft[0],
+            soft_start=soft[1],
         )
         with sampler.injector.running(rows):
             logits = sampler.forward(ids, cache, positions, mask)

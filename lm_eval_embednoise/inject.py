@@ -8,7 +8,7 @@ model itself does to it (scaling, learned positions, normalisation). Block k is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lm_eval_embednoise import perturb, streams
 from lm_eval_embednoise.config import EMBED, Perturbation, site_order
-from lm_eval_embednoise.families import find_blocks
+from lm_eval_embednoise.families import find_blocks, find_embedding
 
 
 def find_site(model: nn.Module, site: str, blocks: str | None = None) -> nn.Module:
@@ -92,12 +92,16 @@ class Rows:
         std: site → float64 [rows], standard deviation per coordinate.
         prompt_length: int64 [rows].
         positions: int64 [rows, pos] of the next pass.
+        soft: float32 [rows, N, dim], random soft prompts to put in the place of embeddings.
+        soft_start: int64 [rows], the positions of their first vectors.
     """
 
     keys: dict[str, Tensor]
     std: dict[str, Tensor]
     prompt_length: Tensor
     positions: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    soft: Tensor | None = None
+    soft_start: Tensor | None = None
 
 
 class Injector:
@@ -123,7 +127,12 @@ class Injector:
         """Within the context, forward passes are perturbed as these rows."""
         self.start(rows)
         try:
-            with hooked(self.model, tuple(self.perturbation.sites), self._add, self.blocks):
+            with ExitStack() as stack:
+                sites = tuple(self.perturbation.sites)
+                stack.enter_context(hooked(self.model, sites, self._add, self.blocks))
+                if rows.soft is not None:
+                    embedding = find_embedding(self.model)
+                    stack.callback(embedding.register_forward_hook(self._replace).remove)
                 yield
         finally:
             self.rows = None
@@ -137,6 +146,14 @@ class Injector:
             site: torch.zeros(count, 2, dtype=torch.float64, device=device)
             for site in self.perturbation.sites
         }
+
+    def _replace(self, module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+        rows, device = self.rows, embedded.device
+        assert rows is not None and rows.soft is not None and rows.soft_start is not None
+        soft, start, positions = (
+            value.to(device) for value in (rows.soft, rows.soft_start, rows.positions)
+        )
+        return perturb.replace(embedded, soft, start, positions)
 
     def _add(self, site: str, hidden: Tensor) -> Tensor:
         rows = self.rows

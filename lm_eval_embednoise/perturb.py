@@ -13,6 +13,8 @@ from torch import Tensor
 from lm_eval_embednoise import streams
 from lm_eval_embednoise.config import EMBED, Perturbation
 
+PREFIX_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 
 def schedule(perturbation: Perturbation, t: Tensor) -> Tensor:
     """g over generated positions: 1 at t = 0 (the prompt), `end_ratio` from t = anneal_tokens on.
@@ -117,3 +119,45 @@ def draw(
     else:
         z = streams.normal(keys, positions, dim)
     return scale.to(torch.float32)[:, :, None] * z
+
+
+def random_prefix(perturbation: Perturbation, problem: str, sample: int) -> str:
+    """The random characters of `prefix=random:N` for one sample, and the line break behind them."""
+    key = streams.stream_key(perturbation.seed, problem, sample, "prefix")
+    u = streams.uniform(streams.key_words([key]), torch.arange(perturbation.prefix_length)[None])
+    letters = (u[0] * len(PREFIX_ALPHABET)).long().tolist()
+    return "".join(PREFIX_ALPHABET[letter] for letter in letters) + "\n"
+
+
+def soft_vectors(perturbation: Perturbation, keys: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Random soft prompts: mean + rsp_scale · std · z, the n-th vector from position n of a stream.
+
+    Args:
+        perturbation: number of vectors and scale.
+        keys: int64 [rows, 2], one stream a row.
+        mean: float32 [dim].
+        std: float32 [dim].
+
+    Returns:
+        float32 [rows, N, dim]; the same wherever in the prompt they stand.
+    """
+    numbers = torch.arange(perturbation.rsp, device=keys.device).expand(len(keys), -1)
+    return mean + perturbation.rsp_scale * std * streams.normal(keys, numbers, len(mean))
+
+
+def replace(hidden: Tensor, vectors: Tensor, start: Tensor, positions: Tensor) -> Tensor:
+    """The vectors in the place of what stands at positions start, start + 1, …
+
+    Args:
+        hidden: [rows, pos, dim].
+        vectors: [rows, N, dim].
+        start: int64 [rows].
+        positions: int64 [rows, pos], of `hidden`.
+
+    Returns:
+        [rows, pos, dim] of hidden's type.
+    """
+    number = positions - start[:, None]
+    inside = (number >= 0) & (number < vectors.shape[1])
+    index = number.clamp(0, vectors.shape[1] - 1)[:, :, None].expand_as(hidden)
+    return torch.where(inside[:, :, None], vectors.to(hidden.dtype).gather(1, index), hidden)

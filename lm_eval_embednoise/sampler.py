@@ -22,6 +22,7 @@ from lm_eval_embednoise.families import find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
 from lm_eval_embednoise.reference import References
 from lm_eval_embednoise.slots import SlotCache
+from lm_eval_embednoise.soft_prompt import SoftPrompts
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,25 @@ class Job:
         samples: the sample indices.
         clean_ids: the prompt with nothing added to it, which the clean log-likelihood and the
             norm m refer to; None where that is `prompt_ids`.
+        soft_start: position of the first placeholder that a random soft prompt takes.
     """
 
     prompt_ids: tuple[int, ...]
     problem: str
     samples: tuple[int, ...]
     clean_ids: tuple[int, ...] | None = None
+    soft_start: int | None = None
 
     @property
     def clean(self) -> tuple[int, ...]:
         """The prompt with nothing added to it."""
         return self.prompt_ids if self.clean_ids is None else self.clean_ids
+
+    def soft_starts(self, rows: int, device: torch.device) -> Tensor | None:
+        """`soft_start` for rows of this job, int64 [rows]."""
+        if self.soft_start is None:
+            return None
+        return torch.full((rows,), self.soft_start, device=device)
 
 
 @dataclass
@@ -132,6 +141,7 @@ class Sampler:
         embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = embedding.device, embedding.dtype
         self.references = References(model, perturbation, token_ids, blocks)
+        self.soft_prompts = SoftPrompts(model, perturbation, token_ids)
         self._std: dict[int, dict[str, float]] = {}
         parameters = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
@@ -240,14 +250,16 @@ class Sampler:
                 generated ones.
             continuation: token ids, at least one.
         """
-        length = len(job.prompt_ids)
+        length, pair = len(job.prompt_ids), (job.problem, job.samples[0])
         ids = torch.tensor([[*job.prompt_ids, *continuation][:-1]], device=self.device)
         std = self.site_std(number, job)
         rows = Rows(
-            keys=noise_keys(self.perturbation, [(job.problem, job.samples[0])], self.device),
+            keys=noise_keys(self.perturbation, [pair], self.device),
             std={site: torch.tensor([value], dtype=torch.float64) for site, value in std.items()},
             prompt_length=torch.tensor([length], device=self.device),
             positions=torch.arange(ids.shape[1], device=self.device)[None],
+            soft=self.soft_prompts.vectors([pair]),
+            soft_start=job.soft_starts(1, self.device),
         )
         with self.injector.running(rows):
             logits = self.forward(ids, DynamicCache(), every=True)

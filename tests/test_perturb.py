@@ -3,96 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
-from torch import Tensor
+from slow import NEW, PROMPT, job_of, slow_g, slow_generate
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise import perturb, streams
+from lm_eval_embednoise import perturb
 from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.families import find_blocks, find_embedding
 from lm_eval_embednoise.sampler import Job, Sampler
-
-PROMPT = (5, 17, 3, 88, 41)
-NEW = 4
-DUMMY = 60
 
 SCOPES = ("token", "sequence")
 POSITIONS = ("prompt", "all", "generated", "first:2", "last:3", "generated:2", "dummy:2")
 SCHEDULES = ("constant", "linear", "cosine", "exponential", "step")
 DEPTHS = ("embed", "1", "embed+2")
-
-
-def slow_g(p: Perturbation, t: int) -> float:
-    """The schedule, written out."""
-    if p.schedule == "constant" or t == 0:
-        return 1.0
-    end, x = (p.sigma_end or 0.0) / p.sigma, min(1.0, t / (p.anneal_tokens or 1))
-    return {
-        "linear": 1 + (end - 1) * x,
-        "cosine": end + (1 - end) * 0.5 * (1 + math.cos(math.pi * x)),
-        "exponential": math.exp(x * math.log(end)) if end else 0.0,
-        "step": 1.0 if x < 1 else end,
-    }[p.schedule]
-
-
-def slow_inside(p: Perturbation, position: int, length: int) -> bool:
-    """Whether a position is in P, written out."""
-    kind, _, n = p.positions.partition(":")
-    t = position - length + 1
-    return {
-        "prompt": position < length,
-        "all": True,
-        "generated": position >= length and (not n or t <= int(n)),
-        "first": position < min(length, int(n or 0)),
-        "last": length - int(n or 0) <= position < length,
-        "dummy": length - int(n or 0) <= position < length,
-    }[kind]
-
-
-def prompt_of(p: Perturbation) -> tuple[int, ...]:
-    """The prompt with the dummies that a perturbation appends."""
-    kind, _, n = p.positions.partition(":")
-    return PROMPT + (DUMMY,) * (int(n) if kind == "dummy" else 0)
-
-
-def slow_noise(p: Perturbation, site: str, std: float, problem: str, sample: int, shape: Tensor):
-    """ε of every position of one sample, one draw at a time: [pos, dim]."""
-    length = len(prompt_of(p))
-    key = streams.key_words([streams.stream_key(p.seed, problem, sample, "noise", site)])
-    rows = []
-    for position in range(shape.shape[0]):
-        c = 0 if p.scope == "sequence" else position
-        z = streams.normal(key, torch.tensor([[c]]), shape.shape[1])[0, 0]
-        t = max(0, position - length + 1)
-        strength = slow_g(p, t) * std if slow_inside(p, position, length) else 0.0
-        rows.append(z * strength)
-    return torch.stack(rows)
-
-
-@torch.no_grad()
-def slow_generate(model: PreTrainedModel, p: Perturbation, std: dict[str, float], sample: int):
-    """Greedy decoding by a full pass over all tokens at every step."""
-    ids = list(prompt_of(p))
-    for _ in range(NEW):
-        handles = []
-        for site in p.sites:
-
-            def hook(module, args, output, site=site):
-                hidden = output[0] if isinstance(output, tuple) else output
-                noisy = hidden + slow_noise(p, site, std[site], "problem", sample, hidden[0])
-                return (noisy, *output[1:]) if isinstance(output, tuple) else noisy
-
-            embed = site == "embed"
-            module = find_embedding(model) if embed else find_blocks(model)[int(site[6:])]
-            handles.append(module.register_forward_hook(hook))
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-        for handle in handles:
-            handle.remove()
-        ids.append(int(logits.argmax()))
-    return ids[len(prompt_of(p)) :]
 
 
 def combinations():
@@ -115,7 +39,7 @@ def test_sampler_equals_the_slow_reference(qwen2: PreTrainedModel, depth: str) -
     cases = [p for p in combinations() if p.depth == depth]
     for p in cases:
         sampler = Sampler(qwen2, p, Sampling(max_gen_toks=NEW), perplexity=False)
-        job = Job(prompt_of(p), "problem", (0, 1), clean_ids=PROMPT)
+        job = job_of(p)
         got = {sample.index: sample.ids for sample in sampler.run([job])}
         std = sampler.site_std(0, job)
         for index in (0, 1):
@@ -124,10 +48,28 @@ def test_sampler_equals_the_slow_reference(qwen2: PreTrainedModel, depth: str) -
     assert differs > len(cases) / 2  # the noise is strong enough for the test to see it
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "step"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_sites_with_a_sigma_each(qwen2: PreTrainedModel, scope: str, schedule: str) -> None:
+    """A mapping of sites to sigmas, at all positions, against the slow reference."""
+    extra = {} if schedule == "constant" else {"anneal_tokens": 3}
+    sigmas = {"embed": 0.5, "0": 0.2, "2": 0.9}
+    p = Perturbation(depth=sigmas, scope=scope, positions="all", schedule=schedule, **extra)
+    sampler = Sampler(qwen2, p, Sampling(max_gen_toks=NEW), perplexity=False)
+    job = job_of(p)
+    std = sampler.site_std(0, job)
+    for sample in sampler.run([job]):
+        assert sample.ids == slow_generate(qwen2, p, std, sample.index)
+        assert set(sample.rho) == {"embed", "block.0", "block.2"}
+    for site, sigma in p.sites.items():
+        same = Perturbation(sigma=sigma, depth=site)
+        assert Sampler(qwen2, same, Sampling()).site_std(0, job)[site] == std[site]
+
+
 def test_dummies_at_sigma_zero_are_the_control(qwen2: PreTrainedModel) -> None:
     """They stay in the prompt, the work is done once, and the clean likelihood knows none."""
     p = Perturbation(positions="dummy:2")
-    job = Job(prompt_of(p), "problem", (0, 1, 2), clean_ids=PROMPT)
+    job = job_of(p, (0, 1, 2))
     sampler = Sampler(qwen2, p, Sampling(max_gen_toks=NEW))
     samples = list(sampler.run([job]))
     expected = slow_generate(qwen2, p, {}, 0)

@@ -142,7 +142,9 @@ class HFEmbedNoise(HFLM):
         """
         for site in perturbation.sites:
             find_site(self.model, site, self.blocks)
-        self._prompts = Prompts(self.tokenizer, perturbation)
+        self._prompts = Prompts(
+            self.tokenizer, perturbation, self.tok_encode, self.chat_template_args
+        )
         self.perturbation = perturbation
         self.method = method
         self._measured: dict[str, list[float]] = {site: [] for site in perturbation.sites}
@@ -201,11 +203,13 @@ class HFEmbedNoise(HFLM):
         places: list[tuple[list[int], int]] = []  # a job's places, and the samples of its problem
         for of_one in slots.values():
             request = requests[of_one[0]]
-            prompt = self._prompt_ids(request.args[0], sampling.max_gen_toks)
+            text, keep = request.args[0], self.max_length - sampling.max_gen_toks
+            limit = keep if self.truncation else None
+            prompt = self._prompt_ids(text, limit)
             problem = streams.problem_id(request.task_name, prompt)
             # A shorter rank is padded with repetitions of its last problem: copies, not new work.
             wanted = min(request.repeats or len(of_one), len(of_one))
-            added = self._prompts.jobs(prompt, problem, range(wanted))
+            added = self._prompts.jobs(text, prompt, problem, range(wanted), limit)
             jobs += added
             places += [(of_one, wanted)] * len(added)
         strings = self._stop_strings(sampling.until)
@@ -223,9 +227,8 @@ class HFEmbedNoise(HFLM):
                 bar.set_postfix_str(f"{tokens / elapsed:.0f} tokens/s", refresh=False)
         self._std = sampler.mean_std()
 
-    def _prompt_ids(self, text: str, max_gen_toks: int) -> list[int]:
-        keep = self.max_length - max_gen_toks - self._prompts.added
-        ids: list[int] = self.tok_encode(text, left_truncate_len=keep if self.truncation else None)
+    def _prompt_ids(self, text: str, limit: int | None) -> list[int]:
+        ids: list[int] = self.tok_encode(text, left_truncate_len=limit)
         return ids or [self.prefix_token_id]
 
     def _stop_strings(self, until: tuple[str, ...]) -> StopStrings:
@@ -321,10 +324,12 @@ class HFEmbedNoise(HFLM):
             ),
             blocks=self.blocks,
         )
-        jobs = [
-            self._prompts.jobs(context, streams.problem_id("loglikelihood", context), (0,))[0]
-            for _, context, _ in requests
-        ]
+        jobs = []
+        for strings, context, _ in requests:
+            # The harness moves a context's trailing space into the continuation.
+            text = strings[0].rstrip() if strings and strings[0] else None
+            problem = streams.problem_id("loglikelihood", context)
+            jobs += self._prompts.jobs(text, context, problem, (0,))
         return [
             sampler.loglikelihood(number, job, continuation)
             for number, (job, (_, _, continuation)) in enumerate(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lm_eval_embednoise import perturb
 from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.sampler import Job
 
 # Names for tokens that are awkward to write on a command line, and how a tokenizer knows them.
 NAMED_TOKENS = ("newline", "pad", "eos", "bos", "unk")
+_PLACEHOLDER = 0  # any token: what stands in a soft prompt's place is never seen
+_ELSE = "use rsp_slot=after-prompt or after-bos"
 _NEWLINES = ("\n", "<0x0A>")  # the second where a vocabulary of word pieces falls back to bytes
 
 
@@ -64,34 +67,150 @@ def _named(tokenizer: Any, name: str) -> int | None:
     return None if found is None else int(found)
 
 
-class Prompts:
-    """Makes jobs of problems: adds to the prompt what the perturbation says."""
+def generation_prompt(tokenizer: Any, template_args: Mapping[str, Any]) -> str:
+    """What the chat template writes where the model's answer begins.
 
-    def __init__(self, tokenizer: Any, perturbation: Perturbation) -> None:
+    Raises:
+        ValueError: without a chat template, or with one that writes nothing there.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"rsp_slot='before-assistant': this tokenizer has no chat template; {_ELSE}"
+        )
+    chat = [{"role": "user", "content": "x"}]
+    without, whole = (
+        tokenizer.apply_chat_template(
+            chat, tokenize=False, **{**template_args, "add_generation_prompt": wanted}
+        )
+        for wanted in (False, True)
+    )
+    start = whole[len(without) :].rstrip() if whole.startswith(without) else ""
+    if not start:
+        raise ValueError(
+            "rsp_slot='before-assistant': this model's chat template marks no start of the "
+            f"assistant's turn; {_ELSE}"
+        )
+    return str(start)
+
+
+class Prompts:
+    """Makes jobs of problems: adds to their prompts what the perturbation says.
+
+    In order: the BOS token, a random prefix, the problem's prompt, the random soft prompt (unless
+    its slot is another one), the dummies.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        perturbation: Perturbation,
+        encode: Callable[[str], list[int]],
+        template_args: Mapping[str, Any] | None = None,
+    ) -> None:
         """Find the tokens to add.
 
+        Args:
+            tokenizer: of the model.
+            perturbation: what to add.
+            encode: makes token ids of a prompt's text, BOS included where the model wants it.
+            template_args: of the chat template.
+
         Raises:
-            ValueError: for a dummy token that the tokenizer doesn't have.
+            ValueError: for a dummy token that the tokenizer doesn't have; for a soft prompt before
+                the assistant's turn where the model has no chat template.
         """
-        self.perturbation = perturbation
-        self.dummy: int | None = None
+        self.tokenizer, self.perturbation, self.encode = tokenizer, perturbation, encode
+        self._dummies: list[int] = []
         if perturbation.where.dummies:
-            self.dummy = dummy_token_id(tokenizer, perturbation.dummy_token)
+            token = dummy_token_id(tokenizer, perturbation.dummy_token)
+            self._dummies = [token] * perturbation.where.dummies
+        self._answer = ""
+        if perturbation.rsp and perturbation.rsp_slot == "before-assistant":
+            self._answer = generation_prompt(tokenizer, template_args or {})
 
-    @property
-    def added(self) -> int:
-        """How many vectors stand in a prompt beside the problem's own."""
-        return self.perturbation.where.dummies
-
-    def jobs(self, ids: Sequence[int], problem: str, samples: Sequence[int]) -> list[Job]:
-        """The samples of a problem.
+    def jobs(
+        self,
+        text: str | None,
+        ids: Sequence[int],
+        problem: str,
+        samples: Sequence[int],
+        limit: int | None = None,
+    ) -> list[Job]:
+        """The samples of a problem: one job, or one for each sample where their ids differ.
 
         Args:
-            ids: the problem's prompt, with nothing added.
+            text: the problem's prompt; None where there are only ids.
+            ids: its token ids, with nothing added.
             problem: its name in the random streams.
             samples: the sample indices wanted.
+            limit: most vectors of a prompt; what is too much goes from the problem's beginning.
+
+        Raises:
+            ValueError: for a soft prompt before the assistant's turn in a prompt without one.
         """
-        whole = list(ids)
-        if self.dummy is not None:
-            whole += [self.dummy] * self.perturbation.where.dummies
-        return [Job(tuple(whole), problem, tuple(samples), clean_ids=tuple(ids))]
+        if not self.perturbation.prefix_length:
+            return [self._job(text, list(ids), 0, ids, problem, samples, limit)]
+        jobs = []
+        for sample in samples:
+            prefix = perturb.random_prefix(self.perturbation, problem, sample)
+            prefixed = self._prefixed(text, list(ids), prefix)
+            jobs.append(self._job(*prefixed, ids, problem, (sample,), limit))
+        return jobs
+
+    def _prefixed(
+        self, text: str | None, ids: list[int], prefix: str
+    ) -> tuple[str | None, list[int], int]:
+        """Text and ids behind a prefix, and how many ids BOS and prefix take."""
+        if not text:
+            tokens = self.tokenizer.encode(prefix, add_special_tokens=False)
+            bos = self._bos(ids)
+            return text, [*ids[:bos], *tokens, *ids[bos:]], bos + len(tokens)
+        bos_text = self.tokenizer.bos_token or ""
+        start = len(bos_text) if text.startswith(bos_text) else 0  # a chat template may write it
+        text = text[:start] + prefix + text[start:]
+        ids = self.encode(text)
+        return text, ids, _common(ids, self.encode(text[: start + len(prefix)]))
+
+    def _job(
+        self,
+        text: str | None,
+        ids: list[int],
+        kept: int,
+        clean: Sequence[int],
+        problem: str,
+        samples: Sequence[int],
+        limit: int | None,
+    ) -> Job:
+        """A job of the ids with soft prompt and dummies; a cut for `limit` spares the first."""
+        soft = [_PLACEHOLDER] * self.perturbation.rsp
+        room = len(ids) if limit is None else limit - len(soft) - len(self._dummies)
+        ids = ids[:kept] + ids[kept + max(0, len(ids) - room) :]
+        at = self._slot(text, ids) if soft else 0
+        whole = [*ids[:at], *soft, *ids[at:], *self._dummies]
+        return Job(tuple(whole), problem, tuple(samples), tuple(clean), at if soft else None)
+
+    def _slot(self, text: str | None, ids: list[int]) -> int:
+        """Where in the ids the soft prompt starts."""
+        if self.perturbation.rsp_slot == "after-bos":
+            return self._bos(ids)
+        if not self._answer:
+            return len(ids)
+        cut = (text or "").rfind(self._answer)
+        if text is None or cut < 0:
+            raise ValueError(
+                "rsp_slot='before-assistant': the prompt holds no start of the assistant's turn "
+                f"({self._answer!r}); add --apply_chat_template, or {_ELSE}"
+            )
+        whole = self.encode(text)
+        behind = len(whole) - _common(whole, self.encode(text[:cut]))
+        return max(0, len(ids) - behind)
+
+    def _bos(self, ids: Sequence[int]) -> int:
+        """1 if the ids start with BOS, else 0."""
+        return int(len(ids) > 0 and ids[0] == self.tokenizer.bos_token_id)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two lists have in common from their beginning on."""
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,0 +1,125 @@
+"""Random soft prompts against a slow reference, and against the distribution of their draws."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+from slow import NEW, PROMPT, job_of, slow_generate, slow_soft
+from torch import nn
+from transformers import PreTrainedModel
+
+from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.sampler import Sampler
+from lm_eval_embednoise.soft_prompt import SoftPrompts, fit_table
+
+SLOTS = ("after-prompt", "before-assistant", "after-bos")
+FITS = ("isotropic", "per-dimension")
+NOISE = (
+    {},
+    {"sigma": 0.5},
+    {"sigma": 0.5, "positions": "last:4", "scope": "sequence"},
+    {"sigma": 0.5, "positions": "generated", "depth": "1"},
+    {"sigma": 0.5, "positions": "all", "depth": "embed+2", "schedule": "step", "anneal_tokens": 2},
+    {"sigma": 0.5, "positions": "dummy:2"},
+    {"positions": "dummy:2"},
+)
+WARM = Sampling(temperature=0.8, max_gen_toks=NEW)
+GREEDY = Sampling(max_gen_toks=NEW)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "temperature"])
+def test_sampler_equals_the_slow_reference(qwen2: PreTrainedModel, sampling: Sampling) -> None:
+    """Every slot × fit × noise, two samples each; scales other than 1 too."""
+    clean = slow_generate(qwen2, Perturbation(), {}, 0, sampling)
+    changed = 0
+    for number, (slot, fit, noise) in enumerate(itertools.product(SLOTS, FITS, NOISE)):
+        scale = (1.0, 1.7, 0.5)[number % 3]
+        p = Perturbation(rsp=3, rsp_slot=slot, rsp_fit=fit, rsp_scale=scale, **noise)
+        sampler = Sampler(qwen2, p, sampling)
+        job = job_of(p)
+        got = {sample.index: sample for sample in sampler.run([job])}
+        std = sampler.site_std(0, job)
+        for index, sample in got.items():
+            assert sample.ids == slow_generate(qwen2, p, std, index, sampling), (p, index)
+            (nll,) = sampler.clean_nll(PROMPT, [tuple(sample.ids)])
+            assert sample.nll == pytest.approx(nll, rel=1e-5)
+        changed += got[0].ids != clean
+    assert changed > number / 2
+
+
+def test_vectors_are_the_slow_ones(qwen2: PreTrainedModel) -> None:
+    table = qwen2.get_input_embeddings().weight.detach()
+    for fit, scale in itertools.product(FITS, (0.0, 1.0, 2.0)):
+        p = Perturbation(rsp=4, rsp_fit=fit, rsp_scale=scale, seed=5)
+        got = SoftPrompts(qwen2, p).vectors([("problem", 2), ("problem", 0)])
+        assert got is not None
+        torch.testing.assert_close(got[0], slow_soft(p, 2, table))
+        torch.testing.assert_close(got[1], slow_soft(p, 0, table))
+    assert SoftPrompts(qwen2, Perturbation()).vectors([("problem", 0)]) is None
+
+
+def test_slot_and_company_do_not_change_the_vectors(qwen2: PreTrainedModel) -> None:
+    """Only seed, problem and sample do; fewer vectors are the first of more."""
+
+    def vectors(n: int = 4, seed: int = 0, pair: tuple[str, int] = ("p", 1), **options: str):
+        p = Perturbation(rsp=n, seed=seed, **options)
+        found = SoftPrompts(qwen2, p).vectors([("q", 9), pair])
+        assert found is not None
+        return found[1]
+
+    base = vectors()
+    assert torch.equal(base, vectors(rsp_slot="after-bos", sigma="0.5"))
+    assert torch.equal(base[:2], vectors(2))
+    for other in (vectors(seed=1), vectors(pair=("p", 2)), vectors(pair=("q", 1))):
+        assert not torch.isclose(base, other).any()
+
+
+class Scaled(nn.Embedding):
+    """An embedding that does more than look up, as Gemma 3's does."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * 7.0
+
+
+def test_the_fit_is_of_the_embedding_output_over_the_named_tokens() -> None:
+    torch.manual_seed(0)
+    embedding = Scaled(50, 6)
+    ids = torch.tensor([3, 4, 7, 20, 49])
+    rows = 7 * embedding.weight.detach()[ids]
+    for chunk in (2, 100):
+        mean, std = fit_table(embedding, ids, per_dimension=True, chunk=chunk)
+        torch.testing.assert_close(mean, rows.mean(dim=0))
+        torch.testing.assert_close(std, rows.std(dim=0, unbiased=False))
+        mean, std = fit_table(embedding, ids, per_dimension=False, chunk=chunk)
+        torch.testing.assert_close(mean, rows.mean().expand(6))
+        torch.testing.assert_close(std, rows.std(unbiased=False).expand(6))
+
+
+def test_the_drawn_vectors_have_the_fitted_distribution(qwen2: PreTrainedModel) -> None:
+    """Standardised by the fit they are normal, and independent over vectors and samples."""
+    for fit in FITS:
+        soft = SoftPrompts(qwen2, Perturbation(rsp=8, rsp_fit=fit, rsp_scale=0.7))
+        drawn = soft.vectors([("p", sample) for sample in range(60)])
+        assert drawn is not None
+        mean, std = soft.fit
+        z = ((drawn - mean) / (0.7 * std)).double()
+        assert stats.kstest(z.flatten(), "norm").pvalue > 1e-3
+        assert abs(float(z.mean())) < 4 / z.numel() ** 0.5
+        assert abs(float(z.var()) - 1) < 4 * (2 / z.numel()) ** 0.5
+        for axis in range(3):
+            one, other = z.narrow(axis, 0, z.shape[axis] - 1), z.narrow(axis, 1, z.shape[axis] - 1)
+            pair = torch.stack([one.flatten(), other.flatten()])
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / one.numel() ** 0.5
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_samples_do_not_depend_on_the_batch(qwen2: PreTrainedModel, batch_size: int) -> None:
+    p = Perturbation(rsp=3, rsp_slot="after-bos", sigma=0.3)
+    job = job_of(p, tuple(range(5)))
+    sampler = Sampler(qwen2, p, GREEDY, batch_size=batch_size)
+    got = {sample.index: sample.ids for sample in sampler.run([job])}
+    std = sampler.site_std(0, job)
+    assert got == {index: slow_generate(qwen2, p, std, index) for index in range(5)}
