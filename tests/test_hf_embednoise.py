@@ -92,6 +92,49 @@ def test_loglikelihood_is_sample_zero_of_the_perturbation(lm: HFEmbedNoise) -> N
     assert abs(noisy - clean) > 0.02
 
 
+ADDED = [
+    {"rsp": 4},
+    {"rsp": 4, "rsp_slot": "after-bos", "sigma": 0.3, "positions": "all", "depth": "embed+5"},
+    {"prefix": "random:8"},
+    {"prefix": "random:8", "rsp": 2, "positions": "dummy:2", "sigma": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", ADDED, ids=str)
+def test_what_is_added_to_prompts_is_each_samples_own(lm: HFEmbedNoise, options: dict) -> None:
+    """K different samples, the same in any order and company, whose seed matters."""
+    kwargs = {**(WARM if "sigma" in options else GREEDY), "max_gen_toks": 12}
+    lm.set_perturbation(Perturbation(**options))
+    whole = lm.generate_until(requests(kwargs, problems=2), disable_tqdm=True)
+    assert [text.sample_index for text in whole] == [0, 1, 2] * 2
+    assert len(set(whole[:3])) > 1 or len(set(whole[3:])) > 1
+    assert lm.generate_until(requests(kwargs, problems=2)[3:5], disable_tqdm=True) == whole[3:5]
+    assert all(text.nll > 0 for text in whole if text)
+    lm.set_perturbation(Perturbation(**options, seed=1))
+    assert lm.generate_until(requests(kwargs, problems=2), disable_tqdm=True) != whole
+
+
+@pytest.mark.parametrize(
+    "options", [{"rsp": 3}, {"prefix": "random:5"}, {"positions": "dummy:3", "dummy_token": "eos"}]
+)
+def test_loglikelihood_sees_what_is_added(lm: HFEmbedNoise, options: dict) -> None:
+    pairs = [("def f(xs):\n", "    return xs\n"), ("def f(xs):", "\n    return 1\n")]
+    request = [SimpleNamespace(args=pair) for pair in pairs]
+    lm.set_perturbation(Perturbation())
+    clean = [score for score, _ in lm.loglikelihood(request, disable_tqdm=True)]
+    lm.set_perturbation(Perturbation(**options))
+    got = [score for score, _ in lm.loglikelihood(request, disable_tqdm=True)]
+    assert got == [score for score, _ in lm.loglikelihood(request, disable_tqdm=True)]
+    assert all(abs(a - b) > 0.01 for a, b in zip(clean, got, strict=True))
+
+
+def test_a_soft_prompt_in_a_slot_the_model_lacks_is_refused(lm: HFEmbedNoise) -> None:
+    with pytest.raises(ValueError, match=r"no chat template; use rsp_slot=after-prompt"):
+        lm.set_perturbation(Perturbation(rsp=2, rsp_slot="before-assistant"))
+    with pytest.raises(ValueError, match=r"dummy_token='a b c'.*exactly one token"):
+        lm.set_perturbation(Perturbation(positions="dummy:2", dummy_token="a b c"))
+
+
 def test_prompt_too_long_is_a_failure_of_that_problem_alone(lm: HFEmbedNoise) -> None:
     lm.set_perturbation(Perturbation())
     long = Instance("generate_until", {}, ("x " * 5000, GREEDY), 0, metadata=("t", 0, 2))
@@ -106,6 +149,9 @@ def test_prompt_too_long_is_a_failure_of_that_problem_alone(lm: HFEmbedNoise) ->
         ({"sigm": 0.1}, ["unknown model argument 'sigm'", "did you mean 'sigma'"]),
         ({"attn_implementatio": "x"}, ["did you mean 'attn_implementation'"]),
         ({"sigma": -1}, ["sigma=-1", "≥ 0"]),
+        ({"rsp": 4, "rsp_slot": "end"}, ["rsp_slot='end'", "after-prompt"]),
+        ({"prefix": "random:x"}, ["prefix='random:x'", "'x'"]),
+        ({"noise": "nowhere.yaml"}, ["noise=nowhere.yaml", "No such file"]),
         ({"batch_size": 0}, ["batch_size=0", "≥ 1 or auto"]),
         ({"backend": "seq2seq"}, ["backend", "causal"]),
     ],

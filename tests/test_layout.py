@@ -15,8 +15,8 @@ FOLDERS = {
     "lm_eval_embednoise.analysis": ROOT / "analysis",
 }
 CHAIN = (
-    "config", "streams", "perturb", "families", "inject", "reference", "context", "slots", "batch",
-    "sampler", "models",
+    "config", "streams", "perturb", "families", "inject", "reference", "soft_prompt", "context",
+    "slots", "batch", "sampler", "models",
 )  # fmt: skip
 
 
