@@ -1,4 +1,4 @@
-"""The candidate's process: read the program, report what it is, run it, answer calls.
+"""The candidate's process: run the program, answer calls to its functions.
 
 Nothing here is secret and nothing here is trusted once the program has started: all that leaves
 this process afterwards are return values, output and the way it ended.
@@ -13,25 +13,19 @@ import sys
 import types
 from typing import Any, NoReturn
 
-from . import syntax, wire
+from . import wire
 
-_DEEP = 20_000
+STARTED = b"{}"
 
 
 def run(job: dict[str, Any], report: int, pipes: tuple[int, int, int] | None = None) -> NoReturn:
     """Run `job["program"]`; never returns.
 
-    Writes the static facts to `report` before any of the program runs, and at most one more frame,
-    the name of the exception that ended it. With `pipes` (calls, returns, done) it then serves
-    calls to the program's functions until the other end closes.
+    Writes one frame to `report` before any of the program runs, and at most one more, the name of
+    the exception that ended it. With `pipes` (calls, returns, done) it then serves calls to the
+    program's functions until the other end closes.
     """
-    default_limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(_DEEP)
-    facts = syntax.examine(job["program"], job["entry_point"])
-    wire.send_json(report, facts)
-    sys.setrecursionlimit(default_limit)
-    if not facts["compiled"]:
-        os._exit(0)
+    wire.send(report, STARTED)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     name = "__main__" if pipes is None else "candidate"
     module = types.ModuleType(name)

@@ -1,6 +1,7 @@
 """What can be read off a program without running it: does it compile, is it trivial, its tree.
 
-Runs inside the sandbox: a parser can be crashed by hostile text, and must not take scoring along.
+Runs inside the sandbox, in a process of its own that never runs a program: a parser can be crashed
+by hostile text, and must not take scoring along. What it finds no program can forge.
 """
 
 from __future__ import annotations
@@ -8,8 +9,33 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import resource
+import signal
+import socket
+import sys
 import warnings
+from functools import lru_cache
 from typing import Any
+
+from . import wire
+
+_DEEP = 20_000
+
+
+def serve(control: socket.socket) -> None:
+    """Answer with the facts of one program after the other until the worker closes `control`.
+
+    A program that takes all its processor time to be read ends this process, and the worker.
+    """
+    sys.setrecursionlimit(_DEEP)
+    known = lru_cache(maxsize=4)(examine)  # a program is tried on one input after the other
+    while (job := wire.receive_json(control.fileno())) is not None:
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (job["memory"], hard))
+        signal.setitimer(signal.ITIMER_PROF, job["cpu"])
+        facts = known(job["program"], job["entry_point"])
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        wire.send_json(control.fileno(), facts)
 
 
 def examine(source: str, entry_point: str | None) -> dict[str, Any]:

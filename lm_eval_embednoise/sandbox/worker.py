@@ -19,10 +19,10 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import candidate, isolate, kernel, tester, wire
+from . import candidate, isolate, kernel, syntax, tester, wire
 
 _PROCESSES = {"namespaces": 256, "landlock": 4096, "rlimits": 64}
 _POLL_SECONDS = 0.05
@@ -43,6 +43,7 @@ class Worker:
         self.tmp = tmp
         self.own_user = False
         self.rules: kernel.Landlock | None = None
+        self.helpers: list[int] = []
         self.cores = os.cpu_count() or 1
         self._claim_pipes()
         try:
@@ -76,22 +77,26 @@ class Worker:
         else:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         gc.collect()
-        self._start_tester()
+        self.examiner = self._start(syntax.serve, [])
+        self.tester = self._start(lambda control: tester.serve(control, self.jobs), [self.jobs])
         if self.level == "namespaces":
             isolate.become_process_one()
         gc.disable()
         gc.freeze()
 
-    def _start_tester(self) -> None:
-        self.control, theirs = socket.socketpair()
-        self.tester = os.fork()
-        if self.tester == 0:
+    def _start(self, serve: Callable[[socket.socket], None], keep: list[int]) -> socket.socket:
+        """A process beside this one that serves until the socket returned is closed."""
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
             with _never_returning():
                 kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
                 isolate.confine(self.level, self.own_user, self.rules, receives=True)
-                _close_all_but([0, 1, 2, self.jobs, theirs.fileno()])
-                tester.serve(theirs, self.jobs)
+                _close_all_but([0, 1, 2, theirs.fileno(), *keep])
+                serve(theirs)
         theirs.close()
+        self.helpers.append(pid)
+        return ours
 
     def serve(self) -> None:
         """Judge programs until the harness closes the pipe."""
@@ -103,8 +108,8 @@ class Worker:
             else:
                 account = self._try_with_tests(job)
                 wire.send_json(self.replies, account)
-                if account["out_of_step"]:
-                    sys.exit(1)
+            if account["out_of_step"]:
+                sys.exit(1)
             self._clean_up()
 
     def _try_with_tests(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +131,7 @@ class Worker:
             isolate.renew_box()
             return
         if self.level == "rlimits":
-            _kill_descendants(but=self.tester)
+            _kill_descendants(but=self.helpers)
         isolate.empty_directory(self.tmp)
 
 
@@ -139,6 +144,7 @@ class _Run:
         self._began = time.monotonic()
         self._output = os.memfd_create("output")
         self._report, self._report_out = os.pipe()
+        self.out_of_step = False
 
     def alone(self) -> tuple[dict[str, Any], bytes]:
         """Run a program that reads its input and prints its answer."""
@@ -152,6 +158,7 @@ class _Run:
                 candidate.run(self._job, self._report_out)
         os.close(stdin)
         os.close(self._report_out)
+        self._ask_for_facts()
         ended = os.pidfd_open(pid)
         self._watch(ended, [pid])
         os.close(ended)
@@ -179,10 +186,11 @@ class _Run:
         # From another process namespace the tests' process knows this one by another number.
         message["pid"] = None if worker.level == "namespaces" else pid
         with contextlib.suppress(BrokenPipeError):
-            tester.send(worker.control, message, [calls_out, returns_in, done_in], pid)
+            tester.send(worker.tester, message, [calls_out, returns_in, done_in], pid)
         for fd in (calls_out, returns_in, done_in):
             os.close(fd)
-        control = worker.control.fileno()
+        self._ask_for_facts()
+        control = worker.tester.fileno()
         self._watch(control, [pid])
         if self._killed_for:
             _kill(pid)  # what it answered before counts, as soon as the tests have looked at it
@@ -190,15 +198,15 @@ class _Run:
         if not self._killed_for or select.select([control], [], [], _DEATH_GRACE)[0]:
             with contextlib.suppress(ConnectionError, wire.WireError):
                 answer = wire.receive_json(control)
-        out_of_step = answer is None
+        self.out_of_step = answer is None
         if not self._killed_for:  # tests that fail before their first call are quick
             self._watch(self._report, [pid])
         if answer is not None and answer.get("kind") == tester.DIED:
             _await_end(pid)  # its pipes close a moment before its status is there
-        elif out_of_step and not self._killed_for:
+        elif answer is None and not self._killed_for:
             answer = {"outcome": "raised", "kind": tester.TIME_IS_UP}  # of the tests themselves
         status, cpu = _end(pid)
-        return {**self._account(status, cpu, answer), "out_of_step": out_of_step}
+        return self._account(status, cpu, answer)
 
     def predicted_in_vain(self, account: dict[str, Any]) -> bool:
         """Whether calls made ahead of the tests may have changed how the program ended."""
@@ -211,12 +219,26 @@ class _Run:
         beyond = account["killed_for"] or account["cpu"] > job["cpu"]
         return bool(settled and (beyond or account["output_bytes"] >= job["output"]))
 
+    def _ask_for_facts(self) -> None:
+        keys = ("program", "entry_point", "memory", "cpu")
+        with contextlib.suppress(BrokenPipeError):
+            message = {key: self._job[key] for key in keys}
+            wire.send_json(self._worker.examiner.fileno(), message)
+
+    def _facts(self) -> Any:
+        """What the program is; None when it broke the process that reads it."""
+        try:
+            facts = wire.receive_json(self._worker.examiner.fileno())
+        except (ConnectionError, wire.WireError):
+            facts = None
+        self.out_of_step |= facts is None
+        return facts
+
     def _enter(self, failures: int, stdin: int, stdout: int, keep: list[int]) -> None:
         """In the child: limits, walls, own descriptors only. What fails is reported, not run."""
         try:
             os.dup2(stdin, 0)
             os.dup2(stdout, 1)
-            os.dup2(stdout, 2)
             level, job = self._worker.level, self._job
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -252,7 +274,8 @@ class _Run:
                     os._exit(1)
 
     def _account(self, status: int, cpu: float, answer: Any) -> dict[str, Any]:
-        facts, error = _read_report(self._report)
+        failure, error = _read_report(self._report)
+        facts = failure or self._facts()
         os.close(self._report)
         size = os.fstat(self._output).st_size
         os.close(self._output)
@@ -265,6 +288,7 @@ class _Run:
             "output_bytes": size,
             "cpu": cpu,
             "wall": time.monotonic() - self._began,
+            "out_of_step": self.out_of_step,
         }
 
 
@@ -278,17 +302,17 @@ def _never_returning() -> Iterator[None]:
 
 
 def _read_report(fd: int) -> tuple[Any, Any]:
-    """The two frames of a report: the first is ours, the second the program may have forged."""
+    """A report: why the program was not started (ours), its end (which it may have forged)."""
     os.set_blocking(fd, False)  # a stray process may still hold the other end
     try:
-        facts = wire.receive_json(fd)
+        failure = wire.receive_json(fd)
     except BlockingIOError:
         return None, None
     try:
         error = wire.receive_json(fd)
     except (BlockingIOError, ValueError, RecursionError, wire.WireError):
         error = None
-    return facts, error if isinstance(error, str) else None
+    return failure, error if isinstance(error, str) else None
 
 
 def _kill(pid: int) -> None:
@@ -317,11 +341,11 @@ def _reap() -> None:
         pass
 
 
-def _kill_descendants(but: int) -> None:
+def _kill_descendants(but: list[int]) -> None:
     """Kill all other children, those adopted when their parents died included."""
     while True:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = [child for child in file.read().split() if int(child) != but]
+            children = [child for child in file.read().split() if int(child) not in but]
         if not children:
             return
         for child in children:
