@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-FIELDS = ("sample_index", "tokens", "finish_reason", "nll", "nll_tokens", "rho", "seconds")
+FIELDS = ("sample_index", "tokens", "finish_reason", "nll", "nll_tokens", "rho", "sites", "seconds")
 
 
 class Generation(str):
@@ -17,6 +17,7 @@ class Generation(str):
         nll: summed negative log-likelihood of those tokens under the clean model, in nats.
         nll_tokens: how many tokens `nll` sums over.
         rho: measured ‖ε‖/‖h‖, mean over the perturbed positions (the largest over several sites).
+        sites: site → {"rho": its ρ, "std": its noise's standard deviation per coordinate}.
         seconds: this sample's share of the generation time.
     """
 
@@ -28,6 +29,7 @@ class Generation(str):
     nll: float | None
     nll_tokens: int | None
     rho: float | None
+    sites: dict[str, dict[str, float]] | None
     seconds: float | None
 
     def __new__(cls, text: str = "", **measurements: Any) -> Generation:

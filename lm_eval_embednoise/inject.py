@@ -147,6 +147,11 @@ class Injector:
             for site in self.perturbation.sites
         }
 
+    def row_rho(self, row: int) -> dict[str, float]:
+        """Site → ‖ε‖/‖h‖ of one of the latest rows, mean over its perturbed positions."""
+        sums = {site: measured[row].tolist() for site, measured in self.measured.items()}
+        return {site: total / count for site, (total, count) in sums.items() if count}
+
     def _replace(self, module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
         rows, device = self.rows, embedded.device
         assert rows is not None and rows.soft is not None and rows.soft_start is not None

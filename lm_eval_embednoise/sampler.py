@@ -69,6 +69,7 @@ class Sample:
         nll: summed negative log-likelihood of `ids[:kept]` under the clean model in nats, None if
             unasked.
         rho: site → measured ‖ε‖/‖h‖, mean over the perturbed positions.
+        std: site → standard deviation of the noise per coordinate, before the schedule.
         seconds: share of the wall time; 0 for a copy of identical work.
     """
 
@@ -79,6 +80,7 @@ class Sample:
     finish_reason: str
     nll: float | None = None
     rho: dict[str, float] = field(default_factory=dict)
+    std: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -195,7 +197,8 @@ class Sampler:
                         seconds = done.seconds if index == done.index else 0.0
                         yield Sample(
                             done.job, index, list(done.ids), len(done.text_ids),
-                            done.finish_reason, nll, dict(done.rho), seconds,
+                            done.finish_reason, nll, dict(done.rho),
+                            dict(self.site_std(done.job, jobs[done.job])), seconds,
                         )  # fmt: skip
 
     def _nlls(self, job: Job, rows: list[Row]) -> list[float] | list[None]:

@@ -48,6 +48,40 @@ def test_k_requests_are_k_samples(lm: HFEmbedNoise) -> None:
     assert lm.get_model_info()["embednoise"]["rho"] == lm.rho()
 
 
+def test_every_site_says_how_strong_its_noise_was(lm: HFEmbedNoise) -> None:
+    """ρ and std of each site, in every sample and in the run's information."""
+    lm.set_perturbation(Perturbation(depth={"embed": 0.2, "5": 0.1}))
+    texts = lm.generate_until(requests(GREEDY, k=2, problems=2), disable_tqdm=True)
+    info = lm.get_model_info()["embednoise"]
+    for site in ("embed", "block.5"):
+        rhos = [text.sites[site]["rho"] for text in texts]
+        stds = [text.sites[site]["std"] for text in texts]
+        assert info["rho"][site] == pytest.approx(sum(rhos) / 4)
+        assert min(stds) <= info["std"][site] <= max(stds)
+    assert texts[0].rho == max(of["rho"] for of in texts[0].sites.values())
+    hidden = {text.sites["block.5"]["std"] for text in texts}
+    assert len(hidden) == 2 and len({text.sites["embed"]["std"] for text in texts}) == 1
+
+
+def test_noise_above_the_signal_is_warned_of_once(
+    lm: HFEmbedNoise, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> int:
+        return sum("larger than the signal" in record.message for record in caplog.records)
+
+    lm.set_perturbation(Perturbation(sigma=3.0))
+    short = {**GREEDY, "max_gen_toks": 2}
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            lm.generate_until(requests(short, k=2, problems=1), disable_tqdm=True)
+    assert warnings() == 1
+    assert "std per coordinate" in caplog.text
+    lm.set_perturbation(Perturbation(sigma=0.1))
+    with caplog.at_level("INFO"):
+        lm.generate_until(requests(short, k=2, problems=1), disable_tqdm=True)
+    assert warnings() == 1
+
+
 def test_greedy_equals_the_stock_class(lm: HFEmbedNoise) -> None:
     from lm_eval.models.huggingface import HFLM
 
@@ -80,14 +114,20 @@ def test_padding_of_a_short_rank_is_copied_not_generated(lm: HFEmbedNoise) -> No
     assert len(texts) == 12 and texts[9:] == texts[6:9]
 
 
-def test_loglikelihood_is_sample_zero_of_the_perturbation(lm: HFEmbedNoise) -> None:
+def test_loglikelihood_is_sample_zero_of_the_perturbation(
+    lm: HFEmbedNoise, caplog: pytest.LogCaptureFixture
+) -> None:
     request = [SimpleNamespace(args=("def f(xs):\n", "    return xs\n"))]
     lm.set_perturbation(Perturbation())
     ((clean, _),) = lm.loglikelihood(request, disable_tqdm=True)
     lm.set_perturbation(Perturbation(sigma=1e-4))
     ((nearly, _),) = lm.loglikelihood(request, disable_tqdm=True)
     lm.set_perturbation(Perturbation(sigma=0.5))
-    ((noisy, _),) = lm.loglikelihood(request, disable_tqdm=True)
+    with caplog.at_level("INFO"):
+        ((noisy, _),) = lm.loglikelihood(request, disable_tqdm=True)
+        assert lm.loglikelihood(request, disable_tqdm=True)[0][0] == noisy
+    assert caplog.text.count("scored as sample 0 of the perturbation") == 1
+    assert 0.3 < lm.rho()["embed"] < 1
     assert nearly == pytest.approx(clean, abs=0.02)
     assert abs(noisy - clean) > 0.02
 
@@ -98,6 +138,15 @@ ADDED = [
     {"prefix": "random:8"},
     {"prefix": "random:8", "rsp": 2, "positions": "dummy:2", "sigma": 0.3},
 ]
+
+
+def test_a_soft_prompt_and_a_dummy_are_in_the_information(lm: HFEmbedNoise) -> None:
+    lm.set_perturbation(Perturbation(rsp=3, rsp_scale=2.0, positions="dummy:1"))
+    lm.generate_until(requests({**GREEDY, "max_gen_toks": 2}, k=1, problems=1), disable_tqdm=True)
+    info = lm.get_model_info()["embednoise"]
+    table = lm.model.get_input_embeddings().weight.detach().float()
+    assert info["soft_prompt_std"] == pytest.approx(2 * float(table.std()), rel=0.05)
+    assert info["dummy_token_id"] == lm.tokenizer.encode("\n")[0]
 
 
 @pytest.mark.parametrize("options", ADDED, ids=str)

@@ -130,7 +130,7 @@ def code_records(*verdicts: str, missing: int = 0) -> list[dict[str, Any]]:
 
 
 FIELDS = {"index", "text", "missing", "tokens", "finish_reason", "nll", "nll_tokens", "rho"}
-FIELDS |= {"passed", "valid"}
+FIELDS |= {"sites", "passed", "valid"}
 
 
 def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() -> None:

@@ -149,6 +149,9 @@ class HFEmbedNoise(HFLM):
         self.method = method
         self._measured: dict[str, list[float]] = {site: [] for site in perturbation.sites}
         self._std: dict[str, float] = {}
+        self._soft_std: float | None = None
+        self._warned: set[str] = set()
+        self._scores_announced = False
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refuse the harness's response cache.
@@ -225,7 +228,14 @@ class HFEmbedNoise(HFLM):
             elapsed = bar.format_dict["elapsed"]
             if elapsed:
                 bar.set_postfix_str(f"{tokens / elapsed:.0f} tokens/s", refresh=False)
+        self._note(sampler)
+
+    def _note(self, sampler: Sampler) -> None:
+        """Keep how large the sampler's draws were."""
         self._std = sampler.mean_std()
+        if self.perturbation.rsp:
+            scale, fitted = self.perturbation.rsp_scale, sampler.soft_prompts.fit[1]
+            self._soft_std = scale * float(fitted.square().mean().sqrt())
 
     def _prompt_ids(self, text: str, limit: int | None) -> list[int]:
         ids: list[int] = self.tok_encode(text, left_truncate_len=limit)
@@ -271,8 +281,7 @@ class HFEmbedNoise(HFLM):
         return rows
 
     def _generation(self, sample: Sample, strings: StopStrings) -> Generation:
-        for site, rho in sample.rho.items():
-            self._measured[site].append(rho)
+        self._measure(sample.rho)
         return Generation(
             after_thinking(strings, sample.ids, self.think_end_token),
             sample_index=sample.index,
@@ -281,14 +290,25 @@ class HFEmbedNoise(HFLM):
             nll=sample.nll,
             nll_tokens=sample.kept if sample.nll is not None else None,
             rho=max(sample.rho.values()) if sample.rho else None,
+            sites={site: {"rho": rho, "std": sample.std[site]} for site, rho in sample.rho.items()},
             seconds=sample.seconds,
         )
+
+    def _measure(self, rho: Mapping[str, float]) -> None:
+        for site, value in rho.items():
+            self._measured[site].append(value)
 
     def rho(self) -> dict[str, float]:
         """Site → measured ‖ε‖/‖h‖, mean over the samples generated so far."""
         return {site: sum(seen) / len(seen) for site, seen in self._measured.items() if seen}
 
     def _report(self) -> None:
+        if self._soft_std is not None:
+            log.info(
+                "random soft prompt: %d vectors, std per coordinate %.4g",
+                self.perturbation.rsp,
+                self._soft_std,
+            )
         for site, rho in self.rho().items():
             log.info(
                 "%s: std per coordinate %.4g, measured ρ = ‖ε‖/‖h‖ = %.3g",
@@ -296,7 +316,8 @@ class HFEmbedNoise(HFLM):
                 self._std.get(site, float("nan")),
                 rho,
             )
-            if rho > 1:
+            if rho > 1 and site not in self._warned:
+                self._warned.add(site)
                 log.warning(
                     "%s: the noise is larger than the signal (ρ = %.3g); expect garbage. "
                     "sigma_unit=relative makes ρ ≈ sigma at the embedding",
@@ -313,7 +334,9 @@ class HFEmbedNoise(HFLM):
                 requests, disable_tqdm=disable_tqdm, **kwargs
             )
             return scored
-        log.info("loglikelihood requests are scored as sample 0 of the perturbation")
+        if not self._scores_announced:
+            self._scores_announced = True
+            log.info("loglikelihood requests are scored as sample 0 of the perturbation")
         sampler = Sampler(
             self.model,
             self.perturbation,
@@ -325,21 +348,20 @@ class HFEmbedNoise(HFLM):
             blocks=self.blocks,
         )
         jobs = []
-        for strings, context, _ in requests:
+        for strings, context, continuation in requests:
             # The harness moves a context's trailing space into the continuation.
             text = strings[0].rstrip() if strings and strings[0] else None
             problem = streams.problem_id("loglikelihood", context)
-            jobs += self._prompts.jobs(text, context, problem, (0,))
-        return [
-            sampler.loglikelihood(number, job, continuation)
-            for number, (job, (_, _, continuation)) in enumerate(
-                zip(
-                    jobs,
-                    tqdm(requests, desc="scoring", disable=disable_tqdm or self.rank != 0),
-                    strict=True,
-                )
-            )
-        ]
+            limit = self.max_length + 1 - len(continuation)  # its last token is not an input
+            jobs += self._prompts.jobs(text, context, problem, (0,), limit)
+        scores = []
+        bar = tqdm(requests, desc="scoring", disable=disable_tqdm or self.rank != 0)
+        for number, (_, _, continuation) in enumerate(bar):
+            scores.append(sampler.loglikelihood(number, jobs[number], continuation))
+            self._measure(sampler.injector.row_rho(0))
+        self._note(sampler)
+        self._report()
+        return scores
 
     def get_model_info(self) -> dict[str, Any]:
         """The harness's model information, and under `embednoise` all that identifies a run."""
@@ -350,6 +372,8 @@ class HFEmbedNoise(HFLM):
             "signature": self.signature(),
             "rho": self.rho(),
             "std": self._std,
+            "soft_prompt_std": self._soft_std,
+            "dummy_token_id": self._prompts.dummy,
             "stream_version": streams.STREAM_VERSION,
             "model": {
                 "name": self._model_name(),

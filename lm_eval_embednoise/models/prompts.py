@@ -97,7 +97,7 @@ class Prompts:
     """Makes jobs of problems: adds to their prompts what the perturbation says.
 
     In order: the BOS token, a random prefix, the problem's prompt, the random soft prompt (unless
-    its slot is another one), the dummies.
+    its slot is another one), the dummies (of the token `dummy`).
     """
 
     def __init__(
@@ -120,10 +120,11 @@ class Prompts:
                 the assistant's turn where the model has no chat template.
         """
         self.tokenizer, self.perturbation, self.encode = tokenizer, perturbation, encode
+        self.dummy: int | None = None
         self._dummies: list[int] = []
         if perturbation.where.dummies:
-            token = dummy_token_id(tokenizer, perturbation.dummy_token)
-            self._dummies = [token] * perturbation.where.dummies
+            self.dummy = dummy_token_id(tokenizer, perturbation.dummy_token)
+            self._dummies = [self.dummy] * perturbation.where.dummies
         self._answer = ""
         if perturbation.rsp and perturbation.rsp_slot == "before-assistant":
             self._answer = generation_prompt(tokenizer, template_args or {})
