@@ -316,9 +316,6 @@ class Sampler:
             self._std[number] = self.references.std(job.clean)
         return self._std[number]
 
-    def mean_std(self) -> dict[str, float]:
-        """Site → per-coordinate standard deviation, mean over the jobs run so far."""
-        return {
-            site: sum(std[site] for std in self._std.values()) / len(self._std)
-            for site in (self.perturbation.sites if self._std else ())
-        }
+    def stds(self) -> dict[str, list[float]]:
+        """Site → per-coordinate standard deviation of every job of the last run."""
+        return {site: [std[site] for std in self._std.values()] for site in self.perturbation.sites}

@@ -8,14 +8,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lm_eval_embednoise import plugin
+from lm_eval_embednoise.launch import own_command, run_in_processes
 from lm_eval_embednoise.plan import Cell, Model, StudyError, Task
 
 
@@ -125,17 +124,7 @@ def first_rank() -> bool:
 
 def launch(processes: int) -> int:
     """Run this very command again in several processes; returns their exit status."""
-    import torch
-
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc_per_node", str(processes), "-m", "lm_eval_embednoise.cli", *sys.argv[1:]),
-    ]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    if not torch.cuda.is_available():
-        environment["ACCELERATE_USE_CPU"] = "true"
-    return subprocess.run(command, env=environment, check=False).returncode
+    return run_in_processes(processes, own_command())
 
 
 def shared(value: Any) -> Any:

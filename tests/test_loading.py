@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from test_hf_embednoise import requests
 from transformers import AutoModelForCausalLM
@@ -64,7 +65,8 @@ def test_the_table_reference_is_that_of_the_unquantized_embedding(plain: HFEmbed
     quantized = load(quantization="int8")
     for lm in (quantized, plain):
         greedy(lm, sigma=0.1, sigma_reference="table")
-    assert quantized._std["embed"] == pytest.approx(plain._std["embed"], rel=1e-6)
+    ours, theirs = (lm.get_model_info()["embednoise"]["std"] for lm in (quantized, plain))
+    assert ours["embed"] == pytest.approx(theirs["embed"], rel=1e-6)
 
 
 def test_eager_attention_gives_the_same_texts(plain: HFEmbedNoise) -> None:
@@ -162,8 +164,14 @@ def test_arguments_of_the_host_that_pass_through(plain: HFEmbedNoise) -> None:
 
 
 def test_truncation_keeps_the_end_of_a_long_prompt() -> None:
-    lm = load(max_length=60, truncation=True)
-    assert lm._prompt_ids("x = 1\n" * 100, 40) == lm.tok_encode("x = 1\n" * 100)[-20:]
+    long = Instance("generate_until", {}, ("x = 1\n" * 100, GREEDY), 0, metadata=("t", 0, 1))
+    short = load(max_length=60).generate_until([long], disable_tqdm=True)
+    assert short[0].finish_reason == "prompt_too_long"
+    cut = load(max_length=60, truncation=True).generate_until([long], disable_tqdm=True)
+    assert cut[0].finish_reason == "length"
+    end = load().tokenizer.decode(load().tok_encode("x = 1\n" * 100)[-48:])
+    alone = Instance("generate_until", {}, (end, GREEDY), 0, metadata=("t", 0, 1))
+    assert cut == load().generate_until([alone], disable_tqdm=True)
 
 
 @pytest.mark.parametrize("mark", ["if", 300])

@@ -16,6 +16,7 @@ from lm_eval_embednoise import streams
 from lm_eval_embednoise.config import Perturbation, Sampling, suggest
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
+from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.loading import (
     HOST_ARGS,
@@ -27,6 +28,7 @@ from lm_eval_embednoise.models.loading import (
     without_wrapper,
 )
 from lm_eval_embednoise.models.prompts import Prompts
+from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
 
@@ -79,6 +81,8 @@ class HFEmbedNoise(HFLM):
             log.info("pretrained not given: using the embedded model, minicoder (%s)", pretrained)
         self._most_rows = int(hf_args.get("max_batch_size") or AUTO_ROWS_MOST)
         self.loading = Loading.from_args(pretrained, {**hf_args, "device": device})
+        if isinstance(pretrained, str):
+            start_missing_processes()
         super().__init__(pretrained, batch_size=batch_size or "auto", **self.loading.host_args())
         if self.backend != "causal":
             raise ValueError(
@@ -147,8 +151,7 @@ class HFEmbedNoise(HFLM):
         )
         self.perturbation = perturbation
         self.method = method
-        self._measured: dict[str, list[float]] = {site: [] for site in perturbation.sites}
-        self._std: dict[str, float] = {}
+        self._measured = Measured(perturbation.sites)
         self._soft_std: float | None = None
         self._warned: set[str] = set()
         self._scores_announced = False
@@ -165,6 +168,11 @@ class HFEmbedNoise(HFLM):
                 "nor the sample index, so all K samples would come back identical; leave it out"
             )
         super().set_cache_hook(cache_hook)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> Any:
+        """Samples or metrics of all processes on one, as a list of a single process's."""
+        gathered = super().gather_object(obj, dst)
+        return [in_order(gathered)] if self.world_size > 1 and self.rank == dst else gathered
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Generate for the harness: K requests of one Instance are K samples of a problem."""
@@ -184,6 +192,7 @@ class HFEmbedNoise(HFLM):
         ) as bar:
             for numbers, sampling in zip(groups.values(), settings, strict=True):
                 self._generate_group(requests, numbers, sampling, results, bar)
+        self._measured.gather(self.world_size)
         self._report()
         missing = sum(result is None for result in results)
         if missing:
@@ -212,6 +221,8 @@ class HFEmbedNoise(HFLM):
             problem = streams.problem_id(request.task_name, prompt)
             # A shorter rank is padded with repetitions of its last problem: copies, not new work.
             wanted = min(request.repeats or len(of_one), len(of_one))
+            if len(of_one) > wanted:
+                request.resps = AtMost(wanted, request.resps)
             added = self._prompts.jobs(text, prompt, problem, range(wanted), limit)
             jobs += added
             places += [(of_one, wanted)] * len(added)
@@ -232,7 +243,7 @@ class HFEmbedNoise(HFLM):
 
     def _note(self, sampler: Sampler) -> None:
         """Keep how large the sampler's draws were."""
-        self._std = sampler.mean_std()
+        self._measured.add("std", sampler.stds())
         if self.perturbation.rsp:
             scale, fitted = self.perturbation.rsp_scale, sampler.soft_prompts.fit[1]
             self._soft_std = scale * float(fitted.square().mean().sqrt())
@@ -281,7 +292,7 @@ class HFEmbedNoise(HFLM):
         return rows
 
     def _generation(self, sample: Sample, strings: StopStrings) -> Generation:
-        self._measure(sample.rho)
+        self._measured.add("rho", {site: [rho] for site, rho in sample.rho.items()})
         return Generation(
             after_thinking(strings, sample.ids, self.think_end_token),
             sample_index=sample.index,
@@ -294,13 +305,9 @@ class HFEmbedNoise(HFLM):
             seconds=sample.seconds,
         )
 
-    def _measure(self, rho: Mapping[str, float]) -> None:
-        for site, value in rho.items():
-            self._measured[site].append(value)
-
     def rho(self) -> dict[str, float]:
-        """Site → measured ‖ε‖/‖h‖, mean over the samples generated so far."""
-        return {site: sum(seen) / len(seen) for site, seen in self._measured.items() if seen}
+        """Site → measured ‖ε‖/‖h‖, mean over the samples that all processes have generated."""
+        return self._measured.mean("rho")
 
     def _report(self) -> None:
         if self._soft_std is not None:
@@ -313,7 +320,7 @@ class HFEmbedNoise(HFLM):
             log.info(
                 "%s: std per coordinate %.4g, measured ρ = ‖ε‖/‖h‖ = %.3g",
                 site,
-                self._std.get(site, float("nan")),
+                self._measured.mean("std").get(site, float("nan")),
                 rho,
             )
             if rho > 1 and site not in self._warned:
@@ -358,8 +365,10 @@ class HFEmbedNoise(HFLM):
         bar = tqdm(requests, desc="scoring", disable=disable_tqdm or self.rank != 0)
         for number, (_, _, continuation) in enumerate(bar):
             scores.append(sampler.loglikelihood(number, jobs[number], continuation))
-            self._measure(sampler.injector.row_rho(0))
+            rho = sampler.injector.row_rho(0)
+            self._measured.add("rho", {site: [value] for site, value in rho.items()})
         self._note(sampler)
+        self._measured.gather(1)  # rolling requests call this unequally often in each process
         self._report()
         return scores
 
@@ -371,7 +380,7 @@ class HFEmbedNoise(HFLM):
             "perturbation": self.perturbation.canonical(),
             "signature": self.signature(),
             "rho": self.rho(),
-            "std": self._std,
+            "std": self._measured.mean("std"),
             "soft_prompt_std": self._soft_std,
             "dummy_token_id": self._prompts.dummy,
             "stream_version": streams.STREAM_VERSION,
