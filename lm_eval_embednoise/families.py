@@ -26,6 +26,7 @@ BLOCK_LISTS = (
     "backbone.layers",
 )
 
+# Layers of transformers' caches that hold keys and values, one pair a position.
 KEY_VALUE_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 
@@ -98,6 +99,38 @@ def find_blocks(model: nn.Module, blocks: str | None = None) -> nn.ModuleList:
         + (f" under blocks={blocks!r}" if blocks else "")
         + f"; name their list with blocks=NAME, such as one of: {', '.join(lists) or 'none'}"
     )
+
+
+# Families whose rows can have columns of their own in the cache: a row that ends makes room for
+# another at once. The conformance test runs each of them; all others decode padded.
+# fmt: off
+ROWS = frozenset({
+    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "codegen", "cohere", "cohere2",
+    "cohere2_moe", "cwm", "dbrx", "deepseek_v2", "deepseek_v3", "diffllama", "dots1", "ernie4_5",
+    "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm",
+    "glm4", "glm4_moe", "glm4_moe_lite", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj",
+    "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "jais2", "jetmoe", "llama",
+    "mimo_v2_flash", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral",
+    "modernbert-decoder", "mpt", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt",
+    "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu",
+})
+# fmt: on
+# Of these, families that make biases or masks of their own from a mask of [rows, columns].
+FLAT_MASK = frozenset({"bloom", "falcon"})
+
+
+def decoding(model: nn.Module, blocks: str | None = None) -> str:
+    """How the sampler decodes a model: "rows", "rows, flat mask" or "padded".
+
+    Code from outside transformers is padded, whatever its config calls itself.
+    """
+    family = getattr(_config(model), "model_type", None)
+    owner = find_owner(model, find_blocks(model, blocks))
+    if not type(owner).__module__.startswith("transformers."):
+        return "padded"
+    return "rows, flat mask" if family in FLAT_MASK else "rows" if family in ROWS else "padded"
 
 
 def find_embedding(model: nn.Module) -> nn.Module:

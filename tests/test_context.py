@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,6 +172,22 @@ def test_ids_are_needed(qwen2: PreTrainedModel) -> None:
     vectors = qwen2.get_input_embeddings()(torch.tensor([PROMPTS[0]])).detach()
     with pytest.raises(ValueError, match="inputs_embeds"), perturbed(qwen2, CASES["prompt"]):
         qwen2(inputs_embeds=vectors)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # within peft
+def test_adapters_are_served(llama: PreTrainedModel) -> None:
+    """A peft model: generate is its own, the blocks lie deeper, the noise is the same."""
+    peft = pytest.importorskip("peft")
+    model = copy.deepcopy(llama)
+    p, keys = CASES["everywhere"], [(f"problem {i}", 0) for i in range(3)]
+    expected = sampled(model, p, (0,))
+    adapter = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(model, adapter).eval()  # a fresh adapter changes nothing
+    generate(wrapped, PROMPTS)  # peft leaves an attribute of its own
+    before = attributes(wrapped)
+    with perturbed(wrapped, p, keys):
+        assert generate(wrapped, PROMPTS) == [expected[i, 0] for i in range(3)]
+    assert attributes(wrapped) == before and sampled(wrapped, p, (0,)) == expected
 
 
 def examples() -> list[str]:
