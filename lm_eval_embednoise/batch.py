@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from lm_eval_embednoise import streams
 from lm_eval_embednoise.config import Sampling
 from lm_eval_embednoise.inject import Rows, noise_keys
-from lm_eval_embednoise.slots import SlotCache, decode_mask
+from lm_eval_embednoise.slots import SlotCache, decode_mask, seen
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.sampler import Job, Sampler
@@ -94,8 +94,9 @@ class Row:
 class Batch:
     """Rows under way, their cache, and what the next step needs of each."""
 
-    def __init__(self, sampler: Sampler, cache: SlotCache) -> None:
+    def __init__(self, sampler: Sampler, cache: SlotCache, flat_mask: bool = False) -> None:
         self.sampler = sampler
+        self.flat_mask = flat_mask
         self.cache = cache
         self.rows: list[Row] = []
         self.state: dict[str, Tensor] = {}  # name → [rows, ...]
@@ -140,6 +141,11 @@ class Batch:
         }
         self.rows += rows
         _share(started, rows)
+
+    def wants(self, slots: int) -> int:
+        """How many of at most `slots` rows should join now: none until a quarter is free."""
+        free = slots - len(self.rows)
+        return free if free >= max(1, slots // 4) else 0
 
     def step(self) -> list[Row]:
         """Append every row's next token, let the rows that have ended leave, run the others on.
@@ -218,7 +224,10 @@ class Batch:
         columns = state["length"]
         width = int(columns.max()) + 1
         self.cache.write_at(columns, width)
-        mask = decode_mask(columns, width, sampler.dtype)
+        if self.flat_mask:
+            mask = seen(columns, width)
+        else:
+            mask = decode_mask(columns, width, sampler.dtype)
         if sampler.perturbation.perturbs_generated:
             logits = self._perturbed(state, columns[:, None], tokens[:, None], self.cache, mask)
         else:

@@ -67,10 +67,20 @@ def check_supported(model: nn.Module) -> None:
 
 def cache_layers(model: nn.Module) -> tuple[str, ...]:
     """The kinds of cache that transformers gives the model's blocks; empty where it says none."""
+    return tuple(type(layer).__name__ for layer in _cache(model))
+
+
+def smallest_window(model: nn.Module) -> int | None:
+    """The fewest positions that a block sees of a long text, None where all see everything."""
+    windows = [w for layer in _cache(model) if (w := getattr(layer, "sliding_window", None))]
+    return min(windows, default=None)
+
+
+def _cache(model: nn.Module) -> list[Any]:
     config = _config(model)
     if config is None or not hasattr(config, "num_hidden_layers"):
-        return ()
-    return tuple(type(layer).__name__ for layer in DynamicCache(config=config).layers)
+        return []
+    return list(DynamicCache(config=config).layers)
 
 
 def find_blocks(model: nn.Module, blocks: str | None = None) -> nn.ModuleList:
@@ -121,14 +131,22 @@ ROWS = frozenset({
 FLAT_MASK = frozenset({"bloom", "falcon"})
 
 
-def decoding(model: nn.Module, blocks: str | None = None) -> str:
+def decoding(model: nn.Module, blocks: nn.ModuleList, longest: int | None = None) -> str:
     """How the sampler decodes a model: "rows", "rows, flat mask" or "padded".
 
     Code from outside transformers is padded, whatever its config calls itself.
+
+    Args:
+        model: a causal LM.
+        blocks: its decoder blocks.
+        longest: most positions of a row, for a decoder that doesn't cut rows' columns to the
+            windows of single blocks; such a model is padded where a window would matter.
     """
+    window = smallest_window(model)
+    if window is not None and longest is not None and longest > window:
+        return "padded"
     family = getattr(_config(model), "model_type", None)
-    owner = find_owner(model, find_blocks(model, blocks))
-    if not type(owner).__module__.startswith("transformers."):
+    if not type(find_owner(model, blocks)).__module__.startswith("transformers."):
         return "padded"
     return "rows, flat mask" if family in FLAT_MASK else "rows" if family in ROWS else "padded"
 

@@ -18,8 +18,9 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.batch import Batch, Row
 from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.families import find_blocks
+from lm_eval_embednoise.families import decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
+from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
 from lm_eval_embednoise.slots import SlotCache
 from lm_eval_embednoise.soft_prompt import SoftPrompts
@@ -174,17 +175,15 @@ class Sampler:
     def _decode(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Sample]:
         columns = max(len(jobs[row.job].prompt_ids) + row.limit for row in waiting)
         slots = min(self.batch_size, len(waiting))
-        batch = Batch(self, SlotCache(len(self.blocks), slots, columns))
+        batch = self._batch(slots, columns)
         missing: dict[int, int] = {}
         for row in waiting:
             missing[row.job] = missing.get(row.job, 0) + 1
         finished: dict[int, list[Row]] = {number: [] for number in missing}
         while waiting or batch.rows:
-            free = slots - len(batch.rows)
-            if waiting and (free >= max(1, slots // 4) or not batch.rows):
-                joining = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                for number in dict.fromkeys(row.job for row in joining):
-                    batch.join(jobs[number], [row for row in joining if row.job == number])
+            joining = [waiting.popleft() for _ in range(min(batch.wants(slots), len(waiting)))]
+            for number in dict.fromkeys(row.job for row in joining):
+                batch.join(jobs[number], [row for row in joining if row.job == number])
             for row in batch.step():
                 finished[row.job].append(row)
                 missing[row.job] -= 1
@@ -200,6 +199,14 @@ class Sampler:
                             done.finish_reason, nll, dict(done.rho),
                             dict(self.site_std(done.job, jobs[done.job])), seconds,
                         )  # fmt: skip
+
+    def _batch(self, slots: int, columns: int) -> Batch:
+        """Memory for rows to come, as the family of the model allows it."""
+        how = decoding(self.model, self.blocks, columns)
+        if how == "padded":
+            return PaddedBatch(self)
+        cache = SlotCache(len(self.blocks), slots, columns)
+        return Batch(self, cache, flat_mask=how == "rows, flat mask")
 
     def _nlls(self, job: Job, rows: list[Row]) -> list[float] | list[None]:
         """The clean log-likelihood of finished rows; equal texts are scored once."""

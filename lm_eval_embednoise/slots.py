@@ -106,6 +106,11 @@ class SlotCache(Cache):
         self.state.width = width
 
 
+def seen(columns: Tensor, width: int) -> Tensor:
+    """int64 [rows, width]: 1 where a row has an entry, for models that make a mask of their own."""
+    return (torch.arange(width, device=columns.device) <= columns[:, None]).long()
+
+
 def decode_mask(columns: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Additive mask for one new entry a row: row i sees columns 0 to columns[i].
 

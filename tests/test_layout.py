@@ -16,7 +16,7 @@ FOLDERS = {
 }
 CHAIN = (
     "config", "streams", "perturb", "families", "inject", "reference", "soft_prompt", "context",
-    "slots", "batch", "sampler", "models",
+    "slots", "batch", "padded", "sampler", "models",
 )  # fmt: skip
 
 
