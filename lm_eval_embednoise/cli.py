@@ -17,7 +17,7 @@ COMMANDS = {
     "generations": ("lm_eval_embednoise.generations", "show, export, import stored samples"),
     "doctor": ("lm_eval_embednoise.doctor", "say what works on this machine"),
 }
-RUN_HELP = "evaluate: the arguments of `lm_eval run`, and -K"
+RUN_HELP = "evaluate: the arguments of `lm_eval run`, -K, --method and --processes"
 
 EPILOG = """\
 examples:
@@ -81,30 +81,43 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     """`embednoise run`: the harness's command with the plug-in loaded, and K from `-K`."""
-    own = argparse.ArgumentParser(add_help=False)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("-K", type=int)
+    own.add_argument("--method")
+    own.add_argument("--processes", type=int, default=1)
     options, rest = own.parse_known_args(argv)
-    if options.K is not None and options.K < 1:
-        raise ValueError(f"-K {options.K} is not allowed; the number of samples must be ≥ 1")
+    for flag, value in (("-K", options.K), ("--processes", options.processes)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag} {value} is not allowed; it must be a whole number ≥ 1")
 
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
-    from lm_eval_embednoise import plugin
+    from lm_eval_embednoise import launch, plugin, runfile
 
     if not rest or {"-h", "--help"} & set(rest):
         print(
             "embednoise run takes all of `lm_eval run`'s arguments, and\n"
             "  -K <n>                samples of every problem, instead of the task's own number\n"
+            "  --method <name|file>  perturbation and sampling of a method file (methods/)\n"
+            "  --config <name|file>  also by the name of a packaged run file; merged with\n"
+            "                        --method, --model_args and --gen_kwargs (the latter win)\n"
+            "  --processes <n>       share the problems among processes; the samples are the same\n"
         )
         rest = ["--help"]
     setup_logging()
     plugin.register()
     if options.K is not None:
         plugin.load_with_repeats(options.K)
+    command = sys.argv
     sys.argv = ["lm_eval", "run", *rest]  # the harness reads its arguments there
     harness = HarnessCLI()
-    harness.execute(harness.parse_args())
+    args = runfile.merge(harness.parse_args(), options.method)
+    runfile.check(args)
+    if options.processes > 1 and not launch.in_world():
+        sys.argv = command
+        return launch.run_in_processes(options.processes, launch.own_command())
+    harness.execute(args)
     return 0
 
 

@@ -45,8 +45,8 @@ class Method:
     @classmethod
     def load(cls, name: str, beside: Path | None = None) -> Method:
         """Read a method file by packaged name or by path (also relative to the study file)."""
-        path = _find(name, "methods", beside)
-        content = _read(path, _METHOD_KEYS)
+        path = find_file(name, "methods", beside)
+        content = read_file(path, _METHOD_KEYS)
         return cls(
             name=path.stem,
             perturbation=dict(content.get("model_args") or {}),
@@ -147,9 +147,9 @@ class Study:
     @classmethod
     def load(cls, source: str) -> Study:
         """Read a study file by packaged name or path."""
-        path = _find(source, "studies", None)
+        path = find_file(source, "studies", None)
         known = {f.name for f in dataclasses.fields(cls)} | {"limit", "k"}
-        content = _read(path, known)
+        content = read_file(path, known)
         beside = path.parent
         protocol = content.get("protocol")
         calibrate = _calibration(content.get("calibrate"))
@@ -270,7 +270,17 @@ def _listed(content: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
-def _find(name: str, kind: str, beside: Path | None) -> Path:
+def find_file(name: str, kind: str, beside: Path | None) -> Path:
+    """A file given by path, or a packaged one by name.
+
+    Args:
+        name: a path, as it stands or relative to `beside`, or a packaged file's name.
+        kind: the folder of the packaged ones: methods, studies, or "" for the models' run files.
+        beside: another folder to look in.
+
+    Raises:
+        StudyError: with the near miss and the packaged names.
+    """
     packaged = Path(str(resources.files("lm_eval_embednoise.model_configs"))) / kind
     for path in (Path(name), *([beside / name] if beside else []), packaged / f"{name}.yaml"):
         if path.is_file():
@@ -278,15 +288,22 @@ def _find(name: str, kind: str, beside: Path | None) -> Path:
     known = sorted(path.stem for path in packaged.glob("*.yaml"))
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise StudyError(f"no {kind} file {name!r}; {hint}packaged: {', '.join(known)}")
+    raise StudyError(f"no {kind or 'run'} file {name!r}; {hint}packaged: {', '.join(known)}")
 
 
-def _read(path: Path, known: set[str]) -> dict[str, Any]:
+def read_file(path: Path, known: set[str] | None) -> dict[str, Any]:
+    """A YAML file's mapping, its keys checked unless `known` is None.
+
+    Raises:
+        StudyError: for a file that can't be read, or an unknown key.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise StudyError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or set(content) - known:
-        unknown = sorted(set(content) - known) if isinstance(content, dict) else "no mapping"
+    if not isinstance(content, dict):
+        raise StudyError(f"{path}: a mapping is expected, got {content!r}")
+    unknown = sorted(set(content) - known) if known is not None else []
+    if known is not None and unknown:
         raise StudyError(f"{path}: unknown {unknown}; allowed: {', '.join(sorted(known))}")
     return content

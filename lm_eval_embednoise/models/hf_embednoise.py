@@ -428,6 +428,18 @@ class HFEmbedNoise(HFLM):
         return f"{self.perturbation.signature()}|stream:{streams.STREAM_VERSION}"
 
 
+def check_arguments(args: Mapping[str, Any]) -> None:
+    """Refuse what the class would refuse before it loads a model (None of it is loaded here).
+
+    Raises:
+        ValueError, ImportError: as `HFEmbedNoise` does.
+    """
+    rest = {name: value for name, value in args.items() if name not in ("pretrained", *OWN_ARGS)}
+    _parse_batch_size(rest.pop("batch_size", None))
+    _, hf_args = _split_args(rest)
+    Loading.from_args(args.get("pretrained") or str(MODEL_DIR), hf_args)
+
+
 def _split_args(kwargs: Mapping[str, Any]) -> tuple[Perturbation, dict[str, Any]]:
     """Divide the user's arguments into the perturbation and what HFLM takes; refuse the rest."""
     own = (*Perturbation.names(), "noise")

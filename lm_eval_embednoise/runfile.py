@@ -1,0 +1,84 @@
+"""What `embednoise run` evaluates: a run file, a method file and the command line in one.
+
+The harness takes one `--config`, and a `--model_args` or `--gen_kwargs` beside it replaces the
+file's whole mapping. Here they are merged key by key: the command line over the method over the
+run file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_eval_embednoise.plan import Method, find_file, read_file
+
+DEFAULT_MODEL = "hf-embednoise"
+
+
+def merge(args: argparse.Namespace, method: str | None = None) -> argparse.Namespace:
+    """Fill the harness's parsed arguments with what the run file and the method file say.
+
+    Args:
+        args: as the harness's parser gives them; changed and returned.
+        method: a packaged method's name or a file.
+
+    Raises:
+        ValueError: for a file that isn't there, one with unknown keys, or noise for a model that
+            takes none.
+    """
+    content: dict[str, Any] = {}
+    if args.config:
+        path = find_file(str(args.config), "", Path.cwd())
+        content = read_file(path, None)
+        args.config = str(path)
+    args.model = args.model or content.get("model") or DEFAULT_MODEL
+    ours = args.model == DEFAULT_MODEL
+    chosen = Method.load(method) if method else Method("", {}, {})
+    if chosen.noisy and not ours:
+        raise ValueError(
+            f"--method {method}: model {args.model!r} can't be perturbed; use {DEFAULT_MODEL}, or "
+            "a method without noise, such as greedy or temp-0.8"
+        )
+    perturbation = dict(chosen.perturbation) if ours else {}
+    if chosen.name and ours:
+        perturbation["method"] = chosen.name
+    args.model_args = {
+        **_mapping(content, "model_args"), **perturbation, **(args.model_args or {})
+    }  # fmt: skip
+    args.gen_kwargs = {
+        **_mapping(content, "gen_kwargs"), **chosen.gen_kwargs, **(args.gen_kwargs or {})
+    }  # fmt: skip
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what the model can't serve, before tasks are searched and a model is loaded.
+
+    Raises:
+        ValueError: for a model argument or a generation argument.
+    """
+    if args.model != DEFAULT_MODEL:
+        return
+    from lm_eval_embednoise.config import Sampling
+    from lm_eval_embednoise.models.hf_embednoise import check_arguments
+
+    check_arguments(args.model_args)
+    given = dict(args.gen_kwargs)
+    if given and "do_sample" not in given and "temperature" not in given:
+        given["do_sample"] = True  # the task may say so; what is checked is what was given
+    if given.get("do_sample") is True:
+        given.setdefault("temperature", 1.0)
+    Sampling.from_gen_kwargs(given)
+
+
+def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if isinstance(value, str):  # `key=value,key=value`, as on the command line
+        from lm_eval.utils import simple_parse_args_string
+
+        return dict(simple_parse_args_string(value))
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} of a run file must be a mapping, got {value!r}")
+    return dict(value)
