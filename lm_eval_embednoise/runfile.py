@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise.plan import Method, find_file, read_file
+from lm_eval_embednoise.plan import Method, find_file, parse_arguments, read_file
 
 DEFAULT_MODEL = "hf-embednoise"
 
@@ -76,9 +76,7 @@ def check(args: argparse.Namespace) -> None:
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = content.get(key) or {}
     if isinstance(value, str):  # `key=value,key=value`, as on the command line
-        from lm_eval.utils import simple_parse_args_string
-
-        return dict(simple_parse_args_string(value))
+        return parse_arguments(key, value)
     if not isinstance(value, Mapping):
         raise ValueError(f"{key} of a run file must be a mapping, got {value!r}")
     return dict(value)
