@@ -42,6 +42,7 @@ def test_the_same_verdicts_with_and_without_prediction(test: str) -> None:
     together, apart = run_programs(jobs, progress=False), run_programs(alone, progress=False)
     for name, ahead, single in zip(PROGRAMS, together, apart, strict=True):
         assert (ahead.verdict, ahead.detail) == (single.verdict, single.detail), name
+        assert ahead.behaviour == single.behaviour, name
     assert [outcome.verdict for outcome in together][:3] == ["passed", "passed", "wrong_answer"]
 
 

@@ -146,7 +146,8 @@ def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() ->
 
 def test_code_records_have_the_promised_fields() -> None:
     (record,) = code_records("passed")
-    assert set(record) == FIELDS | {"code", "compiled", "verdict", "detail", "ast"}
+    found = {"code", "compiled", "verdict", "detail", "ast", "behaviour"}
+    assert set(record) == FIELDS | found
     (gone,) = code_records(missing=1)
     assert set(gone) == set(record)
     assert (gone["missing"], gone["passed"]) == (True, False)

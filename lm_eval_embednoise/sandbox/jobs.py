@@ -84,6 +84,7 @@ class Outcome:
     defined: bool = False
     trivial: bool = True
     ast: str | None = None
+    behaviour: str | None = None  # digest of the answers that the tests looked at, in order
     value: Any = None  # what the tests' `check` returned
     output: bytes = b""
     cpu_seconds: float = 0.0
@@ -107,6 +108,7 @@ def outcome(job: Job, account: dict[str, Any], output: bytes) -> Outcome:
         verdict=verdict,
         detail=detail,
         **(facts or {}),
+        behaviour=answer.get("behaviour") if answer else None,
         value=answer.get("value") if answer else None,
         output=output,
         cpu_seconds=account["cpu"],

@@ -11,6 +11,7 @@ message; their answers are then looked at in order, as if each call had been mad
 from __future__ import annotations
 
 import builtins
+import hashlib
 import json
 import os
 import random
@@ -78,6 +79,7 @@ class Remote:
         self._answered = 0
         self._encoder = wire.Encoder(keep_objects=False)
         self.made: list[bytes] = []
+        self._seen = hashlib.blake2b(digest_size=12)
         if predicted:
             self._send(b"[" + b",".join(predicted) + b"]")
 
@@ -100,6 +102,7 @@ class Remote:
             raise RemoteError(DIED) from error
         if frame is None:
             raise RemoteError(DIED)
+        self._seen.update(b"%d:" % len(frame) + frame)
         try:
             reply = json.loads(frame)
             if "raised" in reply:
@@ -110,6 +113,11 @@ class Remote:
         except (ValueError, TypeError, KeyError, RecursionError, wire.WireError) as error:
             raise RemoteError("an answer that is not a value") from error
         return value
+
+    @property
+    def behaviour(self) -> str:
+        """Digest of the answers that the tests have looked at, in their order."""
+        return self._seen.hexdigest()
 
     def _exchange(self, made: bytes) -> bytes | None:
         position, self._answered = self._answered, self._answered + 1
@@ -260,7 +268,7 @@ def _try_program(
     tests: Tests | wire.WireError | None, message: dict[str, Any], pipes: list[int]
 ) -> dict[str, Any]:
     if not isinstance(tests, Tests):
-        return {"outcome": "unfit", "kind": str(tests)}
+        return {"outcome": "unfit", "kind": str(tests), "predicted": False}
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (message["memory"], hard))
     per_call = message["call_cpu"]
@@ -268,20 +276,22 @@ def _try_program(
     predicted = tests.predicted if ahead else []
     signal.signal(signal.SIGPROF, _out_of_time)
     signal.setitimer(signal.ITIMER_PROF, message["cpu"], 0.2)
+    remote: Remote | None = None
     try:
         remote = Remote(pipes, message["pid"], per_call, predicted)
         value = tests.run(remote)
         tests.predicted = remote.made  # loops and computed arguments too
-        return {"outcome": "passed", "value": value}
+        answer = {"outcome": "passed", "value": value}
     except _Mispredicted:
         tests.predictable = False
-        return {"outcome": MISPREDICTED}
+        answer = {"outcome": MISPREDICTED}
     except RemoteError as error:
-        return {"outcome": "raised", "kind": error.kind, "predicted": bool(predicted)}
+        answer = {"outcome": "raised", "kind": error.kind}
     except wire.WireError as error:
-        return {"outcome": "unfit", "kind": str(error)}
+        answer = {"outcome": "unfit", "kind": str(error)}
     except BaseException as error:
-        kind = type(error).__name__
-        return {"outcome": "failed", "kind": kind, "predicted": bool(predicted)}
+        answer = {"outcome": "failed", "kind": type(error).__name__}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+    behaviour = remote.behaviour if remote else None
+    return {**answer, "predicted": bool(predicted), "behaviour": behaviour}

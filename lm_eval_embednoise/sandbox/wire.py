@@ -154,7 +154,9 @@ class Encoder:
             return [item if type(item) in _AS_IT_IS else self.encode(item) for item in value]
         for kind, tag in _SEQUENCES:
             if isinstance(value, kind):
-                return {"t": tag, "v": [self.encode(item) for item in value]}
+                items = [self.encode(item) for item in value]
+                # Equal sets have one form, whatever order they were filled in.
+                return {"t": tag, "v": items if tag == "tuple" else sorted(items, key=repr)}
         if isinstance(value, dict):
             pairs = [[self.encode(k), self.encode(v)] for k, v in dict.items(value)]
             return {"t": "dict", "v": pairs}

@@ -215,7 +215,8 @@ class _Run:
             return False
         if answer["outcome"] == tester.MISPREDICTED:
             return True
-        settled = answer.get("predicted") and answer["kind"] not in (tester.DIED, tester.TIME_IS_UP)
+        kind = answer.get("kind")  # none when all tests passed: then every call counted
+        settled = answer["predicted"] and kind not in (None, tester.DIED, tester.TIME_IS_UP)
         beyond = account["killed_for"] or account["cpu"] > job["cpu"]
         return bool(settled and (beyond or account["output_bytes"] >= job["output"]))
 

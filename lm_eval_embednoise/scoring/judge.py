@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,7 +64,7 @@ def judge(run: Run, program: str, doc: Mapping[str, Any]) -> Outcome:
             program=program,
             entry_point=doc["entry_point"],
             test=_RETURNED + "\ndef check(candidate):\n    check_calls(candidate, *DATA)\n",
-            data=[grader, tests],
+            data=_graded(grader, doc["task_id"], doc["tests"]),
             header=HEADER,
             limits=dataclasses.replace(limits, wall_seconds=10 * seconds * len(tests)),
             seconds_are_per_call=True,
@@ -86,17 +87,24 @@ def _judge_asserts(run: Run, program: str, doc: Mapping[str, Any]) -> Outcome:
 def _judge_printed(
     run: Run, program: str, tests: hidden_tests.Tests, grader: str, limits: Limits
 ) -> Outcome:
-    """Run the program once for each input, compare outside, stop at the first failure."""
+    """Run the program once for each input, compare outside, stop at the first failure.
+
+    Outputs are dropped when they have been compared: they may be as long as the output limit.
+    """
     outcome = None
+    seen = hashlib.blake2b(digest_size=12)
     for given, expected in tests:
         outcome = run(Job(program=program, stdin=given.encode(), header=HEADER, limits=limits))
         if outcome.verdict == "syntax_error" and "nonlocal" in program:
             # The official checkers wrap programs in a function, where `nonlocal` is legal.
             program = _wrapped(program)
             outcome = run(Job(program=program, stdin=given.encode(), header=HEADER, limits=limits))
+        output = outcome.output.decode("utf-8", "replace")
+        seen.update(output.strip().encode() + b"\0")
+        outcome = dataclasses.replace(outcome, output=b"", behaviour=seen.hexdigest())
         if outcome.verdict != "passed":
             return outcome
-        if not _PRINTED[grader](outcome.output.decode("utf-8", "replace"), expected):
+        if not _PRINTED[grader](output, expected):
             return dataclasses.replace(outcome, verdict="wrong_answer", detail="output differs")
     if outcome is None:
         raise hidden_tests.BadData("a problem without tests")
@@ -108,6 +116,12 @@ def _wrapped(program: str) -> str:
     return "def program():\n" + "\n".join(lines) + "\n\nprogram()\n"
 
 
-@lru_cache(maxsize=4)  # programs come problem by problem
+@lru_cache(maxsize=2)  # programs come problem by problem
+def _graded(grader: str, task_id: str, digest: str) -> list[Any]:
+    """One object for a problem's programs, so that the tests are handed over once."""
+    return [grader, _tests_of(grader, task_id, digest)[1]]
+
+
+@lru_cache(maxsize=2)
 def _tests_of(grader: str, task_id: str, digest: str) -> tuple[str, hidden_tests.Tests]:
     return hidden_tests.load_tests({"grader": grader, "task_id": task_id, "tests": digest})

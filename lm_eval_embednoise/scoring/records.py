@@ -33,7 +33,7 @@ def code_record(sample: str | None, index: int, program: str, outcome: Outcome |
     record = _common(sample, index)
     if outcome is None:
         judged = {"passed": False, "valid": False, "code": "", "compiled": False, "ast": None}
-        return record | judged | {"verdict": "missing", "detail": ""}
+        return record | judged | {"verdict": "missing", "detail": "", "behaviour": None}
     return record | {
         "passed": outcome.verdict == "passed",
         "valid": outcome.compiled and outcome.defined and not outcome.trivial,
@@ -42,6 +42,7 @@ def code_record(sample: str | None, index: int, program: str, outcome: Outcome |
         "verdict": outcome.verdict,
         "detail": outcome.detail,
         "ast": outcome.ast,
+        "behaviour": outcome.behaviour,
     }
 
 

@@ -33,6 +33,7 @@ def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
         **_language(present),
         "compile_rate": len(compiled) / len(records),
         "unique_ast": float(len({record["ast"] for record in compiled})),
+        "behaviours": float(len({(r["verdict"], r["detail"], r["behaviour"]) for r in compiled})),
         "unique_correct": float(len({r["ast"] for r in present if r["passed"]})),
     }
 

@@ -1,0 +1,130 @@
+"""Verdicts that outlive the process: an interrupted scoring goes on where it stopped.
+
+A verdict is a function of the program, the problem's tests, and the judge: limits, rules, sandbox,
+isolation level, Python. All of that is in its key, so nothing has to be cleared by hand: after a
+change the old verdicts are not found. Files are only appended to, one for each process, a line for
+each verdict as it is made; a line cut short by a crash is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import sandbox
+from ..sandbox import Outcome
+
+log = logging.getLogger(__name__)
+VARIABLE = "EMBEDNOISE_VERDICTS"
+OFF = "off"
+_JUDGED_BY = ("prompt", "entry_point", "test", "tests", "grader", "task_id")
+_KEPT = {field.name for field in fields(Outcome)} - {"output", "value"}
+
+
+def default_folder() -> Path | None:
+    """The folder that EMBEDNOISE_VERDICTS names, else one in the user's cache; None when `off`."""
+    named = os.environ.get(VARIABLE, "")
+    if named == OFF:
+        return None
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(named) if named else Path(cache) / "lm-eval-embednoise" / "verdicts"
+
+
+@lru_cache
+def judge_digest(level: str) -> str:
+    """Digest of what judges: the code of sandbox and graders, isolation level, Python, numpy."""
+    digest = hashlib.blake2b(digest_size=16)
+    here = Path(__file__).parent
+    sources = [*Path(sandbox.__file__).parent.glob("*.py"), here / "judge.py", here / "compare.py"]
+    sources += [here.parent / "hidden_tests.py"]
+    for path in sorted(sources):
+        digest.update(path.read_bytes())
+    for text in (level, platform.python_version(), metadata.version("numpy")):
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+class Verdicts:
+    """The verdicts on the programs of one set of problems; safe to use from several threads."""
+
+    def __init__(self, docs: Sequence[Mapping[str, Any]], folder: Path | None) -> None:
+        level = sandbox.strongest() if folder else ""
+        self._problems = [_digest(judge_digest(level), doc) for doc in docs] if folder else []
+        self._known: dict[str, Outcome] = {}
+        self._lock = threading.Lock()
+        self._folder = folder / _digest(*self._problems) if folder else None
+        self._file: Any = None
+        if self._folder and self._folder.is_dir():
+            for path in sorted(self._folder.glob("*.jsonl")):
+                self._read(path)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, problem: int, program: str) -> Outcome | None:
+        """What was found when this program was judged before."""
+        return self._known.get(self._key(problem, program)) if self._folder else None
+
+    def put(self, problem: int, program: str, outcome: Outcome) -> None:
+        """Write a verdict down; it is safe from the end of this process once this returns."""
+        if self._folder is None:
+            return
+        kept = {name: getattr(outcome, name) for name in sorted(_KEPT)}
+        line = json.dumps([self._key(problem, program), kept]) + "\n"
+        with self._lock:
+            if self._file is None and not self._open():
+                return
+            self._file.write(line)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file of this process."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> bool:
+        assert self._folder is not None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            name = f"{socket.gethostname()}-{os.getpid()}.jsonl"
+            self._file = (self._folder / name).open("a", encoding="utf-8")
+            if self._file.tell():  # another process of that number may have died inside a line
+                self._file.write("\n")
+        except OSError as error:
+            log.warning("verdicts are not kept, scoring can't resume: %s", error)
+            self._folder = None
+            return False
+        return True
+
+    def _read(self, path: Path) -> None:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    key, kept = json.loads(line)
+                    self._known[key] = Outcome(**kept)
+                except (ValueError, TypeError):
+                    continue  # cut short
+
+    def _key(self, problem: int, program: str) -> str:
+        return _digest(self._problems[problem], program)
+
+
+def _digest(*parts: str | Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if not isinstance(part, str):
+            part = json.dumps({key: part.get(key) for key in _JUDGED_BY}, sort_keys=True)
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
