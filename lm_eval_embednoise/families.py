@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from transformers.cache_utils import DynamicCache
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # Where decoder blocks live, the most specific first. A name counts wherever it ends a module's
 # name, so that wrappers (peft, torch.compile, data parallel, multimodal shells) don't matter.
@@ -32,30 +33,46 @@ KEY_VALUE_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 def _config(model: nn.Module) -> Any:
     """The configuration of the text decoder, None for a model that isn't transformers'."""
-    config = getattr(model, "config", None)
+    return _text_config(getattr(model, "config", None))
+
+
+def _text_config(config: Any) -> Any:
     get_text_config = getattr(config, "get_text_config", None)
     return get_text_config(decoder=True) if get_text_config else config
 
 
 def check_supported(model: nn.Module) -> None:
+    """`check_config` of a loaded model; one that isn't transformers' passes."""
+    if getattr(model, "config", None) is not None:
+        check_config(model.config, type(model).__name__, getattr(model, "_is_stateful", False))
+
+
+def check_config(config: Any, name: str = "", stateful: bool | None = None) -> None:
     """Refuse what noise on input vectors isn't defined for here.
+
+    Args:
+        config: of the model, which needn't be loaded.
+        name: of the model's class; looked up if empty.
+        stateful: whether that class says it carries a state of its own; looked up if None.
 
     Raises:
         ValueError: for encoder–decoder models, and for models that remember more than keys and
             values: state-space models, linear attention, their hybrids with attention, and
             attention over compressed or indexed memory.
     """
-    config = _config(model)
-    if config is None:
-        return
-    name = f"{type(model).__name__} (model_type {getattr(config, 'model_type', 'unknown')!r})"
-    if getattr(model.config, "is_encoder_decoder", False):
+    served = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    name = name or getattr(served, "__name__", type(config).__name__)
+    name = f"{name} (model_type {getattr(config, 'model_type', 'unknown')!r})"
+    if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{name} is an encoder–decoder model, which is not supported; "
             "use a decoder-only causal language model"
         )
-    other = sorted(set(cache_layers(model)) - KEY_VALUE_LAYERS)
-    if not other and getattr(model, "_is_stateful", False) and not hasattr(config, "layer_types"):
+    text = _text_config(config)
+    other = sorted({type(layer).__name__ for layer in _cache(text)} - KEY_VALUE_LAYERS)
+    if stateful is None:
+        stateful = getattr(served, "_is_stateful", False)
+    if not other and stateful and not hasattr(text, "layer_types"):
         other = ["its own kind"]
     if other:
         raise ValueError(
@@ -67,17 +84,17 @@ def check_supported(model: nn.Module) -> None:
 
 def cache_layers(model: nn.Module) -> tuple[str, ...]:
     """The kinds of cache that transformers gives the model's blocks; empty where it says none."""
-    return tuple(type(layer).__name__ for layer in _cache(model))
+    return tuple(type(layer).__name__ for layer in _cache(_config(model)))
 
 
 def smallest_window(model: nn.Module) -> int | None:
     """The fewest positions that a block sees of a long text, None where all see everything."""
-    windows = [w for layer in _cache(model) if (w := getattr(layer, "sliding_window", None))]
+    layers = _cache(_config(model))
+    windows = [w for layer in layers if (w := getattr(layer, "sliding_window", None))]
     return min(windows, default=None)
 
 
-def _cache(model: nn.Module) -> list[Any]:
-    config = _config(model)
+def _cache(config: Any) -> list[Any]:
     if config is None or not hasattr(config, "num_hidden_layers"):
         return []
     return list(DynamicCache(config=config).layers)

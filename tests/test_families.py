@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartConfig, BartF
 
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import find_blocks, find_embedding, find_owner, hidden_width
+from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.reference import token_norms
 from lm_eval_embednoise.sampler import Job, Sampler
 
@@ -37,6 +39,19 @@ def test_recurrent_and_compressed_models_are_refused_by_name(family: str) -> Non
         find_blocks(model)
     with pytest.raises(ValueError, match="carries a recurrent"):
         Sampler(model, Perturbation(), Sampling())
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("mamba", "MambaForCausalLM .*carries a recurrent"), ("rwkv", "RwkvForCausalLM .*carries"),
+     ("t5", r"\(model_type 't5'\) is an encoder–decoder model")],
+)  # fmt: skip
+def test_the_configuration_is_refused_before_weights_are_looked_for(
+    family: str, message: str, tmp_path: Path
+) -> None:
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        HFEmbedNoise(str(tmp_path), device="cpu")
 
 
 def test_encoder_decoder_models_are_refused_by_name() -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lm_eval_embednoise import streams
 from lm_eval_embednoise.config import Perturbation, Sampling, suggest
+from lm_eval_embednoise.families import check_config
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
 from lm_eval_embednoise.launch import start_missing_processes
@@ -131,6 +132,7 @@ class HFEmbedNoise(HFLM):
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
         with one_line(f"pretrained={pretrained!r}"):
             super()._get_config(pretrained, **kwargs)
+        check_config(self.config)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
         name = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer of {pretrained!r}"
