@@ -11,7 +11,7 @@ from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import ResultError, read_runs
-from lm_eval_embednoise.analysis.statement import statement
+from lm_eval_embednoise.analysis.statement import wrapped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         )
     written = write_outputs(comparison, args.out)
     print(tables.terminal(comparison))
-    print(statement(comparison))
+    print(wrapped(comparison))
     print("\nwritten:", ", ".join(str(path) for path in written))
     return 0
 

@@ -17,7 +17,7 @@ from lm_eval_embednoise.analysis.measures import headline, measure, method_order
 from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import ResultError, Run, align, combine
-from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes
+from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes, interval
 
 SCHEMA = "lm-eval-embednoise/comparison/1"
 
@@ -159,22 +159,36 @@ def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
             "std": run.info.get("std"),
             "protocol": run.protocol,
             "metrics": estimates[method],
-            "cost": _cost(run),
+            "cost": _cost(run, group.resampler, level),
         }
         for method, run in group.methods.items()
     ]
 
 
-def _cost(run: Run) -> dict[str, float | None]:
-    """Generated tokens a sample, and for each distinct correct solution (ratio of totals)."""
-    tokens = run.metrics.get("mean_tokens", np.array([np.nan]))
-    solutions = run.metrics.get("unique_correct", np.array([np.nan]))
-    per_sample, total = float(np.mean(tokens)), float(np.sum(solutions))
-    per_solution = run.k * float(np.sum(tokens)) / total if total > 0 else np.nan
-    return {
-        "tokens_per_sample": per_sample if np.isfinite(per_sample) else None,
-        "tokens_per_unique_correct": per_solution if np.isfinite(per_solution) else None,
-    }
+def _cost(run: Run, resampler: Resampler, level: float) -> dict[str, Any]:
+    """What a sample and a distinct correct solution cost, in tokens and seconds.
+
+    A solution's cost is all samples of all problems over all distinct correct solutions: a ratio of
+    totals, so a problem without any solution is paid for as well.
+    """
+    found = {}
+    solutions = run.metrics.get("unique_correct", np.full(run.n, np.nan))
+    for unit, metric in (("tokens", "mean_tokens"), ("seconds", "mean_seconds")):
+        spent = run.metrics.get(metric, np.full(run.n, np.nan))
+        both = np.isfinite(spent) & np.isfinite(solutions)
+        columns = [spent, np.where(both, run.k * spent, np.nan), np.where(both, solutions, np.nan)]
+        means = resampler.means(np.stack(columns, axis=1))
+        per_solution = interval(means, _ratio_of_totals, n=int(both.sum()), level=level)
+        reason = {"reason": "not measured" if not both.any() else "no correct solution"}
+        found[f"{unit}_per_sample"] = as_json(bca(*means.column(0), level=level))
+        found[f"{unit}_per_unique_correct"] = as_json(per_solution)
+        if not np.isfinite(per_solution.value):
+            found[f"{unit}_per_unique_correct"] |= reason
+    return found
+
+
+def _ratio_of_totals(m: np.ndarray) -> np.ndarray:
+    return np.where(m[..., 2] > 0, m[..., 1] / m[..., 2], np.nan)
 
 
 def _pairs(
@@ -195,6 +209,7 @@ def _pairs(
         group.resampler,
         level=level,
         comparisons=len(protocol["family"]),
+        margin=protocol["endpoints"]["correctness"]["margin"],
     )
     for reference in {b for _, b in named}:
         add_holm([found for (_, b), found in zip(named, compared, strict=True) if b == reference])

@@ -1,8 +1,10 @@
-"""Figures beside the Pareto plot: dose–response, paired differences, pass@k, solutions."""
+"""Figures beside the Pareto plot: dose–response, ablations, paired differences, curves against K.
+
+Each is at most `WIDTH` inches wide, so that a phone shows it without shrinking the letters.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,72 +13,113 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from lm_eval_embednoise.analysis.arms import Ablation, dose, sweeps
 from lm_eval_embednoise.analysis.figures import RC, STYLES, kind, shades
+from lm_eval_embednoise.analysis.gallery import KINDS, Digest, unbiased_pass_at_k
 from lm_eval_embednoise.analysis.measures import measure, method_order, printed
 from lm_eval_embednoise.analysis.records import Run
 from lm_eval_embednoise.analysis.resample import Array
 
-_RESPONSES = ("pass@1", "compile_rate", "distinct_2", "unique_correct")
-_PAIRED = ("pass@10", "distinct_2", "unique_correct")
+WIDTH = 5.6
+_RESPONSES = ("pass@1", "pass@10", "compile_rate", "valid_rate", "distinct_2", "unique_correct")
+_ABLATED = ("pass@10", "distinct_2", "unique_correct")
+PAIRED = ("pass@10", "distinct_2", "unique_correct")
+# Okabe & Ito again, light to dark, and hatched so that print in grey tells them apart.
+_KIND_STYLES = {
+    "passed": ("#009E73", ""),
+    "wrong answer": ("#56B4E9", ""),
+    "runtime error": ("#0072B2", "///"),
+    "does not parse": ("#D55E00", "..."),
+    "no answer": ("#D55E00", "..."),
+    "drift": ("#CC79A7", "xx"),
+    "loop": ("#E69F00", "\\\\\\"),
+    "early end": ("#000000", ""),
+    "other": ("#BBBBBB", ""),
+}
 
 
 def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
-    """Metrics against σ for one model and task, greedy as the dashed line.
+    """Metrics against σ for one model and task: a line for each sweep, greedy as the dashed line.
 
-    Of several arms (units, depths, scopes, …) the one with the most doses is drawn.
+    A sweep is a set of methods that differ in their dose only; the longest two are drawn.
     """
-    arms: dict[str, list[tuple[float, str]]] = {}
-    for row in rows:
-        if dose(row):
-            arms.setdefault(_arm(row), []).append((dose(row), row["method"]))
-    largest: list[tuple[float, str]] = max(arms.values(), key=len) if arms else []
-    doses = sorted(largest)
-    if len(doses) < 2:
+    drawn = sweeps(rows)[:2]
+    if not drawn:
         return None
-    by_name = {row["method"]: row for row in rows}
+    drawn = [arm for arm in drawn if len(arm) > 2 or arm is drawn[0]]
     shown = [name for name in _RESPONSES if any(name in row["metrics"] for row in rows)]
-    figure, axes = _panels(len(shown))
+    if "compile_rate" in shown and "valid_rate" in shown:
+        shown.remove("valid_rate")
+    if any(row["rho"] for row in drawn[0]):
+        shown.append("rho")
+    figure, axes = _panels(len(shown), columns=2)
+    greedy = next((row for row in rows if row["method"] == "greedy"), None)
     for axis, metric in zip(axes, shown, strict=True):
-        points = [
-            (sigma, by_name[name]["metrics"][metric])
-            for sigma, name in doses
-            if by_name[name]["metrics"].get(metric, {}).get("value") is not None
-        ]
-        color, marker = STYLES["noise"]
-        axis.plot(
-            [s for s, _ in points], [e["value"] for _, e in points], marker=marker, color=color
-        )
-        for sigma, estimate in points:
-            if estimate["low"] is not None:
-                axis.vlines(sigma, estimate["low"], estimate["high"], color)
-        if "greedy" in by_name and metric in by_name["greedy"]["metrics"]:
-            value = by_name["greedy"]["metrics"][metric]["value"]
+        for arm in drawn:
+            unit = arm[0]["perturbation"].get("sigma_unit", "relative")
+            color, marker = STYLES["literal" if unit == "norm" else "noise"]
+            points = [(dose(row), _response(row, metric)) for row in arm]
+            known = [(s, e) for s, e in points if e is not None and e["value"] is not None]
+            axis.plot(
+                *([s for s, _ in known], [e["value"] for _, e in known]),
+                **{"marker": marker, "color": color, "label": f"unit: {unit}"},
+            )
+            for sigma, estimate in known:
+                if estimate["low"] is not None:
+                    axis.vlines(sigma, estimate["low"], estimate["high"], color, alpha=0.5)
+        if greedy and greedy["metrics"].get(metric, {}).get("value") is not None:
+            value = greedy["metrics"][metric]["value"]
             axis.axhline(value, color="#000000", linestyle="--", linewidth=0.8)
-        axis.set(xscale="log", xlabel="σ", title=metric, ylim=(0, None))
-        _plain_ticks(axis, [sigma for sigma, _ in doses])
+        axis.set(xscale="log", xlabel="σ", title="ρ = ‖ε‖/‖h‖" if metric == "rho" else metric)
+        if metric == "rho":
+            axis.set(yscale="log")
+        else:
+            axis.set_ylim(0, 1.03 if measure(metric).rate else None)
+        _plain_ticks(axis, _spaced([dose(row) for row in drawn[0]]))
+    if len(drawn) > 1:
+        axes[0].legend(fontsize=8, frameon=False, loc="best")
     return figure
 
 
-def paired_differences(pairs: list[dict[str, Any]], level: float) -> Figure | None:
-    """Every method's difference from the baseline with its interval, a panel for each metric."""
-    shown = [name for name in _PAIRED if any(name in pair["metrics"] for pair in pairs)]
+def ablation(found: Ablation, references: list[dict[str, Any]]) -> Figure | None:
+    """The levels of one ablation, a panel for each metric; references as vertical lines."""
+    rows = list(found.levels.values())
+    shown = [name for name in _ABLATED if any(name in row["metrics"] for row in rows)]
     if not shown:
         return None
-    figure, axes = _panels(len(shown), height=1.4 + 0.28 * len(pairs), share=True)
+    figure, axes = _panels(len(shown), height=1.3 + 0.3 * len(rows), share=True)
+    names = list(found.levels)
     for axis, metric in zip(axes, shown, strict=True):
-        for height, pair in enumerate(reversed(pairs)):
-            estimate = pair["metrics"].get(metric, {}).get("difference")
-            if estimate is None or estimate["value"] is None:
-                continue
-            color, marker = STYLES[kind(pair["method"])]
-            axis.plot(estimate["value"], height, marker=marker, color=color)
-            if estimate["low"] is not None:
-                axis.hlines(height, estimate["low"], estimate["high"], color)
-        axis.axvline(0, color="#000000", linewidth=0.8)
-        axis.set_yticks(range(len(pairs)), [pair["method"] for pair in reversed(pairs)])
-        axis.set(title=metric, xlabel=f"difference from {pairs[0]['baseline']}")
-    figure.supxlabel(f"bars: {100 * level:.0f} % intervals", fontsize=8)
+        for row in references:
+            value = row["metrics"].get(metric, {}).get("value")
+            if value is not None:
+                color, _ = STYLES[kind(row["method"])]
+                style = "--" if kind(row["method"]) == "greedy" else ":"
+                axis.axvline(value, color=color, linestyle=style, linewidth=1.2)
+        for height, row in enumerate(reversed(rows)):
+            _bar(axis, row["metrics"].get(metric), height, *STYLES[kind(row["method"])])
+        axis.set_yticks(range(len(rows)), [*reversed(names)])
+        axis.set(title=metric, ylim=(-0.6, len(rows) - 0.4))
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=3, prune="upper"))
+    return figure
+
+
+def paired_differences(pairs: list[dict[str, Any]], metric: str) -> Figure | None:
+    """Every method's difference from the baseline in one metric, with its interval."""
+    shown = [pair for pair in pairs if metric in pair["metrics"]]
+    if not shown:
+        return None
+    figure, [axis] = _panels(1, height=1.1 + 0.21 * len(shown))
+    for height, pair in enumerate(reversed(shown)):
+        estimate = pair["metrics"][metric]["difference"]
+        _bar(axis, estimate, height, *STYLES[kind(pair["method"])])
+    axis.axvline(0, color="#000000", linewidth=0.8)
+    axis.set_yticks(range(len(shown)), [pair["method"] for pair in reversed(shown)], fontsize=8)
+    axis.set_ylim(-0.7, len(shown) - 0.3)
+    axis.set(title=metric, xlabel=f"difference from {shown[0]['baseline']}")
     return figure
 
 
@@ -85,54 +128,49 @@ def pass_at_k(runs: Iterable[Run]) -> Figure | None:
     found = [run for run in runs if "pass@1" in run.metrics]
     if not found or found[0].k < 2:
         return None
-    figure, [axis] = _panels(1, width=6.4, height=4.0)
     curves = {}
     for run in found:
         correct = np.rint(run.metrics["pass@1"] * run.k).astype(int)
         curves[run.method] = unbiased_pass_at_k(correct, run.k).mean(0)
-    _lines(axis, curves)
-    axis.set(xlabel="k", ylabel="pass@k", ylim=(0, 1.02), xscale="log")
+    figure, axis = _lines(curves, "k", "pass@k")
+    axis.set(ylim=(0, 1.02), xscale="log")
     _plain_ticks(axis, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= found[0].k])
     return figure
 
 
-def solutions_by_samples(curves: dict[str, Array]) -> Figure | None:
+def solutions_by_samples(digests: Iterable[Digest]) -> Figure | None:
     """Expected distinct correct solutions among the first m of K samples."""
-    if not curves:
+    curves = {found.method: found.solutions for found in digests}
+    return _lines(curves, "samples of a problem", "distinct correct solutions")[0]
+
+
+def diversity_by_samples(digests: Iterable[Digest]) -> Figure | None:
+    """Expected distinct-2 of m samples: it falls with m for every method."""
+    curves = {found.method: found.distinct for found in digests}
+    return _lines(curves, "samples of a problem", "distinct_2")[0]
+
+
+def failure_kinds(digests: list[Digest], rhos: dict[str, float]) -> Figure | None:
+    """How the samples of each perturbed method end, by its measured ρ."""
+    shown = sorted((d for d in digests if d.method in rhos), key=lambda d: rhos[d.method])
+    if not shown:
         return None
-    figure, [axis] = _panels(1, width=6.4, height=4.0)
-    _lines(axis, curves)
-    axis.set(xlabel="samples of a problem", ylabel="distinct correct solutions", ylim=(0, None))
+    present = [name for name in KINDS if any(d.kinds[name] for d in shown)]
+    legend = 0.22 * -(-len(present) // 3)
+    figure, [axis] = _panels(1, height=1.2 + legend + 0.24 * len(shown))
+    left = np.zeros(len(shown))
+    for name in present:
+        shares = np.array([d.shares.get(name, 0.0) for d in shown])
+        color, hatch = _KIND_STYLES[name]
+        style: Any = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+        axis.barh(range(len(shown)), shares, left=left, height=0.8, label=name, **style)
+        left = left + shares
+    labels = [f"{d.method}  ρ {rhos[d.method]:.2g}" for d in shown]
+    axis.set_yticks(range(len(shown)), labels, fontsize=8)
+    axis.set(xlim=(0, 1), xlabel="share of samples")
+    axis.grid(visible=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
-
-
-def unbiased_pass_at_k(correct: np.ndarray, n: int) -> Array:
-    """1 − C(n−c, k)/C(n, k) for every k from 1 to n, [problems, n] (Chen et al. 2021)."""
-    k = np.arange(1, n + 1)
-    # Stepwise: C(n−c, k)/C(n, k) = Π_{j<k} (n−c−j)/(n−j).
-    ratios = np.clip((n - correct[:, None] - (k - 1)) / (n - (k - 1)), 0.0, 1.0)
-    return np.asarray(1.0 - np.cumprod(ratios, axis=1))
-
-
-def rarefied(counts: np.ndarray, n: int) -> Array:
-    """Expected classes seen in m of n draws without replacement, for m = 1 … n, [n] (Hurlbert)."""
-    if len(counts) == 0:
-        return np.zeros(n)
-    return unbiased_pass_at_k(np.asarray(counts), n).sum(0)
-
-
-def dose(row: dict[str, Any]) -> float:
-    """The largest σ of a leaderboard entry's sites; 0 without noise."""
-    perturbation = row["perturbation"]
-    sites = perturbation.get("sites") or {"": perturbation.get("sigma") or 0.0}
-    return float(max(sites.values(), default=0.0))
-
-
-def _arm(row: dict[str, Any]) -> str:
-    """What a perturbation is apart from its size and seed."""
-    perturbation = row["perturbation"]
-    rest = {k: v for k, v in perturbation.items() if k not in ("seed", "sigma", "sites")}
-    return json.dumps([rest, sorted(perturbation.get("sites") or {})], sort_keys=True, default=str)
 
 
 def value_text(metric: str, estimate: dict[str, Any]) -> str:
@@ -144,9 +182,32 @@ def value_text(metric: str, estimate: dict[str, Any]) -> str:
     return f"{text} [{low}, {high}]{' %' if measure(metric).rate else ''}"
 
 
-def _lines(axis: Axes, curves: dict[str, Array]) -> None:
+def _response(row: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    """An entry's estimate; ρ as the model class measured it, without interval."""
+    if metric != "rho":
+        found: dict[str, Any] | None = row["metrics"].get(metric)
+        return found
+    return {"value": max(row["rho"].values()), "low": None} if row["rho"] else None
+
+
+def _bar(
+    axis: Axes, estimate: dict[str, Any] | None, height: float, color: str, marker: str
+) -> None:
+    """An estimate as a point with its interval."""
+    if estimate is None or estimate["value"] is None:
+        return
+    axis.plot(estimate["value"], height, marker=marker, color=color, markersize=5)
+    if estimate["low"] is not None:
+        axis.hlines(height, estimate["low"], estimate["high"], color)
+
+
+def _lines(curves: dict[str, Array], xlabel: str, ylabel: str) -> tuple[Figure | None, Any]:
     """A line for each method against 1 … K: colour and marker by family, shade by dose."""
+    if not curves:
+        return None, None
     ordered = sorted(curves, key=method_order)
+    rows = -(-len(ordered) // 3)
+    figure, [axis] = _panels(1, height=3.2 + 0.2 * rows)
     colors = shades(ordered)
     for method in ordered:
         y = curves[method]
@@ -159,23 +220,41 @@ def _lines(axis: Axes, curves: dict[str, Array]) -> None:
             markersize=4,
             label=method,
         )
-    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure, axis
 
 
 def _plain_ticks(axis: Axes, at: list[float]) -> None:
     """Numbers as people write them on a logarithmic axis."""
-    axis.set_xticks(at, [f"{value:g}" for value in at])
+    axis.set_xticks(at, [f"{value:.2g}" if value < 1 else f"{value:g}" for value in at])
     axis.minorticks_off()
 
 
+def _spaced(doses: list[float]) -> list[float]:
+    """Doses far enough apart, on a logarithmic axis, that their numbers don't touch."""
+    kept: list[float] = []
+    room = 0.2 * np.log(max(doses) / min(doses)) if len(doses) > 1 else 0.0
+    for value in sorted(set(doses)):
+        if not kept or np.log(value / kept[-1]) >= room:
+            kept.append(value)
+    return kept
+
+
 def _panels(
-    count: int, *, width: float = 3.2, height: float = 2.6, share: bool = False
+    count: int, *, columns: int | None = None, height: float = 2.2, share: bool = False
 ) -> tuple[Figure, list[Axes]]:
+    """A figure of `WIDTH` with so many panels, each row of them `height` inches high."""
+    columns = columns or count
+    rows = -(-count // columns)
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(width * count, height), dpi=120, layout="constrained")
+        figure = Figure(figsize=(WIDTH, height * rows), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(1, count, sharey=share, squeeze=False)[0]
-        for axis in axes:
+        axes = figure.subplots(rows, columns, sharey=share, squeeze=False).ravel()
+        for axis in axes[count:]:
+            axis.set_visible(False)
+        for axis in axes[:count]:
             axis.grid(alpha=0.2, linewidth=0.5)
             axis.title.set_fontsize(10)
-        return figure, list(axes)
+            axis.tick_params(labelsize=9)
+        return figure, list(axes[:count])

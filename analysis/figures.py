@@ -1,7 +1,8 @@
-"""Figures from comparison.json: the Pareto plot, one panel for each model and task."""
+"""What all figures share, and the Pareto plot, one panel for each model and task."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lm_eval_embednoise.analysis.arms import featured
 from lm_eval_embednoise.analysis.labels import place
 from lm_eval_embednoise.analysis.measures import measure
 
@@ -20,13 +22,24 @@ STYLES = {
     "temperature": ("#D55E00", "o"),
     "nucleus": ("#CC79A7", "D"),
     "noise": ("#0072B2", "^"),
+    "literal": ("#56B4E9", "<"),
     "other": ("#009E73", "v"),
 }
+# The same for letters, dark enough on white (contrast 4.5 and more).
+TEXT = {
+    **{name: color for name, (color, _) in STYLES.items()},
+    "temperature": "#B34E00",
+    "nucleus": "#A3527F",
+    "literal": "#1F77A8",
+    "other": "#007A57",
+}
+NAMED = 16  # points with a name in one panel
 _PREFIXES = {
     "greedy": "greedy",
     "temp-": "temperature",
     "nucleus-": "nucleus",
     "embednoise": "noise",
+    "literal-": "literal",
 }
 _AXIS = {
     "distinct_2": "distinct-2  (diversity →)",
@@ -58,19 +71,25 @@ def kind(method: str) -> str:
     return next((v for k, v in _PREFIXES.items() if method.startswith(k)), "other")
 
 
-def pareto_figure(comparison: dict[str, Any], x: str | None = None) -> Figure:
-    """Correctness against diversity with intervals, the front drawn and every point named.
+def pareto_figure(
+    comparison: dict[str, Any], x: str | None = None, planes: list[dict[str, Any]] | None = None
+) -> Figure:
+    """Correctness against diversity with intervals, the front drawn, the points named.
+
+    Where there are many methods, ablation arms stay without a name, as small hollow markers.
 
     Args:
         comparison: content of comparison.json.
         x: diversity metric, the protocol's first plane unless told.
+        planes: which of the comparison's planes, all with this x unless told.
     """
     x = x or comparison["protocol"]["content"]["plane"]["x"][0]
-    planes = [plane for plane in comparison["planes"] if plane["x"] == x]
+    if planes is None:
+        planes = [plane for plane in comparison["planes"] if plane["x"] == x]
     columns = min(2, len(planes)) or 1
     rows = -(-len(planes) // columns) or 1
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(6.4 * columns, 4.9 * rows), dpi=150, layout="constrained")
+        figure = Figure(figsize=(5.6 * columns, 4.8 * rows), dpi=150, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
         for axis in axes[len(planes) :]:
@@ -84,13 +103,20 @@ def pareto_figure(comparison: dict[str, Any], x: str | None = None) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write PNG and SVG."""
+    """Write PNG and SVG, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     with mpl.rc_context(RC):
+        figure.draw_without_rendering()  # the layout once, not for each file
+        figure.set_layout_engine("none")
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(path, metadata=metadata)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                figure.savefig(partial, metadata=metadata, format=path.suffix[1:])
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
     return paths
 
 
@@ -108,8 +134,10 @@ def _panel(
         if x is None or y is None or x["value"] is None or y["value"] is None:
             continue
         points.append({"method": row["method"], "x": x, "y": y})
+    named = featured(rows, comparison, NAMED)
     for point in points:
         color, marker = STYLES[kind(point["method"])]
+        shown = point["method"] in named
         axis.errorbar(
             point["x"]["value"],
             point["y"]["value"],
@@ -117,9 +145,10 @@ def _panel(
             yerr=_whiskers(point["y"]),
             fmt=marker,
             color=color,
-            markersize=6,
+            markersize=6 if shown else 4,
+            markerfacecolor=color if shown else "none",
             elinewidth=1,
-            ecolor=(*mpl.colors.to_rgb(color), 0.35),
+            ecolor=(*mpl.colors.to_rgb(color), 0.35 if shown else 0.12),
         )
     front = sorted(
         ((p["x"]["value"], p["y"]["value"]) for p in points if p["method"] in plane["front"]),
@@ -132,23 +161,27 @@ def _panel(
         axis.step(edge_x, edge_y, where="pre", color="#888888", linewidth=1, zorder=0)
         axis.fill_between(edge_x, edge_y, step="pre", color="#888888", alpha=0.08, linewidth=0)
     k = rows[0]["k"]
-    axis.set_title(f"{plane['task']}  ({plane['model']})", loc="left", fontweight="bold")
+    axis.set_title(f"{plane['task']}  ({plane['model']})", loc="left", fontweight="bold", pad=18)
     axis.set_xlabel(_AXIS.get(plane["x"], plane["x"]))
     axis.set_ylabel(f"pass@K, K = {k}" if plane["y"] == "success@K" else plane["y"])
     axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0, top=1.05 if measure(plane["y"]).rate else None)
+    top = 1.05 if measure(plane["y"]).rate else axis.get_ylim()[1]
+    axis.set_ylim(bottom=-0.02 * top, top=top)  # room for a marker at 0
     axis.grid(alpha=0.2, linewidth=0.5)
     level = 100 * comparison["analysis"]["level"]
+    hollow = "" if len(named) >= len(points) else ", hollow: other arms"
     axis.text(
-        1.0,
+        0.0,
         1.01,
-        f"n = {rows[0]['n']}, bars: {level:.0f} % intervals, grey: Pareto front",
+        f"n = {rows[0]['n']}, bars: {level:.0f} % intervals, grey: Pareto front{hollow}",
         transform=axis.transAxes,
-        ha="right",
+        ha="left",
         va="bottom",
         fontsize=8,
         color="#555555",
     )
+    for point in points:
+        point["named"] = point["method"] in named
     return points, front
 
 
@@ -170,17 +203,19 @@ def _name_points(
     assert figure is not None
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     values = np.array([[p["x"]["value"], p["y"]["value"]] for p in points])
-    pixels = axis.transData.transform(values)
+    everything = axis.transData.transform(values)
+    pixels = everything[[p["named"] for p in points]]
     texts = [
-        axis.text(0, 0, p["method"], fontsize=8, color=STYLES[kind(p["method"])][0], zorder=5)
+        axis.text(0, 0, p["method"], fontsize=8, color=TEXT[kind(p["method"])], zorder=5)
         for p in points
+        if p["named"]
     ]
     boxes = [text.get_window_extent(renderer) for text in texts]
     sizes = np.array([[box.width, box.height] for box in boxes])
     room = axis.get_window_extent(renderer)
-    bars = [_bar_boxes(axis, point) for point in points]
+    bars = [_bar_boxes(axis, point) for point in points if point["named"]]
     bars.append(_front_boxes(axis, front))
-    markers = np.concatenate([pixels - 7, pixels + 7], axis=1)
+    markers = np.concatenate([everything - 7, everything + 7], axis=1)
     obstacles = np.concatenate([np.repeat(markers, 4, axis=0), *bars])
     centres = place(pixels, sizes, (room.x0 + 2, room.y0 + 2, room.x1, room.y1), obstacles)
     to_data = axis.transData.inverted()

@@ -1,20 +1,29 @@
-"""Samples worth looking at: problems where two methods differ, and how perturbed samples fail."""
+"""Samples worth looking at, from one pass over a run: curves against K, failures, texts to show."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lm_eval_embednoise.analysis.curves import rarefied
 from lm_eval_embednoise.analysis.records import Run, samples
 from lm_eval_embednoise.analysis.resample import Array
+from lm_eval_embednoise.scoring.lexer import code_tokens, prose_tokens
+from lm_eval_embednoise.scoring.ngrams import count_orders
+from lm_eval_embednoise.scoring.reduce import own_part
 
 SHOWN = 3  # distinct samples a side
 PROBLEMS = 8
+READ = (
+    100  # problems whose samples are read, evenly spaced: the report of a large study stays quick
+)
 _LOOP = 0.5  # share of repeated 4-grams from which a text counts as a loop
+KINDS = (
+    *("passed", "wrong answer", "runtime error", "does not parse", "no answer"),
+    *("drift", "loop", "early end", "other"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,45 +48,92 @@ class Failure:
     count: int  # samples of this method that fail this way
 
 
-def side_by_side(method: Run, baseline: Run, metric: str = "unique_correct") -> list[Comparison]:
-    """The problems whose metric differs most, both ways, with samples of both methods."""
-    if metric not in method.metrics or metric not in baseline.metrics:
-        return []
-    where = {problem: i for i, problem in enumerate(baseline.problems)}
-    shared = [p for p in method.problems if p in where]
-    values = dict(zip(method.problems, method.metrics[metric], strict=True))
-    others = {p: baseline.metrics[metric][where[p]] for p in shared}
-    ranked = sorted(shared, key=lambda p: values[p] - others[p])
-    half = min(PROBLEMS // 2, len(ranked) // 2)
-    chosen = dict.fromkeys([*ranked[len(ranked) - half :][::-1], *ranked[:half]])
-    ours, theirs = (_chosen_texts(run, set(chosen)) for run in (method, baseline))
-    return [
-        Comparison(
-            problem,
-            ours[problem][0],
-            (float(values[problem]), float(others[problem])),
-            (ours[problem][1], theirs[problem][1]),
-        )
-        for problem in chosen
-    ]
+@dataclass
+class Digest:
+    """What one pass over a run's samples finds."""
+
+    method: str
+    problems: int = 0
+    solutions: Array = field(default_factory=lambda: np.zeros(0))  # [K] see `rarefied`
+    distinct: Array = field(default_factory=lambda: np.zeros(0))  # [K] expected distinct_2
+    kinds: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    texts: dict[str, tuple[str, list[tuple[str, bool]]]] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """One example, with the count, of each way in which samples fail; the most common first."""
+        return [
+            Failure(kind, self.method, problem, record.get("rho"), record["text"], self.kinds[kind])
+            for kind, (problem, record) in sorted(
+                self.examples.items(), key=lambda item: -self.kinds[item[0]]
+            )
+        ]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Kind → share of all samples read."""
+        total = sum(self.kinds.values())
+        return {kind: self.kinds[kind] / total for kind in KINDS} if total else {}
 
 
-def failures(run: Run) -> list[Failure]:
-    """One example, with the count, of each way in which a method's samples fail."""
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
-    for problem, _, records in samples(run):
+def digest(
+    run: Run, shown: set[str], *, unlikely: float | None = None, curves: bool = True
+) -> Digest:
+    """Read a run's samples once; counts and curves come from the problems of `counted`.
+
+    Args:
+        run: the run.
+        shown: problems whose texts are kept, counted or not.
+        unlikely: nats a token from which a failing sample counts as drift; see `unlikely_from`.
+        curves: whether to work out the curves against the number of samples.
+    """
+    found = Digest(run.method)
+    wanted = counted(run)
+    solutions, distinct = [], []
+    for problem, doc, records in samples(run):
+        if problem in shown:
+            found.texts[problem] = _prompt_and_texts(doc, records)
+        if problem not in wanted:
+            continue
+        found.problems += 1
+        if curves:
+            solutions.append(_solutions(records))
+            distinct.append(_distinct(run, doc, records))
         for record in records:
-            if not record.get("passed"):
-                found[failure_kind(record)].append((problem, record))
-    return [
-        Failure(kind, run.method, problem, record.get("rho"), record.get("text", ""), len(members))
-        for kind, members in sorted(found.items(), key=lambda item: -len(item[1]))
-        for problem, record in [max(members, key=lambda m: m[1].get("rho") or 0.0)]
+            kind = "passed" if record.get("passed") else failure_kind(record, unlikely)
+            found.kinds[kind] += 1
+            if kind != "passed" and _stronger(record, found.examples.get(kind)):
+                found.examples[kind] = (problem, {"text": "", **record})
+    found.solutions, found.distinct = _mean(solutions, run.k), _mean(distinct, run.k)
+    return found
+
+
+def counted(run: Run) -> set[str]:
+    """The problems whose samples are counted: evenly spaced, at most about `READ` samples."""
+    most = max(20, READ // run.k)
+    step = max(1.0, run.n / most)
+    return {run.problems[int(i * step)] for i in range(min(most, run.n))}
+
+
+def unlikely_from(run: Run) -> float | None:
+    """Nats a token under the clean model that 99 % of the baseline's samples stay below.
+
+    None where the model did not report likelihoods.
+    """
+    wanted = counted(run)
+    values = [
+        record["nll"] / record["nll_tokens"]
+        for problem, _, records in samples(run)
+        if problem in wanted
+        for record in records
+        if record.get("nll") is not None and record.get("nll_tokens")
     ]
+    return float(np.quantile(values, 0.99)) if values else None
 
 
-def failure_kind(record: dict[str, Any]) -> str:
-    """`loop`, `early end`, `does not parse`, or the sandbox's verdict; else `wrong`."""
+def failure_kind(record: dict[str, Any], unlikely: float | None = None) -> str:
+    """How a sample fails: one of `KINDS` but the first."""
     words = str(record.get("text", "")).split()
     if len(words) < 3:
         return "early end"
@@ -86,29 +142,105 @@ def failure_kind(record: dict[str, Any]) -> str:
         return "loop"
     if record.get("compiled") is False:
         return "does not parse"
-    return str(record.get("verdict") or "wrong").replace("_", " ")
+    if record.get("answer", "") is None:
+        return "no answer"
+    tokens = record.get("nll_tokens")
+    if unlikely is not None and tokens and record["nll"] / tokens > unlikely:
+        return "drift"
+    named = str(record.get("verdict") or "wrong_answer").replace("_", " ")
+    return named if named in KINDS else "other"
 
 
-def solution_curve(run: Run) -> Array:
-    """Expected distinct correct solutions among m samples, mean over problems, [K]."""
-    curves = []
-    for _, _, records in samples(run):
-        classes: dict[Any, int] = defaultdict(int)
-        for record in records:
-            if record.get("passed"):
-                classes[record.get("ast") or " ".join(str(record.get("text")).split())] += 1
-        curves.append(rarefied(np.array(list(classes.values()), dtype=int), len(records)))
-    return np.asarray(np.mean(curves, axis=0))
+def differing(method: Run, baseline: Run, metric: str = "unique_correct") -> list[str]:
+    """The problems whose metric differs most, both ways; none where a side lacks the metric."""
+    if metric not in method.metrics or metric not in baseline.metrics:
+        return []
+    ours = dict(zip(method.problems, method.metrics[metric], strict=True))
+    theirs = dict(zip(baseline.problems, baseline.metrics[metric], strict=True))
+    ranked = sorted(ours.keys() & theirs.keys(), key=lambda p: (ours[p] - theirs[p], p))
+    half = min(PROBLEMS // 2, len(ranked) // 2)
+    return list(dict.fromkeys([*ranked[len(ranked) - half :][::-1], *ranked[:half]]))
 
 
-def _chosen_texts(run: Run, chosen: set[str]) -> dict[str, tuple[str, list[tuple[str, bool]]]]:
-    """Problem → prompt and its first distinct texts, each with whether it passed."""
-    found = {}
-    for problem, doc, records in samples(run):
-        if problem in chosen:
-            texts: dict[str, bool] = {}
-            for record in records:
-                texts.setdefault(str(record.get("text", "")), bool(record.get("passed")))
-            prompt = str(doc.get("prompt") or doc.get("question") or "")
-            found[problem] = (prompt, list(texts.items())[:SHOWN])
-    return found
+def side_by_side(
+    method: Run, baseline: Run, ours: Digest, theirs: Digest, metric: str = "unique_correct"
+) -> list[Comparison]:
+    """The problems of `differing`, with samples of both methods from their digests."""
+    values, others = (
+        dict(zip(run.problems, run.metrics.get(metric, ()), strict=False))
+        for run in (method, baseline)
+    )
+    return [
+        Comparison(
+            problem,
+            ours.texts[problem][0],
+            (float(values[problem]), float(others[problem])),
+            (ours.texts[problem][1], theirs.texts[problem][1]),
+        )
+        for problem in differing(method, baseline, metric)
+    ]
+
+
+def unbiased_pass_at_k(correct: np.ndarray, n: int) -> Array:
+    """1 − C(n−c, k)/C(n, k) for every k from 1 to n, [problems, n] (Chen et al. 2021)."""
+    k = np.arange(1, n + 1)
+    # Stepwise: C(n−c, k)/C(n, k) = Π_{j<k} (n−c−j)/(n−j).
+    ratios = np.clip((n - correct[:, None] - (k - 1)) / (n - (k - 1)), 0.0, 1.0)
+    return np.asarray(1.0 - np.cumprod(ratios, axis=1))
+
+
+def rarefied(counts: np.ndarray, n: int) -> Array:
+    """Expected classes seen in m of n draws without replacement, for m = 1 … n, [n] (Hurlbert)."""
+    values, times = np.unique(np.asarray(counts, dtype=int), return_counts=True)
+    return np.asarray(times @ unbiased_pass_at_k(values, n)) if len(values) else np.zeros(n)
+
+
+def _solutions(records: list[dict[str, Any]]) -> Array:
+    """Expected distinct correct solutions among m samples, [K]."""
+    classes = Counter(
+        record.get("ast") or " ".join(str(record.get("text")).split())
+        for record in records
+        if record.get("passed")
+    )
+    return rarefied(np.array(list(classes.values())), len(records))
+
+
+def _distinct(run: Run, doc: dict[str, Any], records: list[dict[str, Any]]) -> Array:
+    """Distinct-2 of m samples: expected different bigrams over expected bigrams, [samples]."""
+    present = [record for record in records if not record.get("missing")]
+    if run.domain == "code":
+        texts = [own_part(str(r.get("code") or r.get("text", "")), doc) for r in present]
+        tokenise = code_tokens
+    else:
+        texts = [str(record.get("text", "")).strip() for record in present]
+        tokenise = prose_tokens
+    known = {text: tokenise(text) for text in set(texts)}  # most methods repeat themselves
+    bigrams = count_orders([known[text] for text in texts], 2)[1]
+    n = len(present)
+    if not bigrams.total:
+        return np.full(n, np.nan)
+    return rarefied(bigrams.spread, n) / (np.arange(1, n + 1) / n * bigrams.total)
+
+
+def _mean(curves: list[Array], k: int) -> Array:
+    """Mean over problems at each number of samples, of those that have so many."""
+    table = np.full((max(len(curves), 1), k), np.nan)
+    for row, curve in zip(table, curves, strict=False):
+        row[: len(curve)] = curve[:k]
+    defined = np.isfinite(table)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(defined, table, 0.0).sum(0) / defined.sum(0))
+
+
+def _stronger(record: dict[str, Any], known: tuple[str, dict[str, Any]] | None) -> bool:
+    return known is None or (record.get("rho") or 0.0) > (known[1].get("rho") or 0.0)
+
+
+def _prompt_and_texts(
+    doc: dict[str, Any], records: list[dict[str, Any]]
+) -> tuple[str, list[tuple[str, bool]]]:
+    """A prompt and the first distinct texts, each with whether it passed."""
+    texts: dict[str, bool] = {}
+    for record in records:
+        texts.setdefault(str(record.get("text", "")), bool(record.get("passed")))
+    return str(doc.get("prompt") or doc.get("question") or ""), list(texts.items())[:SHOWN]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,7 @@ MEASURES = {
     "truncated": _BAD_RATE,
     "missing": _BAD_RATE,
     "mean_tokens": _NEUTRAL,
+    "mean_seconds": _COST,
     "mean_chars": _NEUTRAL,
     "rho": _NEUTRAL,
 }
@@ -71,6 +73,7 @@ HEADLINE = {
     "maths": ("pass@1", "pass@10", "success@K", "distinct_2", "unique_correct", "maj@K"),
 }
 _UNKNOWN = Measure()
+_FAMILIES = ("greedy", "temp-", "nucleus-", "embednoise-", "literal-")
 
 
 def measure(metric: str) -> Measure:
@@ -92,15 +95,20 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def method_order(method: str) -> tuple[Any, ...]:
-    """Greedy, temperatures, nucleus, noise by dose, then the rest by name."""
-    for rank, prefix in enumerate(("greedy", "temp-", "nucleus-", "embednoise-")):
+    """Greedy, temperatures, nucleus, noise by dose, then the rest by name, numbers as numbers."""
+    name = tuple(
+        (0, float(part), "") if part.isdigit() else (1, 0.0, part)
+        for part in re.split(r"(\d+)", method)
+        if part
+    )
+    for rank, prefix in enumerate(_FAMILIES):
         if method.startswith(prefix):
             head = method.removeprefix(prefix).split("@")[0].split("+")[0].split("-")[0]
             try:
-                return (rank, float(head or 0), method)
+                return (rank, float(head or 0), name)
             except ValueError:
-                return (rank, float("inf"), method)
-    return (9, 0.0, method)
+                return (rank, float("inf"), name)
+    return (len(_FAMILIES), 0.0, name)
 
 
 def headline(domain: str, available: list[str]) -> list[str]:

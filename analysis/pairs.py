@@ -21,6 +21,7 @@ def compare_pairs(
     *,
     level: float = 0.95,
     comparisons: int = 1,
+    margin: float | None = None,
 ) -> list[dict[str, dict[str, Any]]]:
     """Compare each (method, baseline) pair of aligned runs on each metric both report.
 
@@ -30,6 +31,7 @@ def compare_pairs(
         resampler: the draws, shared by all.
         level: coverage of the intervals.
         comparisons: size of the family for Bonferroni.
+        margin: by how much a rate may be worse and still count as non-inferior; None: not asked.
 
     Returns:
         For each pair, metric → statistics (see docs/comparison.md), without Holm's p-values, which
@@ -64,6 +66,11 @@ def compare_pairs(
         found[index][metric] = _statistics(
             metric, a, b, two, resampler, direction, level=level, comparisons=comparisons
         )
+        found[index][metric]["noninferiority"] = None
+        if margin is not None and measure(metric).rate and direction > 0:
+            found[index][metric]["noninferiority"] = _noninferiority(
+                found[index][metric], a - b, resampler, margin, level, comparisons
+            )
     return found
 
 
@@ -98,6 +105,34 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         for key in ("value", "low", "high")
     }
     return {**number, "n": estimate.n, "reason": estimate.reason}
+
+
+def _noninferiority(
+    told: dict[str, Any],
+    d: Array,
+    resampler: Resampler,
+    margin: float,
+    level: float,
+    comparisons: int,
+) -> dict[str, Any]:
+    """Whether a rate is worse by less than the margin, by the interval of the difference."""
+    estimate, defined = told["difference"], np.isfinite(d)
+    clusters, d = resampler.clusters[defined], d[defined]
+    se = stats.standard_error(d, clusters) if len(d) else np.nan
+    status = None
+    if estimate["low"] is not None:
+        status = "open"
+        if estimate["low"] > -margin:
+            status = "non-inferior"
+        elif estimate["high"] < -margin:
+            status = "inferior"
+    p = stats.noninferiority_p(d, margin, clusters) if np.isfinite(se) else None
+    chance = (
+        stats.chance_if_equal(se, margin, alpha=(1 - level) / 2 / comparisons)
+        if np.isfinite(se)
+        else None
+    )
+    return {"margin": margin, "status": status, "p": p, "chance_if_equal": chance}
 
 
 def _statistics(

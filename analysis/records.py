@@ -70,7 +70,7 @@ class Run:
     @property
     def noisy(self) -> bool:
         """Whether the model's inputs or hidden states were perturbed."""
-        return bool(self.perturbation.get("sites") or self.perturbation.get("sigma"))
+        return any(self.perturbation.get(key) for key in ("sites", "sigma", "rsp", "prefix"))
 
     @property
     def domain(self) -> str:

@@ -1,50 +1,30 @@
 """`embednoise report`: one self-contained HTML page from comparison.json, figures as files too.
 
-Without result folders the page holds what comparison.json holds; with `--results` it adds pass@k
-against k, solutions against samples, problems side by side and the failures.
+With the result folders (found beside comparison.json where a study wrote it) the page also holds
+pass@k against k, diversity against K, problems side by side and the failures.
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
+import re
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
-from lm_eval_embednoise.analysis import curves, gallery, schema, tables
+from lm_eval_embednoise.analysis import arms, curves, gallery, page, schema, tables
 from lm_eval_embednoise.analysis.figures import pareto_figure, save
 from lm_eval_embednoise.analysis.measures import headline
-from lm_eval_embednoise.analysis.records import Run, read_runs
+from lm_eval_embednoise.analysis.records import ResultError, Run, read_runs
 from lm_eval_embednoise.analysis.statement import statement
-from lm_eval_embednoise.analysis.verdict import sentence
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 72rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid #ccc;
-     padding-top: 1rem; } h3 { font-size: 1.05rem; }
-figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; }
-figcaption, .note { color: #555; font-size: .875rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #e3e3e3;
-         white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.verdict { border-left: .4rem solid #0072B2; background: #f3f7fa; padding: .6rem 1rem; }
-.verdict b { text-transform: uppercase; }
-pre { background: #f6f6f6; padding: .5rem; overflow-x: auto; font-size: .8rem; margin: .3rem 0;
-      white-space: pre-wrap; overflow-wrap: anywhere; }
-pre.passed { border-left: .25rem solid #009E73; } pre.failed { border-left: .25rem solid #D55E00; }
-.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
-summary { cursor: pointer; padding: .2rem 0; }
-@media print { details > * { display: block; } h2 { break-after: avoid; }
-               figure { break-inside: avoid; } }
-"""
+TITLE = "Embedding noise against temperature"
+FOLDED = 10  # pairs, from which on their table is folded: the figures show them
+LINES = 9  # methods in a figure with a line for each
 _PLANES = {
     "distinct_2": "all samples",
     "distinct_2_valid": "valid samples only, rarefied to equal numbers",
@@ -56,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("comparison", type=Path, metavar="COMPARISON.JSON")
     parser.add_argument(
-        "--results", nargs="+", metavar="DIR", help="result folders, for the samples themselves"
+        "--results",
+        nargs="+",
+        metavar="DIR",
+        help="result folders, for the samples themselves (the folder `results` beside "
+        "COMPARISON.JSON unless told)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="report.html beside the comparison unless told"
@@ -66,181 +50,285 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and its figures; returns the exit status."""
     comparison = schema.read(args.comparison)
-    runs = read_runs(args.results) if args.results else []
+    beside = args.comparison.with_name("results")
+    folders = args.results or ([beside] if beside.is_dir() else [])
+    runs = read_runs(folders) if folders else []
+    check_same(comparison, runs)
     out = args.out or args.comparison.with_name("report.html")
-    page = Page(out.with_name("figures"))
-    text = page.render(comparison, runs)
+    report = Report(comparison, runs, out.with_name("figures"))
+    text = report.render()
     schema.write_text(out, text)
-    print(f"written: {out} ({len(text) / 1e6:.1f} MB), {page.count} figures in {page.folder}")
+    print(f"written: {out} ({len(text) / 1e6:.1f} MB), {report.count} figures in {report.folder}")
+    if not runs:
+        print("without samples: name their folders with --results to see them in the page")
     return 0
 
 
-class Page:
-    """The report page; saves each figure as PNG and SVG and puts the SVG into the page."""
+def check_same(comparison: dict[str, Any], runs: list[Run]) -> None:
+    """Refuse result folders that are not what was compared.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
+    Raises:
+        ResultError: names the first run whose problems or K are others.
+    """
+    rows = {(r["model"], r["task"], r["method"]): r for r in comparison["leaderboard"]}
+    for found in runs:
+        row = rows.get((found.model, found.task, found.method))
+        if row is not None and (row["problems"], row["k"]) != (found.problem_hash, found.k):
+            raise ResultError(
+                f"{found.path.parent} is not what was compared: {found.method} on {found.task} has "
+                f"{found.n} problems, K = {found.k}; the comparison {row['n']}, K = {row['k']}. "
+                "Run `embednoise compare` on these folders first"
+            )
 
-    def render(self, comparison: dict[str, Any], runs: list[Run]) -> str:
+
+class Report:
+    """The page; saves each figure as PNG and SVG and puts the SVG into the page.
+
+    Args:
+        comparison: content of comparison.json.
+        runs: the runs it was made from, or none.
+        folder: where the figures go.
+    """
+
+    def __init__(self, comparison: dict[str, Any], runs: list[Run], folder: Path) -> None:
+        self.comparison, self.runs, self.folder, self.count = comparison, runs, folder, 0
+        self.candidate, self.baseline = (
+            comparison["analysis"][role] for role in ("candidate", "baseline")
+        )
+
+    def render(self) -> str:
         """The whole HTML document."""
-        body = "\n".join(self._body(comparison, runs))
-        title = "Embedding noise against temperature"
-        return (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-            f"<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
-        )
+        parts = list(tables.by_task(self.comparison))
+        sections = {"plane": "Correctness against diversity", "run": "What was run"}
+        sections |= {self._key(rows): rows[0]["task"] for rows, _ in parts}
+        sections |= {"floor": "Re-run floor", "provenance": "Provenance"}
+        body = [page.navigation(sections), *self._verdicts(), *self._planes()]
+        body.append('<h2 id="run">What was run, and what it can show</h2>')
+        body += [f"<p>{escape(text)}</p>" for text in statement(self.comparison)]
+        for rows, pairs in tqdm(parts, unit="task", desc="report", disable=None):
+            body += self._task(rows, pairs)
+        body += [*self._floor(), *self._provenance()]
+        return page.document(TITLE, body)
 
-    def _body(self, comparison: dict[str, Any], runs: list[Run]) -> Iterator[str]:
-        level = 100 * comparison["analysis"]["level"]
-        yield from _verdicts(comparison)
-        yield "<h2>Correctness against diversity</h2>"
-        for x in dict.fromkeys(plane["x"] for plane in comparison["planes"]):
-            caption = f"{_PLANES.get(x, x)}; bars are {level:.0f} % intervals over problems"
-            yield self._figure(pareto_figure(comparison, x), f"pareto-{x}", caption)
-        yield "<h2>What was run, and what it can show</h2>"
-        yield "".join(f"<p>{escape(line)}</p>" for line in statement(comparison).split("\n\n"))
-        for rows, pairs in tables.by_task(comparison):
-            name = f"{rows[0]['task']}-{rows[0]['model']}"
-            yield f"<h2>{escape(tables.title(rows[0]))}</h2>"
-            yield _table(*tables.values(rows, intervals=True))
-            if pairs:
-                note = escape(tables.paired_title(comparison, pairs))
-                yield f"<h3>Paired differences</h3><p class=note>{note}</p>"
-                yield _table(*tables.differences(pairs))
-                figure = curves.paired_differences(pairs, comparison["analysis"]["level"])
-                yield self._figure(figure, f"differences-{name}", "every method and ablation arm")
-            caption = "dose–response of the noise; dashed: greedy"
-            yield self._figure(curves.dose_response(rows), f"dose-{name}", caption)
-            mine = [
-                run for run in runs if (run.model, run.task) == (rows[0]["model"], rows[0]["task"])
+    def _verdicts(self) -> Iterator[str]:
+        yield from map(page.verdict, self.comparison["verdicts"])
+        if not self.comparison["verdicts"]:
+            yield '<div class="verdict">No verdict: no candidate was named beforehand.</div>'
+
+    def _planes(self) -> Iterator[str]:
+        yield '<h2 id="plane">Correctness against diversity</h2>'
+        planes = self.comparison["planes"]
+        for x in dict.fromkeys(plane["x"] for plane in planes):
+            mine = [plane for plane in planes if plane["x"] == x]
+            yield page.grid(
+                self._figure(
+                    pareto_figure(self.comparison, x, [plane]),
+                    f"pareto-{x}-{plane['task']}-{plane['model']}",
+                    f"{plane['task']}: {_PLANES.get(x, x)}",
+                )
+                for plane in mine
+            )
+            header, body = tables.plane_table(mine)
+            yield page.details(
+                f"Front, hypervolume and distance from the temperature curve ({_PLANES.get(x, x)})",
+                page.table(header, body),
+            )
+
+    def _task(self, rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> Iterator[str]:
+        name = f"{rows[0]['task']}-{rows[0]['model']}"
+        marked = [self.candidate, self.baseline]
+        level = 100 * self.comparison["analysis"]["level"]
+        yield f'<h2 id="{self._key(rows)}">{escape(tables.title(rows[0]))}</h2>'
+        yield page.table(*tables.values(rows, intervals=True, cost=True), marked)
+        everything = page.table(*tables.values(rows, intervals=True, every=True), marked)
+        yield page.details("Every metric", everything)
+        family = tables.family(self.comparison, rows)
+        if family:
+            yield f"<h3>{escape(self.candidate)} against its family</h3>"
+            yield f'<p class="note">{escape(tables.family_title(self.comparison))}</p>'
+            yield page.table(*family)
+        if pairs:
+            yield "<h3>Paired differences</h3>"
+            yield f'<p class="note">{escape(tables.paired_title(self.comparison, pairs))}</p>'
+            listed = page.table(*tables.differences(pairs), marked)
+            yield listed if len(pairs) <= FOLDED else page.details("All as a table", listed)
+            yield page.grid(
+                self._figure(
+                    curves.paired_differences(pairs, metric),
+                    f"differences-{metric}-{name}",
+                    f"{metric} of every method and arm, less {self.baseline}; bars: "
+                    f"{level:.0f} % intervals",
+                )
+                for metric in curves.PAIRED
+            )
+        yield from self._arms(rows, name)
+        mine = [run for run in self.runs if (run.model, run.task) == _where(rows)]
+        if mine:
+            yield from self._samples(mine, rows, name)
+
+    def _arms(self, rows: list[dict[str, Any]], name: str) -> Iterator[str]:
+        """Dose–response and ablations."""
+        drawn = [
+            self._figure(
+                curves.dose_response(rows),
+                f"dose-{name}",
+                "dose–response of the noise; dashed: greedy",
+            )
+        ]
+        references = [row for row in rows if row["method"] in ("greedy", self.baseline)]
+        for found in arms.ablations(rows):
+            drawn.append(
+                self._figure(
+                    curves.ablation(found, references),
+                    f"ablation-{found.axis.replace(' ', '-')}-{name}",
+                    f"ablation of {found.axis} at {_dose_text(found)}; dashed: greedy, dotted: "
+                    f"{self.baseline}",
+                )
+            )
+        if any(drawn):
+            yield "<h3>Dose and ablations</h3>"
+            yield page.grid(drawn)
+
+    def _samples(self, runs: list[Run], rows: list[dict[str, Any]], name: str) -> Iterator[str]:
+        by_method = {run.method: run for run in reversed(runs)}
+        featured = arms.featured(rows, self.comparison, LINES)
+        perturbed = {row["method"]: max(row["rho"].values()) for row in rows if row["rho"]}
+        chosen = self.candidate or next(iter(perturbed), "")
+        pair = [by_method.get(method) for method in (chosen, self.baseline)]
+        ours, theirs = pair
+        shown = gallery.differing(ours, theirs) if ours and theirs and ours is not theirs else []
+        unlikely = gallery.unlikely_from(theirs) if theirs else None
+        digests = {
+            method: gallery.digest(
+                by_method[method], set(shown), unlikely=unlikely, curves=method in featured
+            )
+            for method in dict.fromkeys([*featured, *perturbed, chosen, self.baseline])
+            if method in by_method
+        }
+        lines = [digests[method] for method in featured if method in digests]
+        read = max((found.problems for found in digests.values()), default=0)
+        scope = "" if read == rows[0]["n"] else f", on {read} of {rows[0]['n']} problems"
+        yield "<h3>More samples</h3>"
+        yield page.grid(
+            [
+                self._figure(
+                    curves.pass_at_k(by_method[m] for m in featured if m in by_method),
+                    f"pass-at-k-{name}",
+                    "pass@k, unbiased, mean over problems",
+                ),
+                self._figure(
+                    curves.solutions_by_samples(lines),
+                    f"solutions-{name}",
+                    f"distinct correct solutions expected among m samples{scope}",
+                ),
+                self._figure(
+                    curves.diversity_by_samples(lines),
+                    f"diversity-{name}",
+                    f"distinct_2 expected of m samples{scope}",
+                ),
             ]
-            yield from self._samples(mine, comparison, name)
-        yield from _floor(comparison)
-        yield from _provenance(comparison)
+        )
+        if ours and theirs and shown:
+            named = f"{escape(chosen)} and {escape(self.baseline)}"
+            yield f"<h3>Problems where {named} differ most</h3>"
+            for item in gallery.side_by_side(ours, theirs, digests[chosen], digests[self.baseline]):
+                yield _side_by_side(item, chosen, self.baseline)
+        yield from self._failures(digests, perturbed, name, scope)
 
-    def _samples(self, runs: list[Run], comparison: dict[str, Any], name: str) -> Iterator[str]:
-        if not runs:
+    def _failures(
+        self,
+        digests: dict[str, gallery.Digest],
+        rhos: dict[str, float],
+        name: str,
+        scope: str,
+    ) -> Iterator[str]:
+        figure = curves.failure_kinds(list(digests.values()), rhos)
+        if figure is None:
             return
-        yield self._figure(
-            curves.pass_at_k(runs), f"pass-at-k-{name}", "pass@k, unbiased, mean over problems"
+        yield "<h3>How perturbed samples fail, by measured ρ</h3>"
+        caption = (
+            f"how samples end, by ρ = ‖ε‖/‖h‖{scope}; drift: less likely under the clean model "
+            f"than 99 % of {self.baseline}'s samples"
         )
-        solutions = {run.method: gallery.solution_curve(run) for run in runs}
-        yield self._figure(
-            curves.solutions_by_samples(solutions),
-            f"solutions-{name}",
-            "distinct correct solutions expected among the first m samples",
+        yield page.grid([self._figure(figure, f"failures-{name}", caption)])
+        failed = [f for method, d in digests.items() if method in rhos for f in d.failures]
+        for failure in sorted(failed, key=lambda f: (f.rho or 0.0, f.method)):
+            yield _failure(failure)
+
+    def _floor(self) -> Iterator[str]:
+        yield '<h2 id="floor">The re-run floor</h2>'
+        floor = self.comparison["floor"]
+        if not floor:
+            yield "<p>Every method was run once: what re-running alone changes is not known.</p>"
+            return
+        yield "<p>Difference between two runs of one method; nothing smaller means anything.</p>"
+        for domain in dict.fromkeys("maj@K" in entry["metrics"] for entry in floor):
+            mine = [entry for entry in floor if ("maj@K" in entry["metrics"]) == domain]
+            names = headline("maths" if domain else "code", list(mine[0]["metrics"]))
+            body = [
+                [
+                    f"{entry['task']} · {entry['method']}",
+                    *(curves.value_text(n, entry["metrics"][n]) for n in names),
+                ]
+                for entry in mine
+            ]
+            yield page.table(["task · method", *names], body)
+
+    def _provenance(self) -> Iterator[str]:
+        protocol, software = self.comparison["protocol"], self.comparison["software"]
+        versions = ", ".join(f"{name} {version}" for name, version in software.items())
+        yield '<h2 id="provenance">Provenance</h2>'
+        yield (
+            f'<p class="note">Protocol {escape(protocol["name"])} ({protocol["hash"]}), baseline '
+            f"{escape(self.baseline)}, {self.comparison['analysis']['draws']:,} resamples. "
+            f"Compared {self.comparison['created']} with {escape(versions)}.</p>"
         )
-        by_method = {run.method: run for run in runs}
-        chosen = comparison["analysis"]["candidate"] or next(
-            (run.method for run in runs if run.noisy), ""
-        )
-        baseline = comparison["analysis"]["baseline"]
-        if chosen in by_method and baseline in by_method:
-            yield f"<h3>Problems where {escape(chosen)} and {escape(baseline)} differ most</h3>"
-            for item in gallery.side_by_side(by_method[chosen], by_method[baseline]):
-                yield _side_by_side(item, chosen, baseline)
-        failed = [f for run in runs if run.noisy for f in gallery.failures(run)]
-        if failed:
-            yield "<h3>How perturbed samples fail, by measured ρ</h3>"
-            for failure in sorted(failed, key=lambda f: f.rho or 0.0):
-                yield _failure(failure)
+        header = ["method", "task", "n", "K", "ρ", "seeds", "signature"]
+        body = [
+            [
+                *(row["method"], row["task"], str(row["n"]), str(row["k"]), tables.rho_text(row)),
+                ", ".join(map(str, row["seeds"])),
+                row["signature"] or "–",
+            ]
+            for row in self.comparison["leaderboard"]
+        ]
+        yield page.details("Settings of every method", page.table(header, body))
 
     def _figure(self, figure: Figure | None, name: str, caption: str) -> str:
         if figure is None:
             return ""
-        with warnings.catch_warnings():
-            # A metric that is the same everywhere leaves a log axis without a range to show.
-            warnings.simplefilter("ignore", UserWarning)
-            _, drawn = save(figure, self.folder, name)
+        _, drawn = save(figure, self.folder, re.sub(r"[^\w.@-]+", "-", name))
         self.count += 1
-        svg = drawn.read_text(encoding="utf-8")
-        svg = svg[svg.index("<svg") :]  # without the XML prologue, which names a remote DTD
-        return (
-            f'<figure role="img" aria-label="{escape(caption)}">{svg}'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
+        return page.figure(drawn.read_text(encoding="utf-8"), caption)
+
+    @staticmethod
+    def _key(rows: list[dict[str, Any]]) -> str:
+        return re.sub(r"\W+", "-", "-".join(_where(rows)))
 
 
-def _verdicts(comparison: dict[str, Any]) -> Iterator[str]:
-    for found in comparison["verdicts"]:
-        lines = [
-            f"<li>{escape(task['task'])}: {task['outcome']}<ul>"
-            + "".join(f"<li>{escape(sentence(e))}</li>" for e in task["endpoints"])
-            + "</ul></li>"
-            for task in found["tasks"]
-        ]
-        lines += [f"<li>exploratory because {escape(why)}</li>" for why in found["deviations"]]
-        yield (
-            f'<div class="verdict">{escape(found["candidate"])} with {escape(found["model"])}: '
-            f"<b>{found['verdict']}</b> ({found['status']}; {escape(found['why'])})"
-            f"<ul>{''.join(lines)}</ul></div>"
-        )
-    if not comparison["verdicts"]:
-        yield '<div class="verdict">No verdict: no candidate was named beforehand.</div>'
+def _where(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    return rows[0]["model"], rows[0]["task"]
+
+
+def _dose_text(found: arms.Ablation) -> str:
+    doses = sorted({arms.dose(row) for row in found.levels.values()} - {0.0})
+    return "σ = " + ", ".join(f"{value:g}" for value in doses) if doses else "no noise"
 
 
 def _side_by_side(item: gallery.Comparison, method: str, baseline: str) -> str:
     sides = []
     for name, value, texts in zip((method, baseline), item.values, item.texts, strict=True):
-        shown = "".join(
-            f'<pre class="{"passed" if passed else "failed"}">{escape(text)}</pre>'
-            for text, passed in texts
-        )
+        shown = "".join(page.sample(text, passed) for text, passed in texts)
         sides.append(f"<div><b>{escape(name)}</b>: {value:g} distinct correct{shown}</div>")
-    return (
-        f"<details><summary>{escape(item.problem)}: {item.values[0]:g} against "
-        f"{item.values[1]:g} distinct correct solutions</summary>"
-        f'<pre>{escape(item.prompt)}</pre><div class="sides">{"".join(sides)}</div></details>'
+    return page.details(
+        f"{item.problem}: {item.values[0]:g} against {item.values[1]:g} distinct correct solutions",
+        f'<pre>{escape(item.prompt)}</pre><div class="sides">{"".join(sides)}</div>',
     )
 
 
 def _failure(failure: gallery.Failure) -> str:
     rho = "ρ unknown" if failure.rho is None else f"ρ = {failure.rho:.3g}"
-    return (
-        f"<details><summary>{escape(failure.method)}, {rho}: {escape(failure.kind)} "
-        f"({failure.count} samples)</summary><p class=note>{escape(failure.problem)}</p>"
-        f'<pre class="failed">{escape(failure.text)}</pre></details>'
+    return page.details(
+        f"{failure.method}, {rho}: {failure.kind} ({failure.count} samples)",
+        f'<p class="note">{escape(failure.problem)}</p>{page.sample(failure.text, False)}',
     )
-
-
-def _floor(comparison: dict[str, Any]) -> Iterator[str]:
-    yield "<h2>The re-run floor</h2>"
-    if not comparison["floor"]:
-        yield "<p>Every method was run once: the difference that re-running makes is not known.</p>"
-        return
-    yield "<p>Difference between two runs of the same method; nothing smaller means anything.</p>"
-    names = headline("code", list(comparison["floor"][0]["metrics"]))
-    yield _table(
-        ["task · method", *names],
-        [
-            [
-                f"{entry['task']} · {entry['method']}",
-                *(
-                    curves.value_text(n, entry["metrics"][n]) if n in entry["metrics"] else "–"
-                    for n in names
-                ),
-            ]
-            for entry in comparison["floor"]
-        ],
-    )
-
-
-def _provenance(comparison: dict[str, Any]) -> Iterator[str]:
-    protocol, software = comparison["protocol"], comparison["software"]
-    versions = ", ".join(f"{name} {version}" for name, version in software.items())
-    yield "<h2>Provenance</h2>"
-    yield (
-        f"<p class=note>Protocol {escape(protocol['name'])} ({protocol['hash']}), baseline "
-        f"{escape(comparison['analysis']['baseline'])}, {comparison['analysis']['draws']:,} "
-        f"resamples. Compared {comparison['created']} with {escape(versions)}.</p>"
-    )
-
-
-def _table(header: list[str], body: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in body
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'

@@ -11,8 +11,11 @@ from lm_eval_embednoise.analysis.pairs import POWER
 _TOLD = ("pass@10", "distinct_2", "unique_correct")
 
 
-def statement(comparison: dict[str, Any]) -> str:
-    """What was run; the smallest detectable differences; what follows from a missing one."""
+def statement(comparison: dict[str, Any]) -> list[str]:
+    """What was run; the smallest detectable differences; what follows from a missing one.
+
+    One paragraph each; `wrapped` makes them lines for a terminal.
+    """
     rows = comparison["leaderboard"]
     samples = sum(row["n"] * row["k"] * len(row["seeds"]) for row in rows)
     models, tasks, methods = (
@@ -30,7 +33,12 @@ def statement(comparison: dict[str, Any]) -> str:
             "No verdict: no candidate was named before the data were seen (--candidate, or "
             "`candidate` in the study file)."
         )
-    return "\n".join(textwrap.fill(text, 100) for text in paragraphs)
+    return paragraphs
+
+
+def wrapped(comparison: dict[str, Any]) -> str:
+    """The statement in lines of at most 100 characters."""
+    return "\n".join(textwrap.fill(text, 100) for text in statement(comparison))
 
 
 def _limits(comparison: dict[str, Any]) -> list[str]:
@@ -46,6 +54,8 @@ def _limits(comparison: dict[str, Any]) -> list[str]:
         named = [p for p in pairs if p["method"] == analysis["candidate"]]
         pair = (named or [p for p in pairs if p["method"].startswith("embednoise")] or pairs)[0]
         reach = []
+        correctness = comparison["protocol"]["content"]["endpoints"]["correctness"]["metric"]
+        asked = (pair["metrics"].get(correctness) or {}).get("noninferiority") or {}
         for metric in _TOLD:
             test = pair["metrics"].get(metric)
             if test and test["detectable"]:
@@ -59,8 +69,21 @@ def _limits(comparison: dict[str, Any]) -> list[str]:
                 f"least {', '.join(reach)} to be found with {100 * POWER:.0f} % power at "
                 f"{1 - analysis['level']:.2f}. Smaller ones are usually missed: a difference that "
                 "is not significant is no evidence that there is none."
+                + _chance(asked, correctness, comparison["protocol"]["level"])
             )
     return found
+
+
+def _chance(asked: dict[str, Any], metric: str, level: float) -> str:
+    """What the non-inferiority endpoint can show at this size, as one more sentence."""
+    if asked.get("chance_if_equal") is None:
+        return ""
+    return (
+        f" Were the two equal, {metric} would be shown to be less than "
+        f"{100 * asked['margin']:g} points worse at {100 * level:g} % with "
+        f"{min(100 * asked['chance_if_equal'], 99):.0f} % chance"
+        + (" or more." if asked["chance_if_equal"] > 0.99 else ".")
+    )
 
 
 def _count(n: int, noun: str) -> str:

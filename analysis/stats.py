@@ -163,6 +163,28 @@ def detectable_difference(se: float, *, alpha: float, power: float = 0.8) -> flo
     return float((_scipy.norm.ppf(1 - alpha / 2) + _scipy.norm.ppf(power)) * se)
 
 
+def noninferiority_p(d: Array, margin: float, clusters: NDArray[np.int64] | None = None) -> float:
+    """One-sided p of "worse by the margin or more": t test of the mean over clusters; NaN for one.
+
+    Differences without any variation give 0 or 1.
+    """
+    d = np.asarray(d, dtype=np.float64)
+    se, groups = standard_error(d, clusters), len(d) if clusters is None else len(set(clusters))
+    if np.isnan(se):
+        return float("nan")
+    if se == 0:
+        return float(d.mean() <= -margin)
+    return float(_scipy.t.sf((d.mean() + margin) / se, groups - 1))
+
+
+def chance_if_equal(se: float, margin: float, *, alpha: float) -> float:
+    """How often two equal methods pass a non-inferiority test (one-sided α, normal approximation).
+
+    With 164 problems and a standard deviation of 0.35, 45 % at 5 points and α = 0.025.
+    """
+    return float(_scipy.norm.cdf(margin / se - _scipy.norm.ppf(1 - alpha))) if se > 0 else 1.0
+
+
 @lru_cache(maxsize=2)
 def _all_signs(groups: int) -> Array:
     bits = (np.arange(2**groups)[:, None] >> np.arange(groups)) & 1

@@ -7,16 +7,16 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from lm_eval_embednoise.analysis.measures import headline, printed
+from lm_eval_embednoise.analysis.measures import headline, ordered, printed
 from lm_eval_embednoise.analysis.verdict import sentence
 
 _PAIRED = ("pass@10", "distinct_2", "unique_correct")
+_FAMILY = ("p_wilcoxon", "p_bonferroni", "effect")
 ALPHA = 0.05
-_CSV_FIELDS = [
-    *("model", "task", "method", "k", "metric", "value", "low", "high", "n", "baseline"),
-    *("difference", "difference_low", "difference_high", "p_wilcoxon", "p_permutation", "p_holm"),
-    *("effect", "wins", "ties", "losses"),
-]
+_TESTS = (
+    *("p_wilcoxon", "p_permutation", "p_bonferroni", "p_holm", "effect"),
+    *("wins", "ties", "losses", "detectable"),
+)
 
 
 def terminal(comparison: dict[str, Any]) -> str:
@@ -37,6 +37,9 @@ def markdown(comparison: dict[str, Any]) -> str:
         parts += [f"### {title(rows[0])}", "", _pipes(*values(rows, intervals=True)), ""]
         if pairs:
             parts += [paired_title(comparison, pairs), "", _pipes(*differences(pairs)), ""]
+        told = family(comparison, rows)
+        if told:
+            parts += [family_title(comparison), "", _pipes(*told), ""]
     parts += [_verdict_text(found) for found in comparison["verdicts"]]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -44,10 +47,10 @@ def markdown(comparison: dict[str, Any]) -> str:
 def as_csv(comparison: dict[str, Any]) -> str:
     """One line for each model, task, method and metric: value, interval, and the paired test."""
     out = io.StringIO()
-    fields = ["model", "task", "method", "k", "metric", "value", "low", "high", "n"]
-    paired = "difference difference_low difference_high p_wilcoxon p_permutation p_holm effect"
-    names = [*fields, "baseline", *paired.split(), "wins", "ties", "losses"]
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    fields = [*("model", "task", "method", "k", "rho", "metric", "value", "low", "high", "n")]
+    paired = [f"{part}{end}" for part in ("difference", "ratio") for end in ("", "_low", "_high")]
+    paired.append("shift")
+    writer = csv.DictWriter(out, [*fields, "baseline", *paired, *_TESTS], lineterminator="\n")
     writer.writeheader()
     baseline = comparison["analysis"]["baseline"]
     tests = {
@@ -59,17 +62,14 @@ def as_csv(comparison: dict[str, Any]) -> str:
         for metric, estimate in row["metrics"].items():
             line = {"metric": metric, **{key: row[key] for key in ("model", "task", "method", "k")}}
             line |= {key: estimate[key] for key in ("value", "low", "high", "n")}
+            line["rho"] = max((row["rho"] or {}).values(), default=None)
             test = tests.get((row["model"], row["task"], row["method"]), {}).get(metric)
             if test:
-                difference = test["difference"]
-                line |= {
-                    "baseline": baseline,
-                    "difference": difference["value"],
-                    "difference_low": difference["low"],
-                    "difference_high": difference["high"],
-                    **{key: test[key] for key in ("p_wilcoxon", "p_permutation", "p_holm")},
-                    **{key: test[key] for key in ("effect", "wins", "ties", "losses")},
-                }
+                line |= {"baseline": baseline, **{key: test[key] for key in _TESTS}}
+                line["shift"] = test["shift"]["value"]
+                for part in ("difference", "ratio"):
+                    line[part] = test[part]["value"]
+                    line |= {f"{part}_{side}": test[part][side] for side in ("low", "high")}
             writer.writerow(line)
     return out.getvalue()
 
@@ -103,22 +103,87 @@ def paired_title(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> str
 
 
 def values(
-    rows: list[dict[str, Any]], *, intervals: bool = False
+    rows: list[dict[str, Any]], *, intervals: bool = False, cost: bool = False, every: bool = False
 ) -> tuple[list[str], list[list[str]]]:
+    """The leaderboard of one task: the headline metrics or every one; cost and ρ if asked."""
     available = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    chosen = headline(rows[0]["domain"], available)
+    chosen = ordered(available) if every else headline(rows[0]["domain"], available)
     body = []
     for row in rows:
         cells = [row["method"]]
-        for metric in chosen:
-            estimate = row["metrics"].get(metric, {"value": None, "low": None})
-            cell = printed(metric, estimate["value"])
-            if intervals and estimate["low"] is not None:
-                bounds = (printed(metric, estimate[side]) for side in ("low", "high"))
-                cell += " [{}, {}]".format(*bounds)
-            cells.append(cell)
+        cells += [estimate_text(name, row["metrics"].get(name), intervals) for name in chosen]
+        if cost:
+            spent = row["cost"]["tokens_per_unique_correct"]
+            cells += [estimate_text("mean_tokens", spent, intervals), rho_text(row)]
         body.append(cells)
-    return ["method", *chosen], body
+    return ["method", *chosen, *(["tokens / correct solution", "ρ"] if cost else [])], body
+
+
+def estimate_text(metric: str, estimate: dict[str, Any] | None, intervals: bool = True) -> str:
+    """A value, with its interval in brackets where it has one."""
+    if estimate is None:
+        return "–"
+    cell = printed(metric, estimate["value"])
+    if intervals and estimate["low"] is not None:
+        cell += " [{}, {}]".format(*(printed(metric, estimate[side]) for side in ("low", "high")))
+    return cell
+
+
+def rho_text(row: dict[str, Any]) -> str:
+    """Measured ρ, the largest over sites."""
+    return f"{max(row['rho'].values()):.3g}" if row["rho"] else "–"
+
+
+def plane_table(planes: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Of each task: front, hypervolumes, and each method's height over the temperature curve."""
+    body = []
+    for plane in planes:
+        task = plane["task"]
+        body.append([task, "Pareto front", ", ".join(plane["front"]) or "–"])
+        for name, volume in plane["hypervolume"].items():
+            body.append([task, f"hypervolume of {name}", estimate_text("distinct_2", volume)])
+        for name, matched in plane["matched"].items():
+            value = (
+                f"– ({matched['reason']})"
+                if matched["value"] is None
+                else estimate_text(plane["matched_metric"], matched)
+            )
+            body.append([task, f"{name} over the curve, {plane['matched_metric']}", value])
+    return ["task", "what", "value"], body
+
+
+def family(
+    comparison: dict[str, Any], rows: list[dict[str, Any]]
+) -> tuple[list[str], list[list[str]]] | None:
+    """The candidate against each member of the protocol's family on one task; None without one."""
+    here = (rows[0]["model"], rows[0]["task"])
+    pairs = [p for p in comparison["pairs"] if p["in_family"] and (p["model"], p["task"]) == here]
+    if not pairs:
+        return None
+    shown = [name for name in _PAIRED if any(name in pair["metrics"] for pair in pairs)]
+    header = ["against"]
+    for name in shown:
+        header += [name, "p", "p Bonferroni", "effect"]
+    body = []
+    for pair in pairs:
+        cells = [pair["baseline"]]
+        for name in shown:
+            test = pair["metrics"].get(name)
+            numbers = [test[key] if test else None for key in _FAMILY]
+            cells.append(_difference_cell(name, test, marks=False) if test else "–")
+            cells += ["–" if value is None else f"{value:.2g}" for value in numbers]
+        body.append(cells)
+    return header, body
+
+
+def family_title(comparison: dict[str, Any]) -> str:
+    """What the family's table shows."""
+    content = comparison["protocol"]["content"]
+    count = len(content["family"])
+    return (
+        f"{comparison['analysis']['candidate']} less each member of the family; Wilcoxon's p raw "
+        f"and Bonferroni over {count} comparisons; rank-biserial effect; rates in points"
+    )
 
 
 def differences(pairs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -133,13 +198,15 @@ def differences(pairs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]
     return ["method", *chosen], body
 
 
-def _difference_cell(metric: str, test: dict[str, Any]) -> str:
+def _difference_cell(metric: str, test: dict[str, Any], marks: bool = True) -> str:
     d = test["difference"]
     if d["value"] is None:
         return "–"
     value, low, high = (printed(metric, d[key], signed=True) for key in ("value", "low", "high"))
     if d["low"] is None:
         return f"{value} ({'all equal' if test['wins'] + test['losses'] == 0 else 'no interval'})"
+    if not marks:
+        return f"{value} [{low}, {high}]"
     mark = "*" if test["p_holm"] is not None and test["p_holm"] < ALPHA else ""
     return f"{value} [{low}, {high}]{mark}{'?' if test['tests_disagree'] else ''}"
 

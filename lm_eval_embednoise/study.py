@@ -26,7 +26,7 @@ from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.schema import write_text
-from lm_eval_embednoise.analysis.statement import statement
+from lm_eval_embednoise.analysis.statement import wrapped
 from lm_eval_embednoise.estimate import Estimate, estimate
 from lm_eval_embednoise.plan import (
     Cell,
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     )
     written = write_outputs(comparison, out / "comparison.json")
     print(tables.terminal(comparison))
-    print(statement(comparison))
+    print(wrapped(comparison))
     print("\nwritten:", ", ".join(str(path) for path in written))
     return 0
 
@@ -252,6 +252,8 @@ class Runner:
             samples = results.pop("samples")
             tracker.save_results_aggregated(results=results, samples=samples)
             for task, task_samples in samples.items():
+                for line in task_samples:  # the tracker would write Python's repr of a record
+                    line["filtered_resps"] = _as_json(line["filtered_resps"])
                 tracker.save_results_samples(task_name=task, samples=task_samples)
             files = [path for path in partial.rglob("*") if path.is_file()]
             if len(files) != 1 + len(samples):  # the tracker logs its errors and goes on
@@ -267,6 +269,15 @@ class Runner:
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _as_json(responses: Any) -> Any:
+    """Filtered responses with every record as JSON text, which other tools can read."""
+    if isinstance(responses, (list, tuple)):
+        return [_as_json(item) for item in responses]
+    if isinstance(responses, dict):
+        return json.dumps(responses, default=str)
+    return responses
 
 
 def _overridden(study: Study, args: argparse.Namespace) -> Study:

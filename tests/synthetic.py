@@ -23,6 +23,7 @@ class Method:
     temperature: float | None = None
     top_p: float | None = None
     compile_rate: float = 0.97
+    arm: dict[str, Any] | None = None  # further fields of the perturbation, e.g. its scope
 
 
 METHODS = {
@@ -136,10 +137,7 @@ def _line(
         metrics |= {"accuracy": c / k, "maj@K": float(c > k / 2)}
     else:
         metrics["compile_rate"] = float(rng.binomial(k, method.compile_rate) / k)
-    records = [
-        json.dumps({"index": j, "text": f"{text}  # {j}", "passed": bool(p), "rho": method.sigma})
-        for j, p in enumerate(passed)
-    ]
+    records = [json.dumps(_record(j, bool(p), method, rng, text)) for j, p in enumerate(passed)]
     return {
         "doc_id": i,
         "doc": doc,
@@ -153,6 +151,25 @@ def _line(
         "prompt_hash": "",
         "target_hash": "",
         **metrics,
+    }
+
+
+def _record(
+    j: int, passed: bool, method: Method, rng: np.random.Generator, text: str
+) -> dict[str, Any]:
+    """A sample: failing ones parse with the method's compile rate, and some of those loop."""
+    compiled = passed or bool(rng.random() < method.compile_rate)
+    failed = ("wrong_answer" if compiled else "syntax_error", " return x" * 30)
+    looped = not passed and rng.random() < min(0.3, method.sigma)
+    return {
+        "index": j,
+        "text": failed[1] if looped else f"{text}  # {j}",
+        "passed": passed,
+        "compiled": compiled,
+        "verdict": "passed" if passed else failed[0],
+        "rho": method.sigma or None,
+        "nll": 3.0 + 10 * method.sigma * rng.random(),
+        "nll_tokens": 20,
     }
 
 
@@ -191,6 +208,7 @@ def _results(
                     "seed": replicate,
                     "sites": {"embed": method.sigma} if method.sigma else {},
                     **({"sigma_unit": "relative", "positions": "prompt"} if method.sigma else {}),
+                    **(method.arm or {}),
                 },
                 "signature": f"sigma:{method.sigma}",
                 "rho": {"embed": method.sigma} if method.sigma else {},

@@ -21,7 +21,7 @@ from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import ResultError, read_runs
 from lm_eval_embednoise.analysis.resample import Estimate
-from lm_eval_embednoise.analysis.statement import statement
+from lm_eval_embednoise.analysis.statement import statement, wrapped
 
 DRAWS = 300
 
@@ -381,7 +381,8 @@ def test_csv_and_markdown_hold_the_numbers(comparison):
 
 
 def test_the_statement_says_what_was_run_and_its_limits(comparison):
-    text = " ".join(statement(comparison).split())
+    text = " ".join(statement(comparison))
+    assert max(map(len, wrapped(comparison).splitlines())) <= 100
     assert "1 model × 2 tasks × 9 methods, 10,800 samples" in text
     assert "no evidence that there is none" in text
 

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from synthetic import METHODS, Method, write_run, write_study
 
-from lm_eval_embednoise.analysis import curves, gallery, report, schema
+from lm_eval_embednoise.analysis import arms, curves, gallery, report, schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
-from lm_eval_embednoise.analysis.records import read_results, read_runs
+from lm_eval_embednoise.analysis.figures import pareto_figure
+from lm_eval_embednoise.analysis.records import ResultError, read_results, read_runs
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+METRICS = ("pass@10", "distinct_2", "unique_correct")
 NAMES = ("greedy", "temp-0.8", "temp-1.5", "embednoise-0.1", "embednoise-0.5")
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """A study with many arms, as the report must show them."""
+    folder = tmp_path_factory.mktemp("arms")
+    methods = {**METHODS, "embednoise-0.1-sequence": Method(0.0, 0.1, sigma=0.1)}
+    for i, block in enumerate((0, 1, 5, 10, 20)):
+        arm = {"sites": {f"block.{block}": 0.1}}
+        methods[f"embednoise-0.1-block-{block}"] = Method(-0.1 * i, 0.08, sigma=0.1, arm=arm)
+    for positions in ("all", "first:8", "last:8"):
+        name = f"embednoise-0.1-{positions.replace(':', '-')}"
+        methods[name] = Method(0.0, 0.09, sigma=0.1, arm={"positions": positions})
+    for sigma in (0.01, 0.05, 0.1, 0.5, 1.0):
+        arm = {"sigma_unit": "norm"}
+        methods[f"literal-{sigma}"] = Method(-5 * sigma, 0.1 + sigma / 2, sigma=sigma, arm=arm)
+    write_study(folder, methods, n=16, k=12)
+    return compare(read_runs([folder]), candidate="embednoise-0.1", draws=100)
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +95,90 @@ def test_every_part_is_there(page):
         *("differ most", "How perturbed samples fail", "Provenance", "What was run"),
     ):
         assert part.lower() in text.lower(), part
-    assert text.count("<figure") == 2 + 2 * 4
-    first = text.index("<figure")
-    assert "pareto" not in text[:first] and text.index("correctness against".title()[:11]) < first
+    assert text.count("<figure") == len(list(page.with_name("figures").glob("*.svg")))
+    # Verdict, then the Pareto plot, then everything else.
+    order = [text.index(part) for part in ('class="verdict"', 'id="plane"', "<figure", 'id="run"')]
+    assert order == sorted(order)
 
 
 def test_every_figure_is_saved_as_png_and_svg(page):
     folder = page.with_name("figures")
     stems = {path.stem for path in folder.glob("*.svg")}
-    assert stems == {path.stem for path in folder.glob("*.png")} and len(stems) == 10
+    assert stems == {path.stem for path in folder.glob("*.png")}
+    kinds = ("pareto-distinct_2-", "pareto-distinct_2_valid-", "differences-pass@10-", "dose-")
+    for kind in (*kinds, "pass-at-k-", "solutions-", "diversity-", "failures-"):
+        assert {f"{kind}{task}_diverse-minicoder" for task in ("minicode", "minimath")} <= stems
+    assert not list(folder.glob(".*"))
     for path in folder.glob("*.svg"):
         ElementTree.parse(path)  # well-formed
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_without_sideways_scrolling_or_requests(page, tmp_path, width):
+    """The page in a frame of a phone's and a desktop's width; the outer page says what is there."""
+    script = (
+        "const frame = document.querySelector('iframe'), page = frame.contentDocument;"
+        "document.title = JSON.stringify({needed: page.documentElement.scrollWidth, "
+        "loaded: frame.contentWindow.performance.getEntriesByType('resource').length, "
+        "figures: [...page.querySelectorAll('figure svg')].filter(s => "
+        "s.getBoundingClientRect().width > 200).length})"
+    )
+    text = page.read_text(encoding="utf-8")
+    told = tmp_path / "told.html"
+    told.write_text(
+        f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{escape(text)}"></iframe>'
+        f"<script>onload = () => {{ {script} }}</script>",
+        encoding="utf-8",
+    )
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--window-size=1600,1000", "--dump-dom", told.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    # The outer page's title is the one without a document around it: the last in the dump.
+    said = json.loads(re.findall(r"<title>(\{.*?\})</title>", shown)[-1])
+    assert said["needed"] <= width and said["loaded"] == 0
+    assert said["figures"] == text.count("<figure")
+
+
+def _inside(axis):
+    """Labels of the major ticks within an axis's limits: the others aren't drawn."""
+    low, high = sorted(axis.get_view_interval())
+    places = zip(axis.get_majorticklabels(), axis.get_majorticklocs(), strict=True)
+    return [label for label, at in places if low <= at <= high]
+
+
+def test_labels_of_every_figure_keep_apart(comparison):
+    """Numbers on axes, names of methods and of points: no two of one axis overlap."""
+    drawn = []
+    for rows, pairs in tables.by_task(comparison):
+        drawn += [
+            curves.dose_response(rows),
+            *(curves.paired_differences(pairs, m) for m in METRICS),
+        ]
+        drawn += [curves.ablation(found, rows[:1]) for found in arms.ablations(rows)]
+    drawn += [pareto_figure(comparison, None, [plane]) for plane in comparison["planes"]]
+    assert len(drawn) > 10
+    for figure in drawn:
+        figure.draw_without_rendering()
+        renderer = figure.canvas.get_renderer()
+        for axis in figure.axes:
+            if not axis.get_visible():
+                continue
+            named = [t for t in axis.texts if t.get_fontsize() == 8 and t.get_zorder() == 5]
+            for group in (named, *(_inside(part) for part in (axis.xaxis, axis.yaxis))):
+                boxes = [t.get_window_extent(renderer) for t in group if t.get_text()]
+                for i, a in enumerate(boxes):
+                    assert not any(a.overlaps(b) for b in boxes[i + 1 :]), axis.get_title()
+
+
+def test_results_that_were_not_compared_are_refused(tmp_path):
+    for name in ("temp-0.8", "greedy"):
+        write_run(tmp_path / "a", name, n=6, k=4)
+        write_run(tmp_path / "b", name, n=5, k=4)
+    found = compare(read_runs([tmp_path / "a"]), draws=50)
+    with pytest.raises(ResultError, match=r"has 5 problems, K = 4; the comparison 6, K = 4"):
+        report.check_same(found, read_runs([tmp_path / "b"]))
 
 
 def test_samples_are_escaped(tmp_path):
@@ -88,27 +186,27 @@ def test_samples_are_escaped(tmp_path):
         write_run(tmp_path, name, n=6, k=4, text="<script>alert(1)</script>")
     runs = read_runs([tmp_path])
     found = compare(runs, candidate="embednoise-0.1", draws=50)
-    text = report.Page(tmp_path / "figures").render(found, runs)
+    text = report.Report(found, runs, tmp_path / "figures").render()
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
 def test_pass_at_k_equals_counting_subsets():
     outcomes = [1, 0, 1, 0, 0, 0]
-    found = curves.unbiased_pass_at_k(np.array([sum(outcomes)]), 6)[0]
+    found = gallery.unbiased_pass_at_k(np.array([sum(outcomes)]), 6)[0]
     for k in range(1, 7):
         subsets = list(itertools.combinations(outcomes, k))
         assert found[k - 1] == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
-    np.testing.assert_array_equal(curves.unbiased_pass_at_k(np.array([0]), 3), [[0, 0, 0]])
+    np.testing.assert_array_equal(gallery.unbiased_pass_at_k(np.array([0]), 3), [[0, 0, 0]])
 
 
 def test_rarefaction_equals_counting_subsets():
     labels = ["a", "a", "b", "c", None, None]  # two failures belong to no class
-    found = curves.rarefied(np.array([2, 1, 1]), 6)
+    found = gallery.rarefied(np.array([2, 1, 1]), 6)
     for m in range(1, 7):
         subsets = list(itertools.combinations(range(6), m))
         seen = [len({labels[i] for i in s} - {None}) for s in subsets]
         assert found[m - 1] == pytest.approx(np.mean(seen))
-    np.testing.assert_array_equal(curves.rarefied(np.array([], dtype=int), 2), [0, 0])
+    np.testing.assert_array_equal(gallery.rarefied(np.array([], dtype=int), 2), [0, 0])
 
 
 @pytest.mark.parametrize(
@@ -118,7 +216,9 @@ def test_rarefaction_equals_counting_subsets():
         ({"text": "return x " * 30}, "loop"),
         ({"text": "return ( x + y", "compiled": False}, "does not parse"),
         ({"text": "return a + b", "compiled": True, "verdict": "wrong_answer"}, "wrong answer"),
-        ({"text": "the answer is 5"}, "wrong"),
+        ({"text": "while True: pass", "compiled": True, "verdict": "timeout"}, "other"),
+        ({"text": "the answer is 5", "answer": "5"}, "wrong answer"),
+        ({"text": "I do not know", "answer": None}, "no answer"),
     ],
 )
 def test_failures_are_named(record, kind):
@@ -127,8 +227,54 @@ def test_failures_are_named(record, kind):
 
 def test_the_gallery_counts_all_failures(tmp_path):
     [run] = read_results(write_run(tmp_path, "embednoise-0.5", n=10, k=8))
+    found = gallery.digest(run, set())
     failed = round((1 - run.metrics["pass@1"]).sum() * 8)
-    assert sum(failure.count for failure in gallery.failures(run)) == failed > 0
+    assert sum(failure.count for failure in found.failures) == failed > 0
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert found.shares["passed"] == pytest.approx(run.metrics["pass@1"].mean())
+    assert {"does not parse", "loop"} <= found.kinds.keys()
+
+
+def test_only_so_many_samples_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "READ", 160)
+    [run] = read_results(write_run(tmp_path, "temp-0.8", n=50, k=4))
+    found = gallery.digest(run, {run.problems[1]})
+    assert found.problems == 40 and len(gallery.counted(run)) == 40
+    assert set(found.texts) == {run.problems[1]}
+
+
+def test_the_curves_end_at_the_metrics_of_all_samples(tmp_path):
+    """Distinct-2 of m = K samples is the metric itself, and solutions are the distinct correct."""
+    from lm_eval_embednoise.scoring.reduce import math_metrics
+
+    words = "each box holds three red balls or four green ones so the answer is"
+    rng = np.random.default_rng(0)
+    records = [
+        {"text": " ".join(rng.choice(words.split(), 12)), "missing": False, "passed": i % 3 == 0}
+        | {"answer": "7", "valid": True, "tokens": 12, "finish_reason": "stop_string"}
+        | {"nll": None, "nll_tokens": None, "rho": None}
+        for i in range(9)
+    ]
+    metrics = math_metrics({"answer": "#### 7"}, [records])
+    line = {"filtered_resps": [[json.dumps(record) for record in records]], **metrics}
+    changes = {"minimath_diverse/0": line}
+    [run] = read_results(
+        write_run(tmp_path, "temp-0.8", task="minimath_diverse", n=1, k=9, changes=changes)
+    )
+    found = gallery.digest(run, set())
+    assert found.distinct[-1] == pytest.approx(metrics["distinct_2"])
+    assert (np.diff(found.distinct) < 0).all()  # falls with the number of samples
+    assert found.solutions[-1] == metrics["unique_correct"] == 3
+
+
+def test_drift_is_what_the_clean_model_finds_unlikely(tmp_path):
+    [run] = read_results(write_run(tmp_path, "temp-0.8", n=6, k=8))
+    limit = gallery.unlikely_from(run)
+    assert limit == pytest.approx(3.0 / 20)
+    record = {"text": "return a + b", "compiled": True, "nll": 9.0, "nll_tokens": 20}
+    assert gallery.failure_kind(record, limit) == "drift"
+    assert gallery.failure_kind({**record, "nll": 1.0}, limit) == "wrong answer"
+    assert gallery.failure_kind(record) == "wrong answer"
 
 
 def test_the_problems_shown_differ_most(tmp_path):
@@ -137,31 +283,81 @@ def test_the_problems_shown_differ_most(tmp_path):
     d = dict(
         zip(a.problems, a.metrics["unique_correct"] - b.metrics["unique_correct"], strict=True)
     )
-    shown = gallery.side_by_side(a, b)
+    chosen = set(gallery.differing(a, b))
+    ours, theirs = (gallery.digest(run, chosen) for run in (a, b))
+    shown = gallery.side_by_side(a, b, ours, theirs)
     assert len(shown) == gallery.PROBLEMS
     assert {item.problem for item in shown} >= {max(d, key=d.get), min(d, key=d.get)}
     assert all(item.values[0] - item.values[1] == d[item.problem] for item in shown)
     assert all(1 <= len(side) <= gallery.SHOWN for item in shown for side in item.texts)
 
 
+# ---- arms: sweeps, ablations, which to name
+
+
+def row(method, sigma=0.1, **perturbation):
+    estimate = {"value": sigma, "low": None, "high": None}
+    sites = perturbation.pop("sites", {"embed": sigma} if sigma else {})
+    settings = {"seed": 0, "sites": sites, **perturbation}
+    shared = {"model": "m", "task": "t", "sampling": {"do_sample": False}, "rho": None}
+    return {"method": method, "perturbation": settings, "metrics": {"pass@1": estimate}, **shared}
+
+
+ARMS = [
+    row("greedy", 0),
+    *(row(f"embednoise-{s}", s, scope="token", positions="prompt") for s in (0.5, 0.1, 0.2)),
+    *(row(f"literal-{s}", s, scope="token", positions="prompt", sigma_unit="norm") for s in (1, 2)),
+    row("sequence", scope="sequence", positions="prompt"),
+    row("first", scope="token", positions="first:8"),
+    row("deep", sites={"block.10": 0.1}, scope="token", positions="prompt"),
+    row("deeper", sites={"block.20": 0.1}, scope="token", positions="prompt"),
+    row("deep-strong", sites={"block.20": 0.5}, scope="token", positions="prompt"),
+    row("all", scope="token", positions="all"),
+    row("fading", scope="token", positions="all", schedule="linear", anneal_tokens=64),
+    row("rsp", 0, rsp=8),
+]
+
+
 def test_a_dose_response_needs_two_doses():
-    rows = [{"method": "greedy", "perturbation": {"sites": {}}, "metrics": {}}]
-    assert curves.dose_response(rows) is None
-    assert curves.dose({"perturbation": {"sites": {"embed": 0.1, "block.5": 0.3}}}) == 0.3
-    assert math.isclose(curves.dose({"perturbation": {"sigma": 0.2}}), 0.2)
+    assert curves.dose_response([row("greedy", 0)]) is None
+    assert arms.dose(row("x", sites={"embed": 0.1, "block.5": 0.3})) == 0.3
+    assert math.isclose(arms.dose({"perturbation": {"sigma": 0.2}}), 0.2)
 
 
-def test_a_dose_response_draws_one_arm():
-    def row(sigma, unit):
-        estimate = {"value": sigma, "low": None, "high": None}
-        perturbation = {"sites": {"embed": sigma}, "sigma_unit": unit, "seed": 0}
-        name = f"{unit}-{sigma}"
-        return {"method": name, "perturbation": perturbation, "metrics": {"pass@1": estimate}}
+def test_sweeps_differ_in_their_dose_only():
+    first, second, *rest = arms.sweeps(ARMS)
+    assert [r["method"] for r in first] == [f"embednoise-{s}" for s in (0.1, 0.2, 0.5)]
+    assert [r["method"] for r in second] == ["literal-1", "literal-2"]
+    assert [[r["method"] for r in sweep] for sweep in rest] == [["deeper", "deep-strong"]]
 
-    rows = [row(s, "relative") for s in (0.5, 0.1, 0.2)] + [row(s, "norm") for s in (0.3, 0.4)]
-    figure = curves.dose_response(rows)
-    [axis] = figure.axes
+
+def test_a_dose_response_draws_the_longest_sweep():
+    [axis, *_] = curves.dose_response(ARMS).axes
     np.testing.assert_array_equal(axis.lines[0].get_xdata(), [0.1, 0.2, 0.5])
+
+
+def test_an_ablation_changes_one_choice():
+    found = {a.axis: {k: r["method"] for k, r in a.levels.items()} for a in arms.ablations(ARMS)}
+    assert found == {
+        "depth": {"embed": "embednoise-0.1", "block 10": "deep", "block 20": "deeper"},
+        "scope": {"token": "embednoise-0.1", "sequence": "sequence"},
+        "structure": {"prompt": "embednoise-0.1", "all": "all", "first:8": "first"},
+        "schedule": {"none": "all", "linear 64": "fading"},
+        "added input": {"embednoise-0.1": "embednoise-0.1", "rsp": "rsp"},
+    }
+    assert list(found["depth"]) == ["embed", "block 10", "block 20"]
+    assert arms.ablations([row("greedy", 0)]) == []
+
+
+def test_the_methods_named_are_the_protocols_first():
+    content = {"family": ["greedy", "temp-0.8"], "plane": {"x": ["x"]}}
+    comparison = {
+        "analysis": {"candidate": "rsp", "baseline": "greedy"},
+        "protocol": {"content": content},
+        "planes": [{"model": "m", "task": "t", "front": ["deep"]}],
+    }
+    assert set(arms.featured(ARMS, comparison, 4)) == {"rsp", "greedy", "deep", "embednoise-0.1"}
+    assert len(arms.featured(ARMS, comparison, 99)) == len(ARMS)
 
 
 def test_methods_of_one_family_have_their_own_shade():
@@ -176,5 +372,5 @@ def test_a_page_without_results_or_candidate(tmp_path):
     for name in ("temp-0.8", "odd"):
         write_run(tmp_path, name, Method(), n=5, k=4)
     found = compare(read_runs([tmp_path]), draws=50)
-    text = report.Page(tmp_path / "figures").render(found, [])
+    text = report.Report(found, [], tmp_path / "figures").render()
     assert "No verdict" in text and "differ most" not in text

@@ -25,7 +25,7 @@ def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
     """Metrics of a programming problem; `results` holds the list that CodeRecords made."""
     (records,) = results
     present = [record for record in records if not record["missing"]]
-    solutions = [_own_part(record["code"], doc) for record in present]
+    solutions = [own_part(record["code"], doc) for record in present]
     compiled = [record for record in present if record["compiled"]]
     return {
         **_correctness(records),
@@ -54,7 +54,7 @@ def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
     }
 
 
-def _own_part(program: str, doc: Mapping[str, Any]) -> str:
+def own_part(program: str, doc: Mapping[str, Any]) -> str:
     """The part of a program that the model wrote, as far as it can be told from the prompt."""
     prompt = doc.get("prompt", "")
     for given in (prompt, preamble(prompt, doc.get("entry_point"))):
