@@ -144,8 +144,8 @@ def test_a_browser_shows_it_without_sideways_scrolling_or_requests(page, tmp_pat
 def _inside(axis):
     """Labels of the major ticks within an axis's limits: the others aren't drawn."""
     low, high = sorted(axis.get_view_interval())
-    places = zip(axis.get_majorticklabels(), axis.get_majorticklocs(), strict=True)
-    return [label for label, at in places if low <= at <= high]
+    ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [tick.label1 for tick in ticks if tick.label1.get_visible()]
 
 
 def test_labels_of_every_figure_keep_apart(comparison):
