@@ -257,8 +257,9 @@ def _wrapped_generate(module: nn.Module, state: PerturbedModel) -> Iterator[None
         for name, allowed in _REFUSED.items():
             value = kwargs.get(name, getattr(config, name, None))
             if value not in allowed:
+                shown = f"={value!r}" if isinstance(value, int | float | str) else ""
                 raise ValueError(
-                    f"generate: {name}={value!r} is not supported within perturbed(); each row "
+                    f"generate: {name}{shown} is not supported within perturbed(); each row "
                     "must be one sample from beginning to end: greedy decoding or sampling"
                 )
         state._generating += 1

@@ -172,6 +172,11 @@ def test_ids_are_needed(qwen2: PreTrainedModel) -> None:
     vectors = qwen2.get_input_embeddings()(torch.tensor([PROMPTS[0]])).detach()
     with pytest.raises(ValueError, match="inputs_embeds"), perturbed(qwen2, CASES["prompt"]):
         qwen2(inputs_embeds=vectors)
+    with (
+        pytest.raises(ValueError, match="generate: inputs_embeds is not supported"),
+        perturbed(qwen2, CASES["prompt"]),
+    ):
+        qwen2.generate(inputs_embeds=vectors, max_new_tokens=1)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # within peft
