@@ -1,4 +1,4 @@
-"""Say what works on this machine: plug-in routes, sandbox, GPU, quantization, attention kernels.
+"""Say what works on this machine: plug-in routes, sandbox, GPU, ways to load models, processes.
 
 Exit status 0 when the stock command knows the model and untrusted code can be run, else 1.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("lm-eval", "torch", "transformers", "accelerate", "datasets", "sacrebleu")
 
@@ -42,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         ("routes into lm_eval", _routes()),
         ("sandbox for generated code", _sandbox()),
         ("devices", _devices()),
-        ("quantization and attention", _kernels()),
+        ("loading models", _kernels()),
+        ("several processes", _processes()),
         ("data", _data()),
     ):
         print(title)
@@ -90,8 +93,6 @@ def _routes() -> Iterator[Finding]:
     points = importlib.metadata.entry_points(group="lm_eval.models")
     names = ", ".join(point.name for point in points) or "none declared"
     yield "hf-embednoise" in names, "entry point", f"{names} (for harness versions that read them)"
-    accelerate = shutil.which("accelerate")
-    yield accelerate is not None, "accelerate launch", accelerate or "not on PATH"
 
 
 def _sandbox() -> Iterator[Finding]:
@@ -119,14 +120,69 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    for name, module, text in (
-        ("int8, int4", "bitsandbytes", 'pip install "lm-eval-embednoise[quant]"'),
-        ("flash_attention_2", "flash_attn", 'pip install "lm-eval-embednoise[flash]"'),
-        ("peft adapters", "peft", "pip install peft"),
+    from lm_eval_embednoise.models.loading import ATTENTIONS, QUANTIZATIONS
+
+    for name in QUANTIZATIONS:
+        yield _loads(name, quantization=name) or _quantizes(name)
+    for name in ATTENTIONS:
+        yield _loads(name, attn_implementation=name) or (True, name, "ready")
+    for name, arguments in (
+        ("peft adapters", {"peft": str(_EMBEDDED)}),
+        ("gguf files", {"gguf_file": "x.gguf"}),
+        ("parallelize", {"parallelize": True}),
     ):
-        there = importlib.util.find_spec(module) is not None
-        yield there, name, f"{module} is installed" if there else f"{module} is missing: {text}"
-    yield True, "sdpa, eager", "part of PyTorch"
+        yield _loads(name, **arguments) or (True, name, "ready")
+
+
+_EMBEDDED = Path(__file__).parent / "minicoder" / "model"
+
+
+def _loads(name: str, **arguments: Any) -> Finding | None:
+    """What the model class says to an argument: why it refuses it, or None."""
+    from lm_eval_embednoise.models.loading import Loading
+
+    try:
+        Loading.from_args(str(_EMBEDDED), arguments)
+    except ImportError as error:
+        return False, name, str(error)
+    except ValueError as error:
+        about_a_file = "_config.json" in str(error) or "x.gguf" in str(error)
+        return None if about_a_file else (False, name, str(error))
+    return None
+
+
+def _quantizes(name: str) -> Finding:
+    """Whether bitsandbytes quantizes a small layer here and runs it."""
+    import bitsandbytes
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = {"int8": "Linear8bitLt", "int4": "Linear4bit"}[name]
+    options = (
+        {"has_fp16_weights": False}
+        if name == "int8"
+        else {"quant_type": "nf4", "compute_dtype": torch.float16}
+    )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it could load
+    try:
+        layer = getattr(bitsandbytes.nn, kind)(64, 64, bias=False, **options).to(device)
+        with torch.no_grad():
+            layer(torch.ones(2, 64, dtype=torch.float16, device=device))
+    except Exception as error:
+        return False, name, f"bitsandbytes {bitsandbytes.__version__} fails on {device}: {error}"
+    return True, name, f"bitsandbytes {bitsandbytes.__version__} runs on {device}"
+
+
+def _processes() -> Iterator[Finding]:
+    import torch.distributed
+
+    gloo = torch.distributed.is_available() and torch.distributed.is_gloo_available()
+    yield gloo, "several processes", "torchrun with gloo" if gloo else "PyTorch has no gloo"
+    accelerate = shutil.which("accelerate")
+    text = "starts one process per GPU; on a CPU the model class starts the rest through torchrun"
+    yield accelerate is not None, "accelerate launch", text if accelerate else "not on PATH"
+    mpi = shutil.which("mpirun") or shutil.which("mpiexec")
+    yield mpi is not None, "mpirun", mpi or "not on PATH; needed for --mpirun_hostfile alone"
 
 
 def _data() -> Iterator[Finding]:
