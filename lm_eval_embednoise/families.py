@@ -162,7 +162,10 @@ def decoding(model: nn.Module, blocks: nn.ModuleList, longest: int | None = None
     window = smallest_window(model)
     if window is not None and longest is not None and longest > window:
         return "padded"
-    family = getattr(_config(model), "model_type", None)
+    config = _config(model)
+    if "flash" in str(getattr(config, "_attn_implementation", "")):
+        return "padded"  # its kernels take no mask with a row and a column for each query
+    family = getattr(config, "model_type", None)
     if not type(find_owner(model, blocks)).__module__.startswith("transformers."):
         return "padded"
     return "rows, flat mask" if family in FLAT_MASK else "rows" if family in ROWS else "padded"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,20 @@ from lm_eval.models.huggingface import HFLM
 from test_hf_embednoise import requests
 from transformers import AutoModelForCausalLM
 
+from lm_eval_embednoise import doctor
 from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.families import decoding
 from lm_eval_embednoise.inject import find_blocks
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
-from lm_eval_embednoise.models.loading import ATTENTIONS, Loading, check_tokenizer
+from lm_eval_embednoise.models.loading import (
+    ATTENTIONS,
+    HOST_ARGS,
+    INSTEAD,
+    LOADING_ARGS,
+    Loading,
+    check_tokenizer,
+)
 
 MINICODER = str(MODEL_DIR)
 GREEDY = {"until": ["\ndef "], "do_sample": False, "max_gen_toks": 12}
@@ -84,6 +94,34 @@ def test_device_map_is_served(plain: HFEmbedNoise, tmp_path: Path) -> None:
     assert lm.model.model.layers[20].mlp.up_proj.weight.is_meta
     assert greedy(lm, sigma=0.3, depth="2+20") == greedy(plain, sigma=0.3, depth="2+20")
     assert greedy(load(device_map="cpu"), sigma=0.3) == greedy(plain, sigma=0.3)
+
+
+def test_flash_attention_decodes_under_masks_that_it_takes(plain: HFEmbedNoise) -> None:
+    """What can be said without a GPU: rows are padded, as transformers' generate has them."""
+    config, blocks = plain.model.config, find_blocks(plain.model)
+    assert decoding(plain.model, blocks) == "rows"
+    try:
+        config._attn_implementation_internal = "flash_attention_2"
+        assert decoding(plain.model, blocks) == "padded"
+    finally:
+        config._attn_implementation_internal = "sdpa"
+
+
+def test_doctor_runs_what_it_reports() -> None:
+    found = {name: (ok, text) for ok, name, text in doctor._kernels()}
+    assert found["int8"][0] and found["int4"][0] and "runs on" in found["int8"][1]
+    assert found["eager"] == found["sdpa"] == (True, "ready")
+    if not torch.accelerator.is_available():
+        assert not found["flash_attention_2"][0] and not found["parallelize"][0]
+        assert re.search("pip install|needs a GPU", found["flash_attention_2"][1])
+
+
+def test_the_docs_say_of_every_argument_whether_it_works() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "own-model.md").read_text()
+    table = text[text.index("## Which arguments work") :]
+    for name in (*HOST_ARGS, *LOADING_ARGS, *INSTEAD):
+        if name != "use_flash_attention_2":
+            assert f"`{name}`" in table, name
 
 
 def adapter(folder: Path, **lora: Any) -> str:
