@@ -81,6 +81,19 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
         "import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b'\\xff' * 4096)\n"
         "    except OSError:\n        pass\ndef f(x):\n    return 1",
     ),
+    "steal_the_calls": (
+        FAILED | TIMEOUT,
+        "import os, struct\nos.set_blocking(3, False)\nfor fd in range(3, 64):\n    try:\n"
+        "        os.set_blocking(fd, False)\n        os.read(fd, 1 << 20)\n    except OSError:\n"
+        '        pass\nb = b\'{"value": "xyzzy"}\'\nfor fd in range(3, 64):\n    try:\n'
+        "        os.write(fd, struct.pack('<Q', len(b)) + b)\n    except OSError:\n        pass\n"
+        "def f(x):\n    return 1",
+    ),
+    "flood_the_tests": (
+        FAILED | TIMEOUT,
+        "import os\nwhile True:\n    for fd in range(3, 64):\n        try:\n"
+        "            os.write(fd, bytes(1 << 12))\n        except OSError:\n            pass",
+    ),
     "printed_pass": (WRONG, "print('passed')\nprint('OK')\ndef f(x):\n    return 'passed'"),
     "atexit_exit": (
         WRONG,
@@ -237,6 +250,7 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
     "memory_bomb": ({"memory"}, "a = []\nwhile True:\n    a.append(bytes(1 << 24))"),
     "memory_at_once": ({"memory"}, "def f(x):\n    return len(bytearray(1 << 40))"),
     "endless_output": ({"output_limit"}, "while True:\n    print('x' * 10**5)"),
+    "endless_errors": (TIMEOUT, "import sys\nwhile True:\n    print('x' * 10**5, file=sys.stderr)"),
     "huge_file": (
         {"output_limit"},
         "f = open('big', 'wb')\nwhile True:\n    f.write(b'x' * (1 << 20))\n    f.flush()",
