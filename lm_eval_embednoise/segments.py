@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX, SUFFIX = "segment-", ".sqlite"
-ROWS_A_SEGMENT = 4096
+ROWS_A_SEGMENT = 2048
 SCHEMA = """
 CREATE TABLE settings (settings TEXT PRIMARY KEY, json TEXT NOT NULL);
 CREATE TABLE runs (run TEXT PRIMARY KEY, json TEXT NOT NULL);
@@ -35,8 +35,6 @@ CREATE TABLE samples (
     key TEXT PRIMARY KEY, settings TEXT, prompt TEXT, problem TEXT, sample INTEGER, text BLOB,
     ids TEXT, kept INTEGER, finish_reason TEXT, rho TEXT, std TEXT, seconds REAL, run TEXT);
 CREATE TABLE nlls (key TEXT PRIMARY KEY, settings TEXT, nll REAL, nll_tokens INTEGER);
-CREATE INDEX samples_of ON samples (settings);
-CREATE INDEX nlls_of ON nlls (settings);
 """
 TABLES = ("settings", "runs", "prompts", "documents", "samples", "nlls")
 Records = Iterable[tuple[str, tuple[Any, ...]]]
