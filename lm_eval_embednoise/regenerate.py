@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.config import EMBED, Perturbation, Sampling
+from lm_eval_embednoise.plan import parse_arguments
 from lm_eval_embednoise.store import Store, Stored, digest
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--activations {target}: the name must end in {' or '.join(_KINDS)}")
     store = Store(args.store)
     row = store.find(args.key)
-    from lm_eval.utils import simple_parse_args_string
-
-    given = dict(simple_parse_args_string(args.model_args))
+    given = parse_arguments(args.model_args)
     made = regenerate(store, row, {**given, **({"device": args.device} if args.device else {})})
     print(made.text)
     if target is not None:

@@ -83,6 +83,14 @@ def test_scoring_and_analysis_never_import_torch() -> None:
             assert not uses(name, path, "torch") and not uses(name, path, "transformers"), name
 
 
+def test_the_store_and_its_formats_know_no_model() -> None:
+    """They are read where no model is: in scoring's processes, and by `embednoise generations`."""
+    for short in ("segments", "store", "fingerprint", "formats", "generations"):
+        name = f"lm_eval_embednoise.{short}"
+        for target in ("torch", "transformers", "lm_eval_embednoise.models"):
+            assert not uses(name, modules()[name], target), (name, target)
+
+
 def test_sandbox_knows_no_scoring_and_the_library_no_analysis() -> None:
     for name, path in modules().items():
         if name.startswith("lm_eval_embednoise.sandbox"):
