@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--activations {target}: the name must end in {' or '.join(_KINDS)}")
     store = Store(args.store)
     row = store.find(args.key)
-    given = parse_arguments(args.model_args)
+    given = parse_arguments("--model_args", args.model_args)
     made = regenerate(store, row, {**given, **({"device": args.device} if args.device else {})})
     print(made.text)
     if target is not None:
