@@ -19,15 +19,13 @@ from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
 from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
-from lm_eval_embednoise.models.loading import (
-    HOST_ARGS,
-    INSTEAD,
-    LOADING_ARGS,
-    Loading,
+from lm_eval_embednoise.models.loaded import (
+    check_embedding,
     check_tokenizer,
     one_line,
     without_wrapper,
 )
+from lm_eval_embednoise.models.loading import HOST_ARGS, INSTEAD, LOADING_ARGS, Loading
 from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
 from lm_eval_embednoise.models.stored import Ledger
@@ -146,6 +144,7 @@ class HFEmbedNoise(HFLM):
         with one_line(f"pretrained={kwargs['pretrained']!r}"):
             super()._create_model(quantization_config=own or quantization_config, **kwargs)
         self._model: Any = without_wrapper(self._model)
+        check_embedding(self._model)
 
     def set_perturbation(self, perturbation: Perturbation, method: str | None = None) -> None:
         """Swap the noise without loading the model again.

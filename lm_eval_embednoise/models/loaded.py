@@ -1,0 +1,74 @@
+"""Checks once a model's files are read: errors in one line, tokenizer, PEFT wrapper, offload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+log = logging.getLogger(f"lm_eval.{__name__}")
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn what transformers and the hub say about a missing file into one ValueError."""
+    try:
+        yield
+    except OSError as error:
+        first = " ".join(str(error).split())
+        raise ValueError(f"{what} can't be read: {first}") from None
+
+
+def check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
+    """Refuse a tokenizer that can't serve generation; warn about one of another model.
+
+    Raises:
+        ValueError: its files are missing, or it has neither an end token nor a start token.
+    """
+    if not tokenizer.encode("a", add_special_tokens=False):  # transformers makes an empty one
+        raise ValueError(f"{name} knows no text: its files are missing; give tokenizer=NAME")
+    if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
+        raise ValueError(
+            f"{name} has neither an end token nor a start token; give tokenizer=NAME with one"
+        )
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if rows and highest >= rows:
+        log.warning(
+            "%s has ids up to %d and the model's embedding only %d rows: is it this model's?",
+            name,
+            highest,
+            rows,
+        )
+
+
+def without_wrapper(model: Any) -> Any:
+    """The model inside a PEFT wrapper: its adapters sit in the layers and stay active.
+
+    Raises:
+        ValueError: for an adapter that adds vectors to the input, which is the wrapper's doing.
+    """
+    if not hasattr(model, "peft_config"):
+        return model
+    config = model.active_peft_config
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"peft: {config.peft_type.value} adapters add input vectors of their own, which would "
+            "shift the perturbed positions; hf-embednoise takes adapters that live in the layers, "
+            "such as LoRA"
+        )
+    return model.get_base_model()
+
+
+def check_embedding(model: Any) -> None:
+    """Refuse a device map that leaves the embedding without memory of its own.
+
+    Raises:
+        ValueError: it is offloaded.
+    """
+    if model.get_input_embeddings().weight.is_meta:
+        raise ValueError(
+            "the input embedding is offloaded, and noise is scaled and prompts are placed by it; "
+            "give it a device in device_map"
+        )
