@@ -148,6 +148,18 @@ ROWS = frozenset({
 FLAT_MASK = frozenset({"bloom", "falcon"})
 
 
+# Families that change keys and values between cache and attention (latents are expanded, heads
+# repeated): a prompt's entries in the cache are not what its attention sees.
+CHANGED_ENTRIES = frozenset(
+    {"deepseek_v2", "deepseek_v3", "diffllama", "glm4_moe_lite", "jetmoe", "minicpm3", "youtu"}
+)
+
+
+def attends_to_entries(model: nn.Module) -> bool:
+    """Whether attention sees the keys and values that the cache holds, as they are."""
+    return getattr(_config(model), "model_type", None) not in CHANGED_ENTRIES
+
+
 def decoding(model: nn.Module, blocks: nn.ModuleList, longest: int | None = None) -> str:
     """How the sampler decodes a model: "rows", "rows, flat mask" or "padded".
 

@@ -127,6 +127,16 @@ def alone_as_in_company(model: PreTrainedModel) -> bool:
     return all(padded[i] == ids == company[i, 1] for (i, _), ids in alone.items())
 
 
+def one_prompt_for_many(model: PreTrainedModel) -> bool:
+    """Samples that share a clean prompt are those of transformers' generate under `perturbed`."""
+    p = Perturbation(sigma=0.5, depth="embed+1", positions="generated")
+    sampling, many = Sampling(max_gen_toks=NEW), range(5)
+    sampler = Sampler(model, p, sampling, Stop(), batch_size=4, perplexity=False)
+    got = {s.index: s.ids for s in sampler.run([Job(PROMPTS[0], "problem", tuple(many))])}
+    with perturbed(model, p, [("problem", s) for s in many]):
+        return generate(model, [PROMPTS[0]] * len(many)) == [got[s] for s in many]
+
+
 def clean_likelihood(model: PreTrainedModel) -> bool:
     """A noisy sample's log-likelihood is the clean model's, as one pass over the text gives it."""
     p = Perturbation(sigma=0.5)
@@ -167,6 +177,7 @@ PROPERTIES = {
     "σ = 0 is generate": sigma_zero,
     "noise at its site": noise_at_its_site,
     "alone = in company": alone_as_in_company,
+    "one prompt for many": one_prompt_for_many,
     "clean NLL": clean_likelihood,
     "hooks gone": hooks_gone,
 }
@@ -248,6 +259,8 @@ where there is one) and checks:
   before the site changes, and what follows is the clean model's answer to the moved vectors.
 * **alone = in company**: a noisy sample is the same alone, among other problems' rows, and as a
   row of a left-padded batch in transformers' own `generate` under `perturbed`.
+* **one prompt for many**: samples that differ only in generated positions run the prompt once,
+  and are still what `generate` gives under `perturbed`.
 * **clean NLL**: the reported log-likelihood of a noisy sample is that of the clean model.
 * **hooks gone**: after success, error and interrupt.
 
