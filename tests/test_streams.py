@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import special, stats
 
-from lm_eval_embednoise import streams
+from lm_eval_embednoise import perturb, streams
+from lm_eval_embednoise.config import Perturbation
 
 # Known-answer vectors of Random123 1.14 (kat_vectors, philox 4x32 10): counter, key, output.
 KNOWN = [
@@ -72,6 +73,62 @@ def test_sites_purposes_samples_problems_and_seeds_have_streams_of_their_own() -
     ]
     keys = {streams.stream_key(*fields) for fields in [base, *others]}
     assert len(keys) == 6
+
+
+STREAMS = {
+    "sites": [("noise", site, 0) for site in ("embed", "block.0", "block.1", "block.11")],
+    "purposes": [("noise", "embed", 0), ("rsp", "embed", 0), ("sample", "", 0), ("prefix", "", 0)],
+    "samples": [("noise", "embed", sample) for sample in range(4)],
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_streams_are_normal_and_independent_of_each_other(kind: str) -> None:
+    """Each against N(0, 1); each pair, at equal positions, uncorrelated in z and in z²."""
+    keys = [streams.stream_key(0, "p", n, purpose, site) for purpose, site, n in STREAMS[kind]]
+    z = streams.normal(streams.key_words(keys), torch.arange(200).expand(len(keys), -1), 64)
+    flat = z.double().numpy().reshape(len(keys), -1)
+    n = flat.shape[1]
+    for row in flat:
+        assert stats.kstest(row, "norm").pvalue > 1e-3
+        assert abs(row.mean()) < 4 / np.sqrt(n)
+        assert abs(row.var() - 1) < 4 * np.sqrt(2 / n)
+        assert abs(stats.skew(row)) < 4 * np.sqrt(6 / n)
+        assert abs(stats.kurtosis(row)) < 4 * np.sqrt(24 / n)
+    for values in (flat, flat**2):
+        correlation = np.corrcoef(values) - np.eye(len(keys))
+        assert np.abs(correlation).max() < 4.5 / np.sqrt(n)
+
+
+def test_common_random_numbers_for_two_doses() -> None:
+    """Noise of two doses, units or schedules differs by a factor alone: the draws are shared."""
+    keys = streams.key_words([streams.stream_key(0, "p", 1, "noise", "embed")])
+    positions, length = torch.arange(6)[None], torch.tensor([4])
+    std = torch.tensor([1.0], dtype=torch.float64)
+    weak = perturb.draw(Perturbation(sigma=0.1), keys, positions, length, 0.5 * std, 16)
+    strong = perturb.draw(
+        Perturbation(sigma=2.0, sigma_unit="norm", positions="all"),
+        keys,
+        positions,
+        length,
+        std,
+        16,
+    )
+    torch.testing.assert_close(2 * weak[:, :4], strong[:, :4])
+    assert not weak[:, 4:].any() and strong[:, 4:].all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: draws compared on none")
+def test_cuda_draws_equal_the_cpus_bit_for_bit() -> None:
+    keys = streams.key_words(streams.stream_key(0, "p", s, "noise", "embed") for s in range(64))
+    positions = torch.arange(50).expand(64, -1)
+    counter = (positions, positions * 7919 % 2**32, positions, positions)
+    cuda = torch.device("cuda")
+    integers = streams.philox(counter, keys[:, None, :])
+    there = streams.philox(tuple(c.to(cuda) for c in counter), keys[:, None, :].to(cuda))
+    assert torch.equal(integers, there.cpu())
+    for draw in (streams.uniform, lambda k, p: streams.normal(k, p, 130)):
+        assert torch.equal(draw(keys, positions), draw(keys.to(cuda), positions.to(cuda)).cpu())
 
 
 def test_draws_do_not_depend_on_companions_or_order() -> None:
