@@ -1,60 +1,31 @@
 """The rows being decoded together: joining, choosing the next token, leaving.
 
-Row i of every per-row tensor and list stands in slot i of the cache. Rows are kept contiguous: when
-some end, the last ones move into their slots.
+Row i of every per-row tensor and list stands in slot i of the cache. Rows that end leave holes,
+which waiting rows take or the last rows move into.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise import streams
-from lm_eval_embednoise.config import Sampling
+from lm_eval_embednoise import attention, perturb, streams
+from lm_eval_embednoise.choose import choose
 from lm_eval_embednoise.inject import Rows, noise_keys
-from lm_eval_embednoise.slots import SlotCache, decode_mask, seen
+from lm_eval_embednoise.slots import Entries, SlotCache, decode_mask, entries, seen
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.sampler import Job, Sampler
 
-
-def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tensor:
-    """The next token of each row: the argmax, or the inverse distribution function at a uniform.
-
-    Args:
-        logits: float32 [rows, vocab].
-        sampling: temperature and truncation, applied in transformers' order: temperature, top_k,
-            top_p, min_p.
-        uniforms: float64 [rows] in [0, 1); unused when greedy.
-
-    Returns:
-        int64 [rows].
-    """
-    if sampling.greedy:
-        return logits.argmax(dim=-1)
-    assert uniforms is not None
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(dim=-1)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        drop = torch.zeros_like(before, dtype=torch.bool)
-        drop.scatter_(1, order, before >= sampling.top_p)
-        probabilities = probabilities.masked_fill(drop, 0.0)
-    if sampling.min_p > 0:
-        least = sampling.min_p * probabilities.max(dim=-1, keepdim=True).values
-        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    cumulative = probabilities.to(torch.float64).cumsum(dim=-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+EXACT_ROWS = 16  # rows of every pass of an exact run
+AHEAD = 8  # generated positions whose noise is drawn together: many small draws cost more
+PREFILL_TOKENS = 8192  # positions prefilled in one pass
 
 
 @dataclass
@@ -69,7 +40,7 @@ class Row:
         ids: generated so far.
         kept: how many of `ids` stand before a stop string, once there is one.
         nlls: clean negative log-likelihood of each of `ids`, where decoding itself is clean.
-        finish_reason: why it ended.
+        finish_reason: why it ended; empty while it hasn't.
         rho: site → measured ‖ε‖/‖h‖.
         seconds: share of the wall time.
     """
@@ -81,9 +52,11 @@ class Row:
     ids: list[int] = field(default_factory=list)
     kept: int | None = None
     nlls: list[float] = field(default_factory=list)
-    finish_reason: str = "length"
+    finish_reason: str = ""
     rho: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    base: int = 0  # own columns that its prompt takes
+    drawn: int = 0  # generated positions whose noise is drawn
 
     @property
     def text_ids(self) -> tuple[int, ...]:
@@ -91,157 +64,361 @@ class Row:
         return tuple(self.ids[: self.kept])
 
 
+@dataclass
+class Prepared:
+    """What the rows of one job have in common, made when the first of them joins.
+
+    Attributes:
+        job: the job.
+        place: sample index → its row in the tensors below.
+        uniforms: float64 [samples, tokens] for sampling, or None.
+        keys: site → int64 [samples, 2], noise streams.
+        std: site → standard deviation per coordinate.
+        entries: keys and values of the clean prompt, once it was prefilled for all rows.
+        logits: float32 [1, vocab] after that prompt.
+    """
+
+    job: Job
+    place: dict[int, int]
+    uniforms: Tensor | None
+    keys: dict[str, Tensor]
+    std: dict[str, float]
+    entries: Entries | None = None
+    logits: Tensor | None = None
+
+
 class Batch:
-    """Rows under way, their cache, and what the next step needs of each."""
+    """Rows under way, their cache, and what the next step needs of each.
 
-    def __init__(self, sampler: Sampler, cache: SlotCache, flat_mask: bool = False) -> None:
-        self.sampler = sampler
+    Args:
+        sampler: the model and the settings.
+        slots: rows decoded at a time.
+        columns: memory of each row, in entries of its own.
+        share: keep a prompt's entries once for all its rows (the model's attention must be ours).
+        fixed: every pass has `slots` rows and `columns` columns, whatever runs (`exact`).
+        flat_mask: the model's attention is its own and takes a mask of [rows, columns].
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        slots: int,
+        columns: int,
+        *,
+        share: bool = False,
+        fixed: bool = False,
+        flat_mask: bool = False,
+    ) -> None:
+        self.sampler, self.slots, self.share, self.fixed = sampler, slots, share, fixed
         self.flat_mask = flat_mask
-        self.cache = cache
-        self.rows: list[Row] = []
-        self.state: dict[str, Tensor] = {}  # name → [rows, ...]
+        self.cache = SlotCache(len(sampler.blocks), slots, columns)
+        self.rows: list[Row | None] = []
+        self.state: dict[str, Tensor] = {}  # name → [slots, ...]
+        self.tokens = torch.zeros(slots, dtype=torch.int64, device=sampler.device)
+        self._prepared: dict[int, Prepared] = {}
+        self._noisy_steps = sampler.perturbation.perturbs_generated
+        stop = sampler.stop
+        self._may_end = None if stop.may_end is None else stop.may_end.tolist()
+        self._membership_changed = True
 
-    def join(self, job: Job, rows: list[Row]) -> None:
-        """Prefill a job's prompt for new rows and put them behind the present ones.
+    @property
+    def live(self) -> int:
+        """How many rows are under way."""
+        return len(self.rows) - self.rows.count(None)
+
+    def wants(self) -> int:
+        """How many waiting rows should join now.
+
+        Where joining is nearly free, as many as there are free slots; where it takes a prefill of
+        their own, only once a quarter of the slots is free.
+        """
+        free = self.slots - self.live
+        cheap = self.share and not self._noisy_steps
+        return free if cheap or not self.live or free >= max(1, self.slots // 4) else 0
+
+    def join(self, number: int, job: Job, rows: list[Row]) -> None:
+        """Prefill a job's prompt for new rows, put them into free slots, choose first tokens.
 
         The rows share one prefill unless noise reaches the prompt.
         """
         started = time.perf_counter()
-        sampler, device = self.sampler, self.sampler.device
-        perturbation, count, length = sampler.perturbation, len(rows), len(job.prompt_ids)
-        pairs = [(job.problem, row.index) for row in rows]
+        device = self.sampler.device
+        if number not in self._prepared:
+            self._prepared[number] = self._prepare(number, job)
+        ready = self._prepared[number]
+        holes = [slot for slot, row in enumerate(self.rows) if row is None]
+        free = [*holes, *range(len(self.rows), self.slots)][: len(rows)]
+        self.rows += [None] * (max(free) + 1 - len(self.rows))
+        slots = torch.tensor(free, device=device)
+        places = torch.tensor([ready.place[row.index] for row in rows], device=device)
+        length = len(job.prompt_ids)
         new = {
-            "length": torch.full((count,), length, device=device),
-            "prompt": torch.full((count,), length, device=device),
+            "offset": torch.full((len(rows),), length if self.share else 0, device=device),
+            "write": torch.full((len(rows),), 0 if self.share else length, device=device),
+            "prompt": torch.full((len(rows),), length, device=device),
         }
-        if not sampler.sampling.greedy:
-            keys = [streams.stream_key(perturbation.seed, *pair, "sample") for pair in pairs]
-            steps = torch.arange(sampler.sampling.max_gen_toks, device=device)
-            new["uniform"] = streams.uniform(
-                streams.key_words(keys, device), steps.expand(count, -1)
+        if ready.uniforms is not None:
+            new["uniform"] = ready.uniforms[places]
+        for site, keys in ready.keys.items():
+            new[f"key {site}"] = keys[places]
+            new[f"std {site}"] = torch.full(
+                (len(rows),), ready.std[site], dtype=torch.float64, device=device
             )
-        std = sampler.site_std(rows[0].job, job)
-        for site, site_keys in noise_keys(perturbation, pairs, device).items():
-            new[f"key {site}"] = site_keys
-            new[f"std {site}"] = torch.full((count,), std[site], dtype=torch.float64).to(device)
-            new[f"rho {site}"] = torch.zeros(count, 2, dtype=torch.float64, device=device)
-        soft = sampler.soft_prompts.vectors(pairs), job.soft_starts(count, device)
-        prompt = torch.tensor([job.prompt_ids], device=device)
-        prefilled = DynamicCache()
-        if perturbation.perturbs_prompt:
-            positions = torch.arange(length, device=device).expand(count, -1)
-            logits = self._perturbed(new, positions, prompt.expand(count, -1), prefilled, soft=soft)
+            new[f"rho {site}"] = torch.zeros(len(rows), 2, dtype=torch.float64, device=device)
+        if self.sampler.perturbation.perturbs_prompt:
+            logits = self._prefill_noisy(ready, rows, new, slots)
         else:
-            logits = sampler.forward(prompt, prefilled)
-        self.cache.fill(len(self.rows), count, prefilled)
-        new["logits"] = logits[:, -1].float().expand(count, -1)
-        self.state = {
-            name: torch.cat([self.state[name], value]) if self.rows else value
-            for name, value in new.items()
-        }
-        self.rows += rows
-        _share(started, rows)
+            logits = self._prefill_clean(ready, slots).expand(len(rows), -1)
+        for name, value in new.items():
+            if name not in self.state:
+                self.state[name] = value.new_zeros((self.slots, *value.shape[1:]))
+            self.state[name][slots] = value
+        for slot, row in zip(free, rows, strict=True):
+            row.base = 0 if self.share else length
+            self.rows[slot] = row
+        self._membership_changed = True
+        self._choose(logits, free, slots)
+        _charge(started, rows)
 
-    def wants(self, slots: int) -> int:
-        """How many of at most `slots` rows should join now: none until a quarter is free."""
-        free = slots - len(self.rows)
-        return free if free >= max(1, slots // 4) else 0
+    def _prepare(self, number: int, job: Job) -> Prepared:
+        sampler, device = self.sampler, self.sampler.device
+        seed = sampler.perturbation.seed
+        uniforms = None
+        if not sampler.sampling.greedy:
+            words = (streams.stream_key(seed, job.problem, s, "sample") for s in job.samples)
+            steps = torch.arange(sampler.sampling.max_gen_toks, device=device)
+            keys = streams.key_words(words, device)
+            uniforms = streams.uniform(keys, steps.expand(len(job.samples), -1))
+        return Prepared(
+            job,
+            {sample: place for place, sample in enumerate(job.samples)},
+            uniforms,
+            noise_keys(sampler.perturbation, [(job.problem, s) for s in job.samples], device),
+            sampler.site_std(number, job),
+        )
 
-    def step(self) -> list[Row]:
-        """Append every row's next token, let the rows that have ended leave, run the others on.
+    def _prefill_clean(self, ready: Prepared, slots: Tensor) -> Tensor:
+        """The prompt's entries, once for all rows; the logits after it, [1, vocab]."""
+        if ready.entries is None:
+            prefilled = DynamicCache()
+            prompt = torch.tensor([ready.job.prompt_ids], device=self.sampler.device)
+            ready.logits = self.sampler.forward(prompt, prefilled)[:, -1].float()
+            ready.entries = entries(prefilled)
+        if not self.share:
+            self.cache.fill(slots, ready.entries)
+        assert ready.logits is not None
+        return ready.logits
 
-        Returns:
-            The rows that have ended.
-        """
+    def _prefill_noisy(
+        self, ready: Prepared, rows: list[Row], new: dict[str, Tensor], slots: Tensor
+    ) -> Tensor:
+        """The entries of a prompt with each row's own noise; the logits after it, [rows, vocab]."""
+        length, count = len(ready.job.prompt_ids), len(slots)
+        device = self.sampler.device
+        prompt = torch.tensor([ready.job.prompt_ids], device=device)
+        step = self.slots if self.fixed else max(1, PREFILL_TOKENS // length)
+        logits = []
+        for start in range(0, count, step):
+            real = torch.arange(start, min(start + step, count), device=device)
+            chosen = real
+            if self.fixed:  # the same number of rows in every pass
+                chosen = torch.cat([real, real[:1].expand(step - len(real))])
+            part = {name: value[chosen] for name, value in new.items()}
+            positions = torch.arange(length, device=device).expand(len(chosen), -1)
+            pairs = [(ready.job.problem, rows[i].index) for i in chosen.tolist()]
+            soft = self.sampler.soft_prompts.vectors(pairs)
+            cache = DynamicCache()
+            ids = prompt.expand(len(chosen), -1)
+            out = self._perturbed(
+                part, positions, ids, cache, soft=(soft, ready.job.soft_starts(len(chosen), device))
+            )
+            logits.append(out[: len(real), -1].float())
+            for site in self.sampler.perturbation.sites:
+                new[f"rho {site}"][real] = part[f"rho {site}"][: len(real)]
+            found = [(k[: len(real)], v[: len(real)]) for k, v in entries(cache)]
+            self.cache.fill(slots[real], found)
+        return torch.cat(logits)
+
+    def leave(self) -> Iterator[Row]:
+        """Take out the rows that have ended; their slots are free."""
+        for slot, row in enumerate(self.rows):
+            if row is not None and row.finish_reason:
+                row.rho = self._rho(slot)
+                self.rows[slot] = None
+                self._membership_changed = True
+                yield row
+
+    def close_up(self) -> None:
+        """Move the last rows into the free slots before them, so that rows stand together."""
+        if self.fixed:
+            return
+        keep = self.live
+        holes = [slot for slot in range(keep) if self.rows[slot] is None]
+        movers = [slot for slot in range(keep, len(self.rows)) if self.rows[slot] is not None]
+        if holes:
+            source = torch.tensor(movers, device=self.tokens.device)
+            target = torch.tensor(holes, device=self.tokens.device)
+            self.cache.move(source, target)
+            for held in (self.tokens, *self.state.values()):
+                held[target] = held[source]
+            for hole, mover in zip(holes, movers, strict=True):
+                self.rows[hole] = self.rows[mover]
+        del self.rows[keep:]
+
+    def advance(self) -> None:
+        """One forward pass: every row's latest token is entered and the one after it chosen."""
         started = time.perf_counter()
-        tokens = self._next_tokens()
-        everyone = self.rows
-        ended = self._settle(tokens)
-        left = [self.rows[i] for i in ended]
-        if ended:
-            for i in ended:
-                self.rows[i].rho = self._rho(i)
-            tokens = self._close_up(ended, tokens)
-        if self.rows:
-            self._advance(tokens)
-        _share(started, everyone)
-        return left
+        if self._membership_changed and self.share:
+            self.cache.share(self._prompts())
+        self._membership_changed = False
+        count = self.slots if self.fixed else len(self.rows)
+        state = {name: held[:count] for name, held in self.state.items()}
+        positions = (state["offset"] + state["write"])[:, None]
+        logits = self._enter(state, self.tokens[:count, None], positions)
+        state["write"] += 1
+        present = [slot for slot, row in enumerate(self.rows) if row is not None]
+        self._choose(logits[:, -1].float(), present, None)
+        _charge(started, [row for row in self.rows if row is not None])
 
-    def _next_tokens(self) -> Tensor:
-        state = self.state
+    def _enter(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+        """The forward pass over one token a row: logits [rows, 1, vocab]."""
+        sampler = self.sampler
+        used = [row.base + len(row.ids) for row in self.rows if row is not None]
+        if self.fixed:  # slots without a row run along
+            write, width = state["write"].clamp_max(self.cache.columns - 1), self.cache.columns
+        else:
+            write, width = state["write"], max(used)
+        self.cache.write_at(write, width, even=not self.fixed and min(used) == width)
+        if sampler.own_attention:
+            with attention.serving(sampler.attention_configs, self.cache):
+                return self._forward(state, positions, tokens, self.cache, None)
+        mask = seen(write, width) if self.flat_mask else decode_mask(write, width, sampler.dtype)
+        return self._forward(state, positions, tokens, self.cache, mask)
+
+    def _forward(
+        self,
+        state: dict[str, Tensor],
+        positions: Tensor,
+        tokens: Tensor,
+        cache: Cache,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """A pass over generated tokens, with noise where the perturbation puts some there."""
+        if not self._noisy_steps:
+            return self.sampler.forward(tokens, cache, positions, mask)
+        drawn = self._drawn(positions[:, 0])
+        return self._perturbed(state, positions, tokens, cache, mask, drawn)
+
+    def _prompts(self) -> list[tuple[Tensor | None, Entries]]:
+        """The shared prompts of the present rows, and who sees which."""
+        jobs = [row.job for row in self.rows if row is not None]
+        found: list[tuple[Tensor | None, Entries]] = []
+        for number in dict.fromkeys(jobs):
+            held = self._prepared[number].entries
+            assert held is not None
+            found.append((None, held))
+        if len(found) > 1:
+            of = torch.tensor(jobs, device=self.tokens.device)
+            numbers = dict.fromkeys(jobs)
+            found = [
+                (torch.nonzero(of == number)[:, 0], held)
+                for number, (_, held) in zip(numbers, found, strict=True)
+            ]
+        return found
+
+    def _drawn(self, positions: Tensor) -> dict[str, Tensor]:
+        """Site → noise of each row's new entry, [rows, 1, dim]; drawn AHEAD positions at a time."""
+        sampler, device = self.sampler, positions.device
+        spent = []
+        for slot, row in enumerate(self.rows):
+            if row is not None and len(row.ids) > row.drawn:
+                row.drawn = len(row.ids) + AHEAD - 1
+                spent.append(slot)
+        if "ahead" not in self.state:
+            self.state["ahead"] = torch.zeros(self.slots, dtype=torch.int64, device=device)
+        if spent:
+            slots = torch.tensor(spent, device=device)
+            self.state["ahead"][slots] = positions[slots]
+            coming = positions[slots, None] + torch.arange(AHEAD, device=device)
+            for site in sampler.perturbation.sites:
+                noise = perturb.draw(
+                    sampler.perturbation,
+                    self.state[f"key {site}"][slots],
+                    coming,
+                    self.state["prompt"][slots],
+                    self.state[f"std {site}"][slots],
+                    sampler.references.width,
+                )
+                name = f"noise {site}"
+                if name not in self.state:
+                    self.state[name] = noise.new_zeros((self.slots, *noise.shape[1:]))
+                self.state[name][slots] = noise
+        count = len(positions)
+        ahead = (positions - self.state["ahead"][:count]).clamp(0, AHEAD - 1)
+        rows = torch.arange(count, device=device)
+        return {
+            site: self.state[f"noise {site}"][rows, ahead][:, None]
+            for site in sampler.perturbation.sites
+        }
+
+    def _choose(self, logits: Tensor, present: list[int], slots: Tensor | None) -> None:
+        """Choose the next token of some rows, or of all, and see whether it ends them.
+
+        Args:
+            logits: float32 [rows, vocab].
+            present: slots of the rows that are there.
+            slots: int64 [rows], whose logits these are; None for slots 0 to rows - 1.
+        """
+        sampler, state = self.sampler, self.state
         uniforms = None
         if "uniform" in state:
-            generated = state["length"] - state["prompt"]
-            uniforms = state["uniform"].gather(1, generated[:, None])[:, 0]
-        return choose(state["logits"], self.sampler.sampling, uniforms)
-
-    def _settle(self, tokens: Tensor) -> list[int]:
-        """Append the tokens to their rows; the slots of rows that have ended."""
-        sampler, stop = self.sampler, self.sampler.stop
+            step = state["write"] - (0 if self.share else state["prompt"])
+            if slots is None:
+                step, uniform = step[: len(logits)], state["uniform"][: len(logits)]
+            else:
+                step, uniform = step[slots], state["uniform"][slots]
+            step = step.clamp_max(uniform.shape[1] - 1)
+            uniforms = uniform.gather(1, step[:, None])[:, 0]
+        tokens = choose(logits, sampler.sampling, uniforms)
         nlls: list[float] | None = None
         if sampler.perplexity and sampler.perturbation.plain:
-            logprobs = self.state["logits"].log_softmax(dim=-1)
-            nlls = (-logprobs.gather(1, tokens[:, None])[:, 0]).tolist()
-        may_end = stop.may_end[tokens].tolist() if stop.may_end is not None else None
-        ended = []
-        for slot, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
-            if token in stop.end_tokens:
-                row.finish_reason = "end_token"
-                ended.append(slot)
-                continue
-            row.ids.append(token)
-            if nlls is not None:
-                row.nlls.append(nlls[slot])
-            if stop.kept and may_end and may_end[slot]:
-                row.kept = stop.kept(row.ids)
-            if row.kept is not None:
-                row.finish_reason = "stop_string"
-                ended.append(slot)
-            elif len(row.ids) >= row.limit:
-                ended.append(slot)
-        return ended
-
-    def _close_up(self, ended: list[int], tokens: Tensor) -> Tensor:
-        """Drop the ended rows, moving the last ones into their slots; the remaining tokens."""
-        keep = len(self.rows) - len(ended)
-        holes = [slot for slot in ended if slot < keep]
-        gone = set(ended)
-        movers = [slot for slot in range(keep, len(self.rows)) if slot not in gone]
-        order = list(range(keep))
-        for hole, mover in zip(holes, movers, strict=True):
-            order[hole] = mover
-        device = tokens.device
-        if holes:
-            self.cache.move(torch.tensor(movers, device=device), torch.tensor(holes, device=device))
-        index = torch.tensor(order, dtype=torch.int64, device=device)
-        self.rows = [self.rows[slot] for slot in order]
-        self.state = {name: value[index] for name, value in self.state.items()}
-        return tokens[index]
-
-    def _advance(self, tokens: Tensor) -> None:
-        """One forward pass: the logits after `tokens`, written behind each row's last entry."""
-        sampler, state = self.sampler, self.state
-        columns = state["length"]
-        width = int(columns.max()) + 1
-        self.cache.write_at(columns, width)
-        if self.flat_mask:
-            mask = seen(columns, width)
+            chosen = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+            nlls = (-chosen).tolist()
+        if slots is None:
+            self.tokens[: len(tokens)] = tokens
         else:
-            mask = decode_mask(columns, width, sampler.dtype)
-        if sampler.perturbation.perturbs_generated:
-            logits = self._perturbed(state, columns[:, None], tokens[:, None], self.cache, mask)
-        else:
-            logits = sampler.forward(tokens[:, None], self.cache, columns[:, None], mask)
-        state["logits"] = logits[:, -1].float()
-        state["length"] = columns + 1
+            self.tokens[slots] = tokens
+        listed = tokens.tolist()
+        for place, slot in enumerate(present):
+            at = slot if slots is None else place
+            row = self.rows[slot]
+            assert row is not None
+            self._settle(row, listed[at], None if nlls is None else nlls[at])
+
+    def _settle(self, row: Row, token: int, nll: float | None) -> None:
+        """Append a token to its row, or end the row."""
+        stop = self.sampler.stop
+        if token in stop.end_tokens:
+            row.finish_reason = "end_token"
+            return
+        row.ids.append(token)
+        if nll is not None:
+            row.nlls.append(nll)
+        if stop.kept and self._may_end and self._may_end[token]:
+            row.kept = stop.kept(row.ids)
+        if row.kept is not None:
+            row.finish_reason = "stop_string"
+        elif len(row.ids) >= row.limit:
+            row.finish_reason = "length"
 
     def _perturbed(
         self,
         state: dict[str, Tensor],
         positions: Tensor,
         ids: Tensor,
-        cache: SlotCache | DynamicCache,
+        cache: Cache,
         mask: Tensor | None = None,
+        drawn: dict[str, Tensor] | None = None,
         soft: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> Tensor:
         """A forward pass with noise; what it measured is added to the rows' `rho`."""
@@ -252,13 +429,14 @@ class Batch:
             std={site: state[f"std {site}"] for site in sites},
             prompt_length=state["prompt"],
             positions=positions,
+            drawn=drawn,
             soft=soft[0],
             soft_start=soft[1],
         )
         with sampler.injector.running(rows):
             logits = sampler.forward(ids, cache, positions, mask)
         for site in sites:
-            state[f"rho {site}"] = state[f"rho {site}"] + sampler.injector.measured[site]
+            state[f"rho {site}"] += sampler.injector.measured[site]
         return logits
 
     def _rho(self, slot: int) -> dict[str, float]:
@@ -268,8 +446,12 @@ class Batch:
         }
         return {site: total / count for site, (total, count) in sums.items() if count}
 
+    def forget(self, number: int) -> None:
+        """A job is done: let go of its prompt."""
+        self._prepared.pop(number, None)
 
-def _share(started: float, rows: list[Row]) -> None:
+
+def _charge(started: float, rows: list[Row]) -> None:
     """Charge the wall time since `started` to the rows in equal parts."""
     seconds = (time.perf_counter() - started) / max(1, len(rows))
     for row in rows:

@@ -94,6 +94,7 @@ class Rows:
         positions: int64 [rows, pos] of the next pass.
         soft: float32 [rows, N, dim], random soft prompts to put in the place of embeddings.
         soft_start: int64 [rows], the positions of their first vectors.
+        drawn: site → noise [rows, pos, dim] for them where it is at hand; None to draw it.
     """
 
     keys: dict[str, Tensor]
@@ -102,6 +103,7 @@ class Rows:
     positions: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
     soft: Tensor | None = None
     soft_start: Tensor | None = None
+    drawn: dict[str, Tensor] | None = None
 
 
 class Injector:
@@ -164,14 +166,17 @@ class Injector:
         rows = self.rows
         assert rows is not None
         device = hidden.device
-        noise = perturb.draw(
-            self.perturbation,
-            rows.keys[site].to(device),
-            rows.positions.to(device),
-            rows.prompt_length.to(device),
-            rows.std[site].to(device),
-            hidden.shape[-1],
-        )
+        if rows.drawn is not None:
+            noise = rows.drawn[site].to(device)
+        else:
+            noise = perturb.draw(
+                self.perturbation,
+                rows.keys[site].to(device),
+                rows.positions.to(device),
+                rows.prompt_length.to(device),
+                rows.std[site].to(device),
+                hidden.shape[-1],
+            )
         epsilon = noise.norm(dim=-1)
         ratio = epsilon / hidden.float().norm(dim=-1).clamp_min(1e-30)
         summed = torch.stack([ratio.sum(dim=1), (epsilon > 0).sum(dim=1)], dim=1)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from lm_eval_embednoise.batch import Batch
+from lm_eval_embednoise.slots import Entries
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.sampler import Sampler
@@ -27,14 +28,14 @@ class PaddedCache:
     """
 
     def __init__(self) -> None:
-        self._prefilled: list[tuple[int, Cache]] = []
+        self._prefilled: list[tuple[int, Entries]] = []
         self._together = DynamicCache()
 
-    def fill(self, start: int, rows: int, prefilled: Cache) -> None:
-        """Take the prefill of the next `rows` rows; one prefilled row serves them all."""
-        if start == 0:
+    def fill(self, slots: Tensor, prefilled: Entries) -> None:
+        """Take the prefill of the next rows; one prefilled row serves them all."""
+        if int(slots[0]) == 0:
             self._prefilled = []
-        self._prefilled.append((rows, prefilled))
+        self._prefilled.append((len(slots), prefilled))
         self._together = DynamicCache()
 
     def move(self, source: Tensor, target: Tensor) -> None:
@@ -52,13 +53,12 @@ class PaddedCache:
     def _layers(self) -> list[Any]:
         """The layers of all rows' entries, put together from the prefills if they aren't yet."""
         if not self._together.layers:
-            width = max(cache.get_seq_length() for _, cache in self._prefilled)
-            for number in range(len(self._prefilled[0][1].layers)):
+            width = max(held[0][0].shape[2] for _, held in self._prefilled)
+            for number in range(len(self._prefilled[0][1])):
                 keys: list[Tensor] = []
                 values: list[Tensor] = []
-                for rows, cache in self._prefilled:
-                    layer: Any = cache.layers[number]
-                    for found, held in ((keys, layer.keys), (values, layer.values)):
+                for rows, prefilled in self._prefilled:
+                    for found, held in zip((keys, values), prefilled[number], strict=True):
                         padded = pad(held, (0, 0, width - held.shape[2], 0))
                         found.append(padded.expand(rows, -1, -1, -1))
                 self._together.update(torch.cat(keys), torch.cat(values), number)
@@ -68,23 +68,18 @@ class PaddedCache:
 class PaddedBatch(Batch):
     """Rows that begin together; see `Batch`."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        super().__init__(sampler, PaddedCache())  # type: ignore[arg-type]
+    def __init__(self, sampler: Sampler, slots: int, columns: int) -> None:
+        super().__init__(sampler, slots, columns)
+        self.cache = PaddedCache()  # type: ignore[assignment]
 
-    def wants(self, slots: int) -> int:
+    def wants(self) -> int:
         """All slots when none is taken, otherwise none."""
-        return 0 if self.rows else slots
+        return 0 if self.live else self.slots
 
-    def _advance(self, tokens: Tensor) -> None:
-        """One forward pass: the logits after `tokens`, each row's entries aligned at their ends."""
-        state, lengths = self.state, self.state["length"]
+    def _enter(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+        """The pass over one token a row, whose entries are aligned at their ends."""
         cache: DynamicCache = self.cache.of(len(tokens))  # type: ignore[attr-defined]
         width = cache.get_seq_length() + 1
-        column = torch.arange(width, device=lengths.device)
-        mask = (column >= width - 1 - lengths[:, None]).long()
-        if self.sampler.perturbation.perturbs_generated:
-            logits = self._perturbed(state, lengths[:, None], tokens[:, None], cache, mask)
-        else:
-            logits = self.sampler.forward(tokens[:, None], cache, lengths[:, None], mask)
-        state["logits"] = logits[:, -1].float()
-        state["length"] = lengths + 1
+        column = torch.arange(width, device=positions.device)
+        mask = (column >= width - 1 - positions).long()
+        return self._forward(state, positions, tokens, cache, mask)

@@ -8,7 +8,7 @@ for rows of the next jobs; work that would be identical is done once.
 from __future__ import annotations
 
 import inspect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise.batch import Batch, Row
+from lm_eval_embednoise import attention
+from lm_eval_embednoise.batch import EXACT_ROWS, Batch, Row
 from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.families import decoding, find_blocks
+from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
+from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
-from lm_eval_embednoise.slots import SlotCache
 from lm_eval_embednoise.soft_prompt import SoftPrompts
+
+SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class Sampler:
         max_length: int = 2048,
         token_ids: Tensor | None = None,
         perplexity: bool = True,
+        exact: bool = False,
         blocks: str | None = None,
     ) -> None:
         """Prepare a run.
@@ -127,6 +131,7 @@ class Sampler:
             max_length: most input vectors a sample may have.
             token_ids: int64, tokens the `table` reference averages over; None for all.
             perplexity: also compute the clean negative log-likelihood of every sample.
+            exact: run every pass in one shape, so that rounding is the same in any company.
             blocks: dotted name of the model's list of decoder blocks, if it can't be found.
 
         Raises:
@@ -139,7 +144,12 @@ class Sampler:
         self.batch_size = batch_size
         self.max_length = max_length
         self.perplexity = perplexity
+        self.exact = exact
         self.blocks = find_blocks(model, blocks)
+        how = decoding(model, self.blocks)
+        self.own_attention = how == "rows" and attention.supported(model)
+        self.shares_prompts = self.own_attention and attends_to_entries(model)
+        self.attention_configs = attention.configs(model)
         self.injector = Injector(model, perturbation, blocks)
         embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = embedding.device, embedding.dtype
@@ -169,44 +179,74 @@ class Sampler:
             same = self.sampling.greedy and not self.perturbation.varies
             groups = [job.samples] if same else [(index,) for index in job.samples]
             waiting.extend(Row(number, group[0], group, limit) for group in groups if group)
-        if waiting:
-            yield from self._decode(jobs, waiting)
+        while waiting:
+            together = waiting
+            if self.exact:  # a job's shapes must not depend on the other jobs
+                first = waiting[0].job
+                together = deque(row for row in waiting if row.job == first)
+                waiting = deque(row for row in waiting if row.job != first)
+            else:
+                waiting = deque()
+            yield from self._decode(jobs, together)
 
     def _decode(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Sample]:
-        columns = max(len(jobs[row.job].prompt_ids) + row.limit for row in waiting)
-        slots = min(self.batch_size, len(waiting))
-        batch = self._batch(slots, columns)
-        missing: dict[int, int] = {}
-        for row in waiting:
-            missing[row.job] = missing.get(row.job, 0) + 1
+        missing = Counter(row.job for row in waiting)
         finished: dict[int, list[Row]] = {number: [] for number in missing}
-        while waiting or batch.rows:
-            joining = [waiting.popleft() for _ in range(min(batch.wants(slots), len(waiting)))]
-            for number in dict.fromkeys(row.job for row in joining):
-                batch.join(jobs[number], [row for row in joining if row.job == number])
-            for row in batch.step():
+        batch = self._batch(jobs, waiting, missing)
+        while waiting or batch.live:
+            for row in batch.leave():
                 finished[row.job].append(row)
                 missing[row.job] -= 1
-                if missing[row.job] and self.perplexity and not self.perturbation.plain:
+                if not missing[row.job]:
+                    batch.forget(row.job)
+                elif self.perplexity and not self.perturbation.plain:
                     continue  # the job's texts are scored together
                 rows, finished[row.job] = finished[row.job], []
-                nlls = self._nlls(jobs[row.job], rows)
-                for done, nll in zip(rows, nlls, strict=True):
-                    for index in done.copies:
-                        seconds = done.seconds if index == done.index else 0.0
-                        yield Sample(
-                            done.job, index, list(done.ids), len(done.text_ids),
-                            done.finish_reason, nll, dict(done.rho),
-                            dict(self.site_std(done.job, jobs[done.job])), seconds,
-                        )  # fmt: skip
+                yield from self._samples(jobs[row.job], rows)
+            joining = [waiting.popleft() for _ in range(min(batch.wants(), len(waiting)))]
+            for number in dict.fromkeys(row.job for row in joining):
+                batch.join(number, jobs[number], [row for row in joining if row.job == number])
+            if not joining:  # those who joined may have ended at once
+                batch.close_up()
+                if batch.live:
+                    batch.advance()
 
-    def _batch(self, slots: int, columns: int) -> Batch:
-        """Memory for rows to come, as the family of the model allows it."""
-        how = decoding(self.model, self.blocks, columns)
+    def _batch(self, jobs: Sequence[Job], waiting: deque[Row], missing: Counter[int]) -> Batch:
+        """Memory for the rows to come, laid out as the perturbation allows."""
+        share = (
+            self.shares_prompts
+            and not self.perturbation.perturbs_prompt
+            and (self.exact or len(waiting) >= SHARED_ROWS * len(missing))
+        )
+        columns = max(
+            row.limit + (0 if share else len(jobs[row.job].prompt_ids)) for row in waiting
+        )
+        slots = EXACT_ROWS if self.exact else min(self.batch_size, len(waiting))
+        how = self.decoding(columns)
+        if how == "padded" and self.exact:
+            raise ValueError(
+                f"exact=true is not available for {type(self.model).__name__}: its rows can't have "
+                "columns of their own in the cache (docs/conformance.md); leave exact out"
+            )
         if how == "padded":
-            return PaddedBatch(self)
-        cache = SlotCache(len(self.blocks), slots, columns)
-        return Batch(self, cache, flat_mask=how == "rows, flat mask")
+            return PaddedBatch(self, slots, columns)
+        flat_mask = how == "rows, flat mask"
+        return Batch(self, slots, columns, share=share, fixed=self.exact, flat_mask=flat_mask)
+
+    def decoding(self, longest: int) -> str:
+        """How rows of up to `longest` positions are decoded: see `families.decoding`."""
+        return decoding(self.model, self.blocks, None if self.own_attention else longest)
+
+    def _samples(self, job: Job, rows: list[Row]) -> Iterator[Sample]:
+        """The finished rows of a job with their clean log-likelihoods."""
+        for done, nll in zip(rows, self._nlls(job, rows), strict=True):
+            for index in done.copies:
+                seconds = done.seconds if index == done.index else 0.0
+                yield Sample(
+                    done.job, index, list(done.ids), len(done.text_ids),
+                    done.finish_reason, nll, dict(done.rho),
+                    dict(self.site_std(done.job, job)), seconds,
+                )  # fmt: skip
 
     def _nlls(self, job: Job, rows: list[Row]) -> list[float] | list[None]:
         """The clean log-likelihood of finished rows; equal texts are scored once."""
@@ -215,38 +255,8 @@ class Sampler:
         if self.perturbation.plain:
             return [sum(row.nlls[: row.kept]) for row in rows]
         texts = list(dict.fromkeys(row.text_ids for row in rows if row.text_ids))
-        scores = dict(zip(texts, self.clean_nll(job.clean, texts), strict=True))
+        scores = dict(zip(texts, clean_nll(self, job.clean, texts), strict=True))
         return [scores.get(row.text_ids, 0.0) for row in rows]
-
-    @torch.no_grad()
-    def clean_nll(self, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]) -> list[float]:
-        """Negative log-likelihood of texts after a prompt, at T = 1, by one teacher-forced pass.
-
-        Args:
-            prompt_ids: the clean prompt.
-            texts: generated ids, each at least one.
-
-        Returns:
-            Summed nats, one a text.
-        """
-        nlls: list[float] = []
-        for start in range(0, len(texts), self.batch_size):
-            part = texts[start : start + self.batch_size]
-            cache = DynamicCache()
-            first = self.forward(torch.tensor([list(prompt_ids)], device=self.device), cache)
-            cache.batch_repeat_interleave(len(part))
-            longest = max(map(len, part))
-            padded = [[*text, *([0] * (longest - len(text)))] for text in part]
-            ids = torch.tensor(padded, device=self.device)
-            logits = first[:, -1:].expand(len(part), -1, -1)
-            if longest > 1:
-                after = self.forward(ids[:, :-1], cache, every=True)
-                logits = torch.cat([logits, after], dim=1)
-            chosen = logits.float().log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
-            lengths = torch.tensor([len(text) for text in part], device=self.device)
-            real = torch.arange(longest, device=self.device) < lengths[:, None]
-            nlls += (-(chosen.double() * real).sum(dim=1)).tolist()
-        return nlls
 
     @torch.no_grad()
     def loglikelihood(

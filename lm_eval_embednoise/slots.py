@@ -1,15 +1,31 @@
-"""A key/value cache whose rows have lengths of their own: rows leave and join while others decode.
+"""Keys and values of the rows being decoded: rows of any length, which leave and join.
 
-Hugging Face's caches keep one length for all rows. Here row i writes its next entry at column
-`write[i]`, so column j of a row always holds its input vector j, whatever the other rows do; a
-row's unused columns are masked by the 4-D attention mask that `decode_mask` makes.
+Hugging Face's caches keep one length for all rows and grow at every step. Here row i writes its
+next entry at column `write[i]` of memory taken once. The prompt's entries either stand in front of
+the row's own, or, where K samples share a prompt, are kept once for all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from lm_eval_embednoise.attention import Part
+
+Entries = list[tuple[Tensor, Tensor]]  # for each layer keys and values, [rows, heads, pos, dim]
+
+
+def entries(cache: Cache) -> Entries:
+    """What a prefill left in a cache of transformers'."""
+    found = []
+    for layer in cache.layers:
+        assert isinstance(layer, CacheLayerMixin)
+        assert layer.keys is not None and layer.values is not None
+        found.append((layer.keys, layer.values))
+    return found
 
 
 class SlotLayer(CacheLayerMixin):
@@ -17,13 +33,13 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, state: SlotState) -> None:
+    def __init__(self, cache: SlotCache) -> None:
         super().__init__()
-        self.state = state
+        self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def room(like: Tensor) -> Tensor:
-            shape = (self.state.slots, like.shape[1], self.state.columns, like.shape[3])
+            shape = (self.cache.slots, like.shape[1], self.cache.columns, like.shape[3])
             return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
         self.keys, self.values = room(key_states), room(value_states)
@@ -33,77 +49,153 @@ class SlotLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Store one new entry a row; return the columns in use, [rows, heads, width, head_dim]."""
-        assert self.keys is not None and self.values is not None
-        rows, write = self.state.rows.to(self.keys.device), self.state.write.to(self.keys.device)
-        self.keys[rows, :, write] = key_states[:, :, 0]
-        self.values[rows, :, write] = value_states[:, :, 0]
-        used = slice(len(rows)), slice(None), slice(self.state.width)
-        return self.keys[used], self.values[used]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return self._put(self.keys, key_states), self._put(self.values, value_states)
 
-    def fill(self, start: int, keys: Tensor, values: Tensor) -> None:
-        """Put prefilled rows, [rows or 1, heads, pos, head_dim], into slots from `start` on."""
+    def _put(self, held: Tensor | None, new: Tensor) -> Tensor:
+        assert held is not None
+        rows, heads, _, dim = new.shape
+        where = self.cache.flat(heads).to(held.device)
+        held.view(-1, dim).index_copy_(0, where, new.reshape(-1, dim))
+        return held[:rows, :, : self.cache.width]
+
+    def fill(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put prefilled entries, [slots or 1, heads, pos, head_dim], at the head of slots."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         assert self.keys is not None and self.values is not None
-        stop = start + self.state.joining
-        self.keys[start:stop, :, : keys.shape[2]] = keys
-        self.values[start:stop, :, : values.shape[2]] = values
+        for held, new in ((self.keys, keys), (self.values, values)):
+            held[slots.to(held.device), :, : new.shape[2]] = new
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy rows `source` over rows `target`."""
-        assert self.keys is not None and self.values is not None
-        width = self.state.width
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        """Copy the first columns of rows `source` over those of rows `target`."""
         for held in (self.keys, self.values):
-            held[target.to(held.device), :, :width] = held[source.to(held.device), :, :width]
+            if held is not None:
+                moved = held[source.to(held.device), :, :width]
+                held[target.to(held.device), :, :width] = moved
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.state.width, 0
+        return self.cache.width, 0
 
     def get_seq_length(self) -> int:
-        return self.state.width
+        return self.cache.width
 
     def get_max_length(self) -> int:
-        return self.state.columns
-
-
-class SlotState:
-    """What all layers of a slot cache share: its size, and where the next entries go."""
-
-    def __init__(self, slots: int, columns: int) -> None:
-        self.slots, self.columns = slots, columns
-        self.joining = 0
-        self.width = 0
-        self.rows = torch.empty(0, dtype=torch.int64)
-        self.write = torch.empty(0, dtype=torch.int64)
+        return self.cache.columns
 
 
 class SlotCache(Cache):
-    """A cache of `slots` rows by `columns` positions for a model of `layers` decoder blocks."""
+    """Memory for `slots` rows by `columns` own entries, in each of a model's decoder blocks.
+
+    Own entry j of a row is input vector j of its sample or, where the prompt is shared, the one
+    that comes j after the prompt.
+    """
 
     def __init__(self, layers: int, slots: int, columns: int) -> None:
-        self.state = SlotState(slots, columns)
-        self.slot_layers = [SlotLayer(self.state) for _ in range(layers)]
+        self.slots, self.columns = slots, columns
+        self.width = 0
+        self.slot_layers = [SlotLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.slot_layers))
+        self._shared: list[tuple[Tensor | None, Entries, int]] = []
+        self._order: Tensor | None = None
 
-    def fill(self, start: int, rows: int, prefilled: Cache) -> None:
-        """Copy a prefill's keys and values into `rows` slots; one prefilled row serves them all."""
-        self.state.joining = rows
-        self.state.width = max(self.state.width, prefilled.get_seq_length())
-        for mine, other in zip(self.slot_layers, prefilled.layers, strict=True):
-            assert isinstance(other, CacheLayerMixin)
-            assert other.keys is not None and other.values is not None
-            mine.fill(start, other.keys, other.values)
+    def fill(self, slots: Tensor, prefilled: Entries) -> None:
+        """Copy a prefill's entries to the head of rows; one prefilled row serves all of them."""
+        for mine, (keys, values) in zip(self.slot_layers, prefilled, strict=True):
+            mine.fill(slots, keys, values)
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy rows over others, in every layer."""
         for layer in self.slot_layers:
-            layer.move(source, target)
+            layer.move(source, target, self.width)
 
-    def write_at(self, columns: Tensor, width: int) -> None:
-        """Say where the next pass writes: row i at columns[i], int64 [rows]; `width` are in use."""
-        self.state.rows = torch.arange(len(columns), device=columns.device)
-        self.state.write = columns
-        self.state.width = width
+    def share(self, prompts: Sequence[tuple[Tensor | None, Entries]]) -> None:
+        """Say which rows see which shared prompt: int64 [n] row numbers, None for all rows."""
+        self._shared = [(rows, held, held[0][0].shape[2]) for rows, held in prompts]
+        self._order = None
+        if len(prompts) > 1:
+            order = torch.cat([rows for rows, _ in prompts if rows is not None])
+            self._order = torch.empty_like(order)
+            self._order[order] = torch.arange(len(order), device=order.device)
+
+    def write_at(self, columns: Tensor, width: int, even: bool) -> None:
+        """Say where the next pass writes.
+
+        Args:
+            columns: int64 [rows], the own column of each row's new entry.
+            width: own columns in use then.
+            even: whether all rows write to the last of them.
+        """
+        self.write, self.width, self.even = columns, width, even
+        self._flat: dict[int, Tensor] = {}
+        self._masks: dict[object, Tensor | None] = {}
+
+    def flat(self, heads: int) -> Tensor:
+        """Where the new entries stand in [slots · heads · columns]: int64 [rows · heads]."""
+        if heads not in self._flat:
+            count = len(self.write) * heads
+            line = torch.arange(count, device=self.write.device) * self.columns
+            self._flat[heads] = line + self.write.repeat_interleave(heads)
+        return self._flat[heads]
+
+    def own_mask(self, window: int | None, like: Tensor, new: int) -> Tensor | None:
+        """Additive [rows, 1, 1, width], or None where all is seen: see `attention.View`."""
+        if self.even and (window is None or window >= self.width):
+            return None
+        if ("own", window) not in self._masks:
+            self._masks["own", window] = decode_mask(self.write, self.width, like.dtype, window)
+        return self._masks["own", window]
+
+    def prompts(self, layer: int) -> list[Part]:
+        """The shared prompts in a layer: see `attention.View`."""
+        return [
+            Part(rows, *held[layer], self._prompt_mask(rows, length, held[layer][0].dtype))
+            for rows, held, length in self._shared
+        ]
+
+    def order(self) -> Tensor | None:
+        """See `attention.View`."""
+        return self._order
+
+    def _prompt_mask(
+        self, rows: Tensor | None, length: int, dtype: torch.dtype
+    ) -> Callable[[int | None], Tensor | None]:
+        def mask_of(window: int | None) -> Tensor | None:
+            if window is None:
+                return None
+            write = self.write if rows is None else self.write[rows]
+            key = ("prompt", window, id(rows))
+            if key not in self._masks:
+                newest = length + write
+                seen = torch.arange(length, device=write.device) > newest[:, None] - window
+                self._masks[key] = (
+                    None if bool(seen.all()) else additive(seen[:, None, None], dtype)
+                )
+            return self._masks[key]
+
+        return mask_of
+
+
+def decode_mask(
+    columns: Tensor, width: int, dtype: torch.dtype, window: int | None = None
+) -> Tensor:
+    """Additive mask for one new entry a row: row i sees columns 0 to columns[i].
+
+    Args:
+        columns: int64 [rows], where each row's new entry stands.
+        width: columns in use.
+        dtype: of the attention scores.
+        window: how many entries back a row sees, the new one included; None for all.
+
+    Returns:
+        [rows, 1, 1, width], 0 or the dtype's smallest number.
+    """
+    column = torch.arange(width, device=columns.device)[None, :]
+    visible = column <= columns[:, None]
+    if window is not None:
+        visible &= column > columns[:, None] - window
+    return additive(visible[:, None, None], dtype)
 
 
 def seen(columns: Tensor, width: int) -> Tensor:
@@ -111,17 +203,7 @@ def seen(columns: Tensor, width: int) -> Tensor:
     return (torch.arange(width, device=columns.device) <= columns[:, None]).long()
 
 
-def decode_mask(columns: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask for one new entry a row: row i sees columns 0 to columns[i].
-
-    Args:
-        columns: int64 [rows], where each row's new entry stands.
-        width: columns in use.
-        dtype: of the attention scores.
-
-    Returns:
-        [rows, 1, 1, width], 0 or the dtype's smallest number.
-    """
-    seen = torch.arange(width, device=columns.device)[None, :] <= columns[:, None]
-    mask = torch.zeros(seen.shape, dtype=dtype, device=columns.device)
-    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None, :]
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `visible`, the dtype's smallest number elsewhere; of the same shape."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)

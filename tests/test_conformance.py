@@ -200,6 +200,7 @@ def test_family(family: str) -> None:
     model = tiny(family)
     holds = {name: check(model) for name, check in PROPERTIES.items()}
     blocks = find_blocks(model)
+    sampler = Sampler(model, Perturbation(), Sampling())
     windows = frozenset(cache_layers(model))
     ids = torch.arange(3, 60)
     table = find_embedding(model).weight[ids].norm(dim=-1).double()
@@ -211,7 +212,8 @@ def test_family(family: str) -> None:
         "blocks": next(name for name, module in model.named_modules() if module is blocks),
         "embedding": f"× {float(factor.mean()):.3g}" if even else "normalised",
         "window": WINDOWS[windows],
-        "decoding": DECODING[decoding(model, blocks, WINDOW), decoding(model, blocks, WINDOW + 1)],
+        "decoding": DECODING[sampler.decoding(WINDOW), sampler.decoding(WINDOW + 1)],
+        "prompt": "once" if sampler.shares_prompts else "each row",
         **{name: "yes" if held else "no" for name, held in holds.items()},
     }
     assert all(holds.values()), holds
@@ -269,7 +271,8 @@ says which blocks attend to a sliding window or to chunks. `decoding`: with `ref
 ends makes room for another sample at once; with `no refill`, rows start together, left-padded,
 those that end are dropped, and the next batch begins when all have ended. `in the window` means
 refill as long as no row outgrows the window, and no refill beyond. All families outside the table
-and all code from outside transformers are decoded without refill.
+and all code from outside transformers are decoded without refill. `prompt` says whether a prompt
+that the perturbation leaves alone is kept and attended to once for all its samples.
 
 Refused by name: encoder–decoder models, and models that carry more than keys and values:
 state-space models (Mamba, RWKV, xLSTM), linear attention and hybrids (Jamba, Zamba, Bamba,

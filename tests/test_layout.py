@@ -16,7 +16,7 @@ FOLDERS = {
 }
 CHAIN = (
     "config", "streams", "perturb", "families", "inject", "reference", "soft_prompt", "context",
-    "slots", "batch", "padded", "sampler", "models",
+    "attention", "slots", "choose", "batch", "padded", "likelihood", "sampler", "models",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lm_eval_embednoise import perturb
 from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.sampler import Job, Sampler
 
 SCOPES = ("token", "sequence")
@@ -76,9 +77,9 @@ def test_dummies_at_sigma_zero_are_the_control(qwen2: PreTrainedModel) -> None:
     assert expected != slow_generate(qwen2, Perturbation(), {}, 0)
     assert [s.ids for s in samples] == [expected] * 3
     assert sum(s.seconds > 0 for s in samples) == 1
-    clean = sampler.clean_nll(PROMPT, [tuple(expected)])[0]
+    clean = clean_nll(sampler, PROMPT, [tuple(expected)])[0]
     assert [s.nll for s in samples] == pytest.approx([clean] * 3)
-    assert clean != pytest.approx(sampler.clean_nll(job.prompt_ids, [tuple(expected)])[0])
+    assert clean != pytest.approx(clean_nll(sampler, job.prompt_ids, [tuple(expected)])[0])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.sampler import Sampler
 from lm_eval_embednoise.soft_prompt import SoftPrompts, fit_table
 
@@ -44,7 +45,7 @@ def test_sampler_equals_the_slow_reference(qwen2: PreTrainedModel, sampling: Sam
         std = sampler.site_std(0, job)
         for index, sample in got.items():
             assert sample.ids == slow_generate(qwen2, p, std, index, sampling), (p, index)
-            (nll,) = sampler.clean_nll(PROMPT, [tuple(sample.ids)])
+            (nll,) = clean_nll(sampler, PROMPT, [tuple(sample.ids)])
             assert sample.nll == pytest.approx(nll, rel=1e-5)
         changed += got[0].ids != clean
     assert changed > number / 2

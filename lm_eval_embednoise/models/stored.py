@@ -19,6 +19,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from lm_eval_embednoise import fingerprint, streams
 from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
 from lm_eval_embednoise.store import Document, Prompt, Store, Stored, digest
@@ -264,7 +265,7 @@ class Ledger:
     def _score(self, sampler: Sampler, number: int, rows: list[Stored]) -> Iterator[Sample]:
         """Give out a problem's samples, scored under the clean model."""
         texts = list(dict.fromkeys(row.ids[: row.kept] for row in rows if row.ids and row.kept))
-        nlls = sampler.clean_nll(self.jobs[number].clean, texts) if texts else []
+        nlls = clean_nll(sampler, self.jobs[number].clean, texts) if texts else []
         scores = dict(zip(texts, nlls, strict=True))
         scored = [
             dataclasses.replace(

@@ -1,0 +1,217 @@
+"""Attention of decoding rows: over a prompt that rows share, and over the entries of their own.
+
+K samples of a problem see one prompt. Their keys and values are kept once: the queries of all rows
+attend to them as one matrix product, then to their own entries, and the two results are merged
+exactly by their log-sum-exps (as flash attention merges blocks; Dao et al. 2022, arXiv:2205.14135,
+and for shared prefixes Juravsky et al. 2024, arXiv:2402.05099). Query heads that share a key head
+are further queries of that head, so nothing is repeated.
+
+It is used through transformers' attention interface while the sampler decodes, and only then.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "embednoise_rows"
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class View(Protocol):
+    """What the rows of the present pass may see beside their own entries."""
+
+    def own_mask(self, window: int | None, like: Tensor, new: int) -> Tensor | None:
+        """Additive [rows or 1, 1, new, width], or None where every entry is seen."""
+
+    def prompts(self, layer: int) -> list[Part]:
+        """The shared prompts; together their rows are all rows, each once."""
+
+    def order(self) -> Tensor | None:
+        """Where each row stands in the concatenation of the prompts' rows; None for in order."""
+
+
+class Part:
+    """A shared prompt in one layer: the rows that see it, its keys and values.
+
+    Attributes:
+        rows: int64 [n], or None for all rows.
+        keys, values: [1, heads, length, head_dim].
+        mask: window → additive [n, 1, new, length] or None.
+    """
+
+    __slots__ = ("keys", "mask", "rows", "values")
+
+    def __init__(self, rows: Tensor | None, keys: Tensor, values: Tensor, mask: Any) -> None:
+        self.rows, self.keys, self.values, self.mask = rows, keys, values, mask
+
+
+class _Active(threading.local):
+    view: View | None = None
+
+
+_active = _Active()
+
+
+def supported(model: nn.Module) -> bool:
+    """Whether the model's attention goes through transformers' interface in a form known here."""
+    can = getattr(model, "_can_set_attn_implementation", None)
+    if can is None or not can():
+        return False
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds <= {"full_attention", "sliding_attention"}
+
+
+def configs(model: nn.Module) -> list[Any]:
+    """The configuration objects in which the model's modules look up their attention."""
+    found = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    return [c for c in found.values() if hasattr(c, "_attn_implementation_internal")]
+
+
+@contextmanager
+def serving(where: list[Any], view: View) -> Iterator[None]:
+    """Within the context the model's attention is this module's, over `view`.
+
+    Args:
+        where: what `configs` found.
+        view: the rows of the passes to come.
+    """
+    before = [config._attn_implementation_internal for config in where]
+    outer, _active.view = _active.view, view
+    try:
+        for config in where:
+            config._attn_implementation_internal = NAME
+        yield
+    finally:
+        _active.view = outer
+        for config, implementation in zip(where, before, strict=True):
+            config._attn_implementation_internal = implementation
+
+
+def rows_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of the new entries of each row, in the form of transformers' interface.
+
+    Args:
+        module: the attention module; its `layer_idx` says whose prompts are meant.
+        query: [rows, query_heads, new, head_dim].
+        key: [rows, heads, width, head_dim], each row's own entries with the new ones.
+        value: [rows, heads, width, value_dim].
+        attention_mask: ignored; the active view knows what is seen.
+        scaling: factor on the scores; 1/√head_dim by default.
+        sliding_window: how many entries back a query sees, itself included; None for all.
+        softcap: scores are softcap · tanh(score / softcap) (Gemma 2).
+        s_aux: [query_heads], logits of attention sinks (GPT-OSS).
+
+    Returns:
+        [rows, new, query_heads, value_dim], and None for the weights.
+    """
+    view = _active.view
+    assert view is not None, "used outside of serving()"
+    rows, query_heads, new, dim = query.shape
+    heads = key.shape[1]
+    group = query_heads // heads
+    scale = dim**-0.5 if scaling is None else scaling
+    q = query.reshape(rows, heads, group * new, dim)
+    mask = _grouped(view.own_mask(sliding_window, query, new), group)
+    out, lse = attend(q, key, value, mask, scale, softcap)
+    parts = view.prompts(int(module.layer_idx))  # type: ignore[arg-type]
+    if parts:
+        other, other_lse = _over_prompts(parts, q, sliding_window, group, scale, softcap)
+        order = view.order()
+        if order is not None:
+            other, other_lse = other[order], other_lse[order]
+        share = torch.sigmoid(lse - other_lse)[..., None]
+        out = torch.lerp(other.float(), out.float(), share).to(out.dtype)
+        lse = torch.logaddexp(lse, other_lse) if s_aux is not None else lse
+    if s_aux is not None:
+        sinks = s_aux.float().view(1, heads, group, 1).expand(-1, -1, -1, new)
+        share = torch.sigmoid(lse - sinks.reshape(1, heads, group * new))
+        out = (out.float() * share[..., None]).to(out.dtype)
+    out = out.reshape(rows, heads * group, new, -1)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention and the log-sum-exp of its scores.
+
+    Args:
+        q: [batch, heads, queries, head_dim].
+        k, v: [batch, heads, width, head_dim] and [batch, heads, width, value_dim].
+        mask: additive, broadcastable to [batch, 1, queries, width].
+        scale: factor on the scores.
+        softcap: see `rows_attention`.
+
+    Returns:
+        [batch, heads, queries, value_dim] in q's dtype and float32 [batch, heads, queries].
+    """
+    if q.device.type == "cpu" and softcap is None and q.shape[-1] == v.shape[-1]:
+        if mask is not None:
+            mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
+        out, lse = _flash_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+        return out, lse
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores + mask
+    lse = scores.logsumexp(dim=-1)
+    weights = (scores - lse[..., None]).exp().to(v.dtype)
+    return torch.matmul(weights, v), lse
+
+
+def _grouped(mask: Tensor | None, group: int) -> Tensor | None:
+    """The mask for `group` query heads a key head: [rows, 1, group · new, width]."""
+    return mask if mask is None or mask.shape[2] == 1 else mask.repeat(1, 1, group, 1)
+
+
+def _over_prompts(
+    parts: list[Part],
+    q: Tensor,
+    window: int | None,
+    group: int,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """What the rows see of their shared prompts, prompt after prompt, as `attend` returns it."""
+    seen, scores = [], []
+    for part in parts:
+        chosen = q if part.rows is None else q[part.rows]
+        n, heads, queries, dim = chosen.shape
+        mask = _grouped(part.mask(window), group)
+        if mask is not None:
+            mask = mask.expand(n, 1, queries, -1).reshape(1, 1, n * queries, -1)
+        flat = chosen.transpose(0, 1).reshape(1, heads, n * queries, dim)
+        o, s = attend(flat, part.keys, part.values, mask, scale, softcap)
+        seen.append(o.view(heads, n, queries, -1).transpose(0, 1))
+        scores.append(s.view(heads, n, queries).transpose(0, 1))
+    if len(parts) == 1:
+        return seen[0], scores[0]
+    return torch.cat(seen), torch.cat(scores)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, rows_attention)
