@@ -116,6 +116,11 @@ def _run(argv: list[str]) -> int:
     args = runfile.merge(harness.parse_args(), options.method)
     runfile.check(args)
     if options.processes > 1 and not launch.in_world():
+        if args.limit is not None and 1 <= args.limit < options.processes:
+            raise ValueError(
+                f"--processes {options.processes} with --limit {args.limit:g}: every process "
+                "needs a problem"
+            )
         sys.argv = command
         return launch.run_in_processes(options.processes, launch.own_command())
     harness.execute(args)

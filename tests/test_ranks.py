@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 import ranks_driver
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lm_eval.models.huggingface import HFLM
 
 from lm_eval_embednoise import launch
-from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
 
 
@@ -67,14 +64,6 @@ def test_gathered_results_stand_as_in_one_process(ranks: int, problems: int, fil
     several = [run(range(rank, problems, ranks)) for rank in range(ranks)]
     assert in_order([samples for samples, _ in several]) == one[0]
     assert in_order([metrics for _, metrics in several]) == one[1]
-
-
-def test_fewer_problems_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HFLM, "all_gather", lambda self, tensor: torch.tensor([1, 1, 0]))
-    lm = object.__new__(HFEmbedNoise)
-    lm._world_size = 3
-    with pytest.raises(ValueError, match="2 problems are too few for 3 processes"):
-        lm.all_gather(torch.tensor(1))
 
 
 def test_responses_of_a_padded_problem_are_kept_once() -> None:

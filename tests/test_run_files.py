@@ -150,6 +150,7 @@ def test_methods_without_noise_serve_other_models(monkeypatch: pytest.MonkeyPatc
         (("--gen_kwargs", "top_p=1.5"), "top_p=1.5 is not allowed"),
         (("--gen_kwargs", "temperature=0.8,do_sample=False"), "has no effect with do_sample=false"),
         (("--processes", "0"), "--processes 0 is not allowed"),
+        (("--processes", "3", "--limit", "2"), "with --limit 2: every process needs a problem"),
     ],
 )
 def test_bad_input_is_one_line_before_tasks_and_model(

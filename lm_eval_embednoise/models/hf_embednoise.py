@@ -182,20 +182,6 @@ class HFEmbedNoise(HFLM):
             )
         super().set_cache_hook(cache_hook)
 
-    def all_gather(self, tensor: Any) -> Any:
-        """The harness's numbers of problems in each process.
-
-        Raises:
-            ValueError: a process has none, which the harness answers with an IndexError.
-        """
-        gathered = super().all_gather(tensor)
-        if self.world_size > 1 and not bool((gathered > 0).all()):
-            raise ValueError(
-                f"{int(gathered.sum())} problems are too few for {self.world_size} processes; "
-                "every process needs one"
-            )
-        return gathered
-
     def gather_object(self, obj: Any, dst: int = 0) -> Any:
         """Samples or metrics of all processes on one, as a list of a single process's."""
         gathered = super().gather_object(obj, dst)
