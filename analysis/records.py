@@ -267,7 +267,11 @@ def _model_name(results: dict[str, Any], header: dict[str, Any], info: dict[str,
 def _method_name(perturbation: dict[str, Any], sampling: dict[str, Any]) -> str:
     """A label for a run that brings none: its perturbation and sampling in short."""
     dose = max((perturbation.get("sites") or {}).values(), default=perturbation.get("sigma"))
-    noise = f"embednoise-{dose:g}" if dose else ""
+    parts = [f"embednoise-{dose:g}"] if dose else []
+    parts += [f"rsp-{perturbation['rsp']}"] if perturbation.get("rsp") else []
+    if perturbation.get("prefix"):
+        parts.append(perturbation["prefix"].replace("random:", "prefix-"))
+    noise = "+".join(parts)
     if not sampling.get("do_sample"):
         return noise or "greedy"
     temperature = float(sampling.get("temperature", 1.0))

@@ -39,8 +39,14 @@ class Method:
 
     @property
     def noisy(self) -> bool:
-        """Whether the model's input is perturbed."""
-        return any(self.perturbation.get(key) for key in ("sigma", "rsp", "prefix", "noise"))
+        """Whether the model's input is perturbed (or has dummies, the control's, added to it)."""
+        given = self.perturbation
+        doses, dummies = given.get("depth"), str(given.get("positions")).startswith("dummy")
+        return (
+            any(given.get(key) for key in ("sigma", "rsp", "prefix", "noise"))
+            or isinstance(doses, Mapping)
+            or dummies
+        )
 
     @classmethod
     def load(cls, name: str, beside: Path | None = None) -> Method:

@@ -60,6 +60,9 @@ def test_a_run_without_a_label_is_named_by_its_settings(tmp_path):
         del content["config"]["embednoise"]["method"]
         path.write_text(json.dumps(content))
         assert one(path).method == name
+    content["config"]["embednoise"]["perturbation"] = {"sites": {}, "rsp": 16, "prefix": "random:9"}
+    path.write_text(json.dumps(content))
+    assert one(path).method.startswith("rsp-16+prefix-9") and one(path).noisy
 
 
 def test_records_are_read_as_dict_json_or_python(tmp_path):

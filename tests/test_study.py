@@ -361,3 +361,12 @@ def test_packaged_methods_are_run_files_and_what_their_name_says(path):
 def test_the_grid_of_doses_is_the_papers():
     names = {path.stem for path in (CONFIGS / "methods").glob("*.yaml")}
     assert {f"{unit}-{sigma}" for unit in ("embednoise", "literal") for sigma in GRID} <= names
+
+
+def test_a_packaged_method_is_noisy_unless_it_leaves_the_input_alone():
+    """Also where sigmas stand in a mapping, or dummies alone are added."""
+    folder = resources.files("lm_eval_embednoise.model_configs") / "methods"
+    names = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()}
+    clean = {name for name in names if name.endswith("yaml") or not Method.load(name).noisy}
+    assert clean == {"greedy", "temp-0.8", "temp-1.5", "nucleus-0.95"}
+    assert {"embednoise-layers-early", "dummy-8", "rsp-16", "prefix-10"} <= names
