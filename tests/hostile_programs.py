@@ -83,7 +83,7 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
     ),
     "steal_the_calls": (
         FAILED | TIMEOUT,
-        "import os, struct\nos.set_blocking(3, False)\nfor fd in range(3, 64):\n    try:\n"
+        "import os, struct\nfor fd in range(3, 64):\n    try:\n"
         "        os.set_blocking(fd, False)\n        os.read(fd, 1 << 20)\n    except OSError:\n"
         '        pass\nb = b\'{"value": "xyzzy"}\'\nfor fd in range(3, 64):\n    try:\n'
         "        os.write(fd, struct.pack('<Q', len(b)) + b)\n    except OSError:\n        pass\n"

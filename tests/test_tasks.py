@@ -22,7 +22,7 @@ ROOT = Path(next(iter(lm_eval_embednoise.tasks.__path__)))
 EMBEDDED = {
     f"{name}{suffix}": k
     for name in ("minicode_diverse", "minimath_diverse")
-    for suffix, k in (("", 100), ("_k10", 10), ("_k20", 20))
+    for suffix, k in (("", 100), ("_k1", 1), ("_k10", 10), ("_k20", 20))
 }
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

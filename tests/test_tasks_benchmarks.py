@@ -246,6 +246,30 @@ class Malice:
         return os.system, ("touch /tmp/malice",)
 
 
+def test_large_tests_are_referred_to_not_copied(data: Path) -> None:
+    """A document of many megabytes of tests stays in its file: the log holds its digest."""
+    megabytes = int(os.environ.get("EMBEDNOISE_LARGE_MB", "8"))  # a stress run takes 500
+    path = data / "livecodebench/test.jsonl"
+    path.parent.mkdir(parents=True)
+    numbers = " ".join("7" for _ in range(1 << 19))  # one mebibyte
+    row = LCB | {"public_test_cases": "[]", "metadata": "{}", "starter_code": ""}
+    del row["private_test_cases"]
+    with path.open("w") as file:  # in plain JSON, the other published form
+        file.write(json.dumps(row)[:-1])
+        case = json.dumps({"input": numbers + "\n", "output": str(7 << 19), "testtype": "stdin"})
+        inner = json.dumps(case)[1:-1]
+        file.write(', "private_test_cases": "[')
+        for number in range(megabytes):
+            file.write(("," if number else "") + inner)
+        file.write(']"}\n')
+    (doc,) = rows_of(documents.livecodebench())
+    assert len(json.dumps(doc)) < 2000
+    texts = ["print(sum(map(int, input().split())))", "print(7)"]
+    (records,) = CodeRecords(k=2, workers=1).apply([texts], [doc])
+    assert [record["verdict"] for record in records] == ["passed", "wrong_answer"]
+    assert len(json.dumps(records)) < 4000
+
+
 def test_a_malicious_pickle_is_refused() -> None:
     text = base64.b64encode(zlib.compress(pickle.dumps(Malice()))).decode()
     with pytest.raises(datafiles.BadData, match="system: refused"):
@@ -440,6 +464,21 @@ def test_humanevals_gold_solutions_pass(real: Path) -> None:
     docs = rows_of(documents.humaneval())
     assert len(docs) == 164
     assert gold_failures(docs) == {}
+
+
+def test_replayed_gold_solutions_pass_through_the_harness(real: Path, tmp_path: Path) -> None:
+    lm_eval = pytest.importorskip("lm_eval")
+    docs = rows_of(documents.humaneval())
+    rows = [{"task_id": d["task_id"], "completion": d["canonical_solution"]} for d in docs]
+    found = lm_eval.simple_evaluate(
+        model="replay",
+        model_args={"path": str(write_jsonl(tmp_path / "gold.jsonl", rows))},
+        tasks=["humaneval_diverse_k1"],
+        bootstrap_iters=0,
+    )
+    assert found["results"]["humaneval_diverse_k1"]["pass@1,records"] == 1.0
+    samples = found["samples"]["humaneval_diverse_k1"]
+    assert [s["filtered_resps"][0][0]["verdict"] for s in samples] == ["passed"] * 164
 
 
 def test_mbpps_gold_solutions_pass(real: Path) -> None:
