@@ -31,7 +31,7 @@ from lm_eval_embednoise.sampler import Job, Sampler, Stop
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
 PROMPTS = [(5, 17, 3, 60, 61, 62, 63, 64, 65), (9, 9, 2, 8, 30), (60, 7)]
-NEW = 6
+NEW = 4
 assert len(PROMPTS[0]) > WINDOW and len(PROMPTS[1]) < WINDOW < len(PROMPTS[1]) + NEW
 NOISE = Perturbation(sigma=0.5, depth="embed+1", positions="all")
 
