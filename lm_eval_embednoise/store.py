@@ -126,6 +126,7 @@ class Store:
     def __init__(self, folder: str | Path, write: bool = False) -> None:
         self.folder = Path(folder)
         self._writer = Writer(self.folder)
+        self._made: dict[int, tuple[Any, str, str]] = {}  # id → object, its hash, its JSON
         marker = self.folder / MARKER
         try:
             if self.folder.exists() and not self.folder.is_dir():
@@ -213,9 +214,10 @@ class Store:
         documents: Iterable[Document],
     ) -> Records:
         if settings is not None:
-            yield "settings", (digest(settings), _json(settings))
+            hash, text = self._once(settings)
+            yield "settings", (hash, text)
         if run is not None:
-            yield "runs", (run[0], _json(run[1]))
+            yield "runs", (run[0], self._once(run[1])[1])
         for prompt in prompts:
             yield "prompts", (prompt.hash, _json(prompt.ids), _bytes(prompt.text))
         for doc in documents:
@@ -223,7 +225,7 @@ class Store:
             yield (
                 "documents",
                 (
-                    *(digest(settings), doc.task, doc.doc_hash, doc.doc_id, doc.task_id),
+                    *(hash, doc.task, doc.doc_hash, doc.doc_id, doc.task_id),
                     *(doc.prompt, doc.problem, doc.form, _json(doc.fields)),
                 ),
             )
@@ -238,6 +240,12 @@ class Store:
             )
             if row.nll is not None:
                 yield "nlls", (row.key, row.settings, row.nll, row.nll_tokens)
+
+    def _once(self, value: Any) -> tuple[str, str]:
+        """Hash and JSON of settings or a run, worked out once: they come with every sample."""
+        if id(value) not in self._made:
+            self._made[id(value)] = (value, digest(value), _json(value))
+        return self._made[id(value)][1:]
 
     def add_nlls(self, rows: Iterable[Stored]) -> None:
         """Commit the log-likelihoods of samples that were stored without."""

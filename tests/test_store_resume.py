@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -143,7 +144,7 @@ def test_killed_at_a_commit_and_resumed_at_another_batch_size(
     assert exported(folder, tmp_path / "rows.jsonl") == whole
 
 
-@pytest.mark.parametrize("share", [0.2, 0.6])
+@pytest.mark.parametrize("share", [0.4])
 def test_killed_from_outside_whatever_it_does(
     lm: HFEmbedNoise, method: Any, whole: bytes, tmp_path: Path, share: float
 ) -> None:
@@ -218,6 +219,50 @@ def test_two_processes_write_one_store(
     assert exported(folder, tmp_path / "rows.jsonl") == whole
     generate(lm, folder, gen_kwargs=method[1])
     assert written(folder) == K * PROBLEMS
+
+
+def test_two_processes_killed_and_resumed_by_one(
+    lm: HFEmbedNoise, method: Any, whole: bytes, tmp_path: Path
+) -> None:
+    lm.set_perturbation(method[0])
+    folder = tmp_path / "store"
+
+    def work(which: range, number: int) -> None:
+        at_commit(number, "inside")
+        generate(lm, folder, gen_kwargs=method[1], which=which)
+
+    children = [
+        in_child(lambda which=which, number=number: work(which, number))
+        for which, number in ((range(0, 2), 4), (range(2, PROBLEMS), 3))
+    ]
+    assert [killed(child) for child in children] == [True, True]
+    assert written(folder) >= 1
+    generate(lm, folder, rows=7, gen_kwargs=method[1])
+    assert written(folder) == K * PROBLEMS
+    assert exported(folder, tmp_path / "rows.jsonl") == whole
+
+
+@pytest.mark.parametrize(
+    "perturbation",
+    [Perturbation(prefix="random:5"), Perturbation(rsp=2), Perturbation(positions="dummy:2")],
+    ids=["prefix", "soft prompt", "dummies"],
+)
+def test_added_prompts_resume_too(
+    lm: HFEmbedNoise, tmp_path: Path, perturbation: Perturbation
+) -> None:
+    lm.set_perturbation(perturbation)
+
+    def work() -> None:
+        at_commit(4, "inside")
+        generate(lm, tmp_path / "a", which=range(1))
+
+    assert killed(in_child(work))
+    resumed = generate(lm, tmp_path / "a", rows=2, which=range(1))
+    assert written(tmp_path / "a") == K
+    assert resumed == generate(lm, tmp_path / "b", which=range(1))
+    assert exported(tmp_path / "a", tmp_path / "x") == exported(tmp_path / "b", tmp_path / "y")
+    for a, b in zip(resumed, lm.generate_until(requests(which=range(1)), True), strict=True):
+        assert a.nll == pytest.approx(b.nll, rel=1e-5)
 
 
 def test_a_log_torn_anywhere_loses_its_end_and_nothing_else(
@@ -334,9 +379,9 @@ def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_was_stored(
     def work() -> None:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (170_000, 170_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (110_000, 110_000))
         try:
-            generate(lm, folder, k=30)
+            generate(lm, folder, k=8)
         except OSError as error:
             said.write_text(str(error))
 
@@ -344,51 +389,55 @@ def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_was_stored(
     assert f"cannot write to the generation store {folder}" in said.read_text()
     assert "make room" in said.read_text() and "\n" not in said.read_text()
     kept = written(folder)
-    assert kept > 5
-    again = generate(lm, folder, k=30)
-    assert written(folder) == 30 * PROBLEMS
-    assert again == generate(lm, tmp_path / "other", k=30)
+    assert kept > 3
+    again = generate(lm, folder, k=8)
+    assert written(folder) == 8 * PROBLEMS
+    assert again == generate(lm, tmp_path / "other", k=8)
 
 
-PROGRAM = """
-import sys
-from lm_eval import simple_evaluate
-from lm_eval.tasks import TaskManager
-from lm_eval.utils import setup_logging
-from lm_eval_embednoise import plugin
+def evaluate(model: Any, **options: Any) -> None:
+    """A run through the harness, in this process or in one of its own."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
-setup_logging("INFO")
-plugin.register()
-store, rows = sys.argv[1:]
-simple_evaluate(
-    model="hf-embednoise",
-    model_args=f"sigma=0.4,device=cpu,store={store}",
-    tasks=["minicode_diverse_k10"],
-    task_manager=TaskManager(include_defaults=False, include_path=plugin.task_dir()),
-    limit=4,
-    batch_size=rows,
-    gen_kwargs={"max_gen_toks": 16},
-)
-"""
+    from lm_eval_embednoise import plugin
+
+    plugin.register()
+    simple_evaluate(
+        model=model,
+        tasks=["minicode_diverse_k10"],
+        task_manager=TaskManager(include_defaults=False, include_path=plugin.task_dir()),
+        limit=4,
+        gen_kwargs={"max_gen_toks": 16},
+        bootstrap_iters=0,
+        **options,
+    )
 
 
-def test_a_harness_run_resumes_and_says_so(tmp_path: Path) -> None:
+def test_a_harness_run_resumes_and_says_so(
+    lm: HFEmbedNoise, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A process of its own, killed with SIGKILL while it generates, then run again."""
     store = tmp_path / "store"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, str(store)]
+    code = "from typing import Any\n" + inspect.getsource(evaluate)
+    code += "import sys\nevaluate('hf-embednoise', model_args=sys.argv[1], batch_size='2')\n"
+    arguments = f"sigma=0.4,device=cpu,store={store}"
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, "2"], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, arguments], env=environment, stdout=log, stderr=log
+        )
         while process.poll() is None and not (store.exists() and written(store) >= 5):
             time.sleep(0.05)
         process.kill()
         assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
     there = written(store)
     assert 5 <= there < 40
-    done = subprocess.run(
-        [*command, "16"], env=environment, capture_output=True, text=True, check=True
-    )
-    assert f"{there} of 40 samples are in the store {store}; generating {40 - there}" in done.stderr
+    lm.set_perturbation(NOISE)
+    lm.store, lm._rows = Store(store, write=True), 16
+    with caplog.at_level("INFO"):
+        evaluate(lm)
+    assert f"{there} of 40 samples are in the store {store}; generating {40 - there}" in caplog.text
     assert written(store) == 40
 
 

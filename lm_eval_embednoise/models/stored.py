@@ -174,14 +174,13 @@ class Ledger:
         ]
         # Their log-likelihood is still missing: killed between a problem's texts and their scores.
         self._unscored = [
-            [row for row in rows.values() if lm.perplexity and row.nll is None and row.ids]
-            for rows in self._stored
+            [row for row in rows.values() if self._unscored_yet(row)] for rows in self._stored
         ]
         self.there = [
             self._sample(number, row)
             for number, rows in enumerate(self._stored)
             for row in rows.values()
-            if row not in self._unscored[number]
+            if not self._unscored_yet(row)
         ]
         self._documents(requests)
 
@@ -197,6 +196,9 @@ class Ledger:
             wanted = {doc.prompt for doc in new}
             prompts = [prompt for prompt in self.prompts if prompt.hash in wanted]
             self.store.append(settings=self.settings, prompts=prompts, documents=new)
+
+    def _unscored_yet(self, row: Stored) -> bool:
+        return self.lm.perplexity and row.nll is None and row.finish_reason != "prompt_too_long"
 
     def _problem(self, number: int) -> str | None:
         return None if self.fixed else self.jobs[number].problem
