@@ -25,9 +25,12 @@ examples:
   # the whole comparison on the embedded model: nine methods, two tasks, seven to eight minutes
   embednoise study quick --processes 2 --out results/quick
 
-  # one method on your own model, 20 samples a problem
+  # one method on your own model, 20 samples a problem, in two processes
   embednoise run --model hf-embednoise --model_args pretrained=MODEL,sigma=0.1,depth=5 \\
-      --tasks minicode_diverse -K 20 --output_path results --log_samples
+      --tasks minicode_diverse -K 20 --processes 2 --output_path results --log_samples
+
+  # the same from a run file and a method file, packaged or yours
+  embednoise run --config qwen2.5-coder-7b --method embednoise-0.1 --tasks humaneval_diverse
 
   # what works here: plug-in routes, sandbox, GPU, quantization, attention kernels
   embednoise doctor
