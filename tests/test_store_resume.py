@@ -379,7 +379,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_was_stored(
     def work() -> None:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (110_000, 110_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (220_000, 220_000))
         try:
             generate(lm, folder, k=8)
         except OSError as error:
