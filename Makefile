@@ -1,5 +1,6 @@
-# Two commands: `make demo` runs a comparison on the embedded model, `make test` the tests.
-# Both create the virtual environment first; `make install` does only that.
+# Two commands: `make demo` runs a comparison on the embedded model, `make test` the tests; `make mini`
+# is the paper's whole experiment on that model (about an hour, may be killed and started again).
+# All create the virtual environment first; `make install` does only that.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && echo 4 
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo https://download.pytorch.org/whl/cpu)
 TORCH_FLAGS := $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX))
 
-.PHONY: install demo test lint clean
+.PHONY: install demo mini test lint clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -27,6 +28,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt build_backend.py
 
 demo: install
 	$(BIN)/embednoise study $(STUDY) --processes $(PROCESSES) --out $(OUT) $(STUDY_ARGS)
+
+mini: install
+	$(BIN)/embednoise study mini --processes $(PROCESSES) --out results/mini $(STUDY_ARGS)
+	$(BIN)/embednoise report results/mini/comparison.json
 
 test: install lint
 	$(BIN)/python -m pytest

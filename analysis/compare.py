@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and write; returns the exit status."""
+    _check_name(args.out)
     if args.merge:
         comparison = merge({name: schema.read(Path(name)) for name in args.results})
     else:
@@ -62,10 +63,14 @@ def write_outputs(comparison: dict[str, Any], out: Path) -> list[Path]:
     """
     from lm_eval_embednoise.analysis.figures import pareto_figure, save
 
-    if out.suffix != ".json":
-        raise ResultError(f"--out {out}: give a file name that ends in .json")
+    _check_name(out)
     schema.write(comparison, out)
     schema.write_text(out.with_suffix(".csv"), tables.as_csv(comparison))
     schema.write_text(out.with_suffix(".md"), tables.markdown(comparison))
     figures = save(pareto_figure(comparison), out.parent, "pareto")
     return [out, out.with_suffix(".csv"), out.with_suffix(".md"), *figures]
+
+
+def _check_name(out: Path) -> None:
+    if out.suffix != ".json":
+        raise ResultError(f"--out {out}: give a file name that ends in .json")

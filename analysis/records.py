@@ -159,7 +159,8 @@ def align(runs: list[Run]) -> list[Run]:
         if found:
             raise ResultError(
                 f"{first.method} and {run.method} on {run.task} are not comparable: "
-                f"{'; '.join(found)} ({first.path.parent} and {run.path.parent})"
+                f"{'; '.join(found)} ({first.path.parent} and {run.path.parent}). Give folders of "
+                "one setting only, or run both with the same tasks, limit, K and model"
             )
     return [_reordered(run, first.problems) for run in runs]
 

@@ -1,4 +1,4 @@
-"""Time and memory of `embednoise compare` on synthetic result folders of a real study's size.
+"""Time and memory of `embednoise compare` and `report` on synthetic folders of a real study's size.
 
     python benchmarks/compare.py --methods 10 --problems 500 --k 100
 
@@ -22,8 +22,14 @@ from synthetic import Method, write_run
 from lm_eval_embednoise.analysis.compare import write_outputs
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.records import read_runs
+from lm_eval_embednoise.analysis.report import Report
+from lm_eval_embednoise.analysis.schema import write_text
 
 BODY = "    total = 0\n    for value in values:\n        if value % 3 == 0:\n            " * 4
+
+
+def peak_mb() -> int:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def main() -> None:
@@ -40,13 +46,17 @@ def main() -> None:
         for name, method in methods.items():
             write_run(root, name, method, n=args.problems, k=args.k, families=None, text=BODY)
         size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         runs = read_runs([root])
         read = time.perf_counter()
         comparison = compare(runs, candidate="embednoise-0.01")
         compared = time.perf_counter()
         write_outputs(comparison, root / "out" / "comparison.json")
         written = time.perf_counter()
+        compare_peak = peak_mb()
+        report = Report(comparison, runs, root / "out" / "figures")
+        write_text(root / "out" / "report.html", report.render())
+        reported = time.perf_counter()
     result = {
         "methods": args.methods,
         "problems": args.problems,
@@ -56,11 +66,15 @@ def main() -> None:
         "compare_s": round(compared - read, 1),
         "write_s": round(written - compared, 1),
         "total_s": round(written - start, 1),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mb": compare_peak,
+        "report_s": round(reported - written, 1),
+        "report_peak_mb": peak_mb(),
+        "figures": report.count,
+        "cpu_s": round(time.process_time() - cpu, 1),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-    print(f"compare, {args.methods} methods × {args.problems} problems × K = {args.k}")
+    print(f"compare and report, {args.methods} methods × {args.problems} problems × K = {args.k}")
     print(json.dumps(result))
 
 

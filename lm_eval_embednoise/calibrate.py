@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
         if args.processes > 1 and "RANK" not in os.environ:
             return launch(args.processes)
         with quiet_harness():
-            calibrate(Session(model, (plan.task,)), plan, protocol, args.out)
+            session = Session(model, (plan.task,), args.out / "generations")
+            calibrate(session, plan, protocol, args.out)
     if first_rank():
         print(summary(args.out))
     return 0

@@ -19,9 +19,16 @@ from lm_eval_embednoise.plan import Cell, Model, StudyError, Task
 
 
 class Session:
-    """One loaded model, evaluated under one perturbation after another."""
+    """One loaded model, evaluated under one perturbation after another.
 
-    def __init__(self, model: Model, tasks: tuple[Task, ...]) -> None:
+    Args:
+        model: which model.
+        tasks: the tasks that will be asked for.
+        store: folder that keeps every sample as it finishes, so that a killed run loses no more
+            than what was in flight; for hf-embednoise, unless the model's arguments name another.
+    """
+
+    def __init__(self, model: Model, tasks: tuple[Task, ...], store: Path | None = None) -> None:
         import lm_eval.models  # noqa: F401  (the built-in models register themselves first)
         from lm_eval.api.registry import get_model
 
@@ -29,7 +36,10 @@ class Session:
         self.model = model
         options = {"batch_size": model.batch_size, "device": model.device}
         given = {key: value for key, value in options.items() if value is not None}
-        self.lm = get_model(model.model).create_from_arg_obj(dict(model.model_args), given)
+        arguments = dict(model.model_args)
+        if store is not None and model.model == "hf-embednoise":
+            arguments.setdefault("store", str(store))
+        self.lm = get_model(model.model).create_from_arg_obj(arguments, given)
         self.tasks = _task_manager([task.name for task in tasks], dict(model.model_args))
 
     def evaluate(self, cell: Cell, protocol: str) -> dict[str, Any] | None:

@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import sys
+import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.schema import write_text
 from lm_eval_embednoise.analysis.statement import wrapped
-from lm_eval_embednoise.estimate import Estimate, estimate
+from lm_eval_embednoise.estimate import Estimate, duration, estimate
 from lm_eval_embednoise.plan import (
     Cell,
     Method,
@@ -40,6 +42,7 @@ from lm_eval_embednoise.plan import (
 )
 from lm_eval_embednoise.session import Session, first_rank, launch, quiet_harness
 
+_PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "numpy", "scipy")
 _DONE = "cell.json"  # written last into a cell's folder: its settings and their fingerprint
 
 
@@ -107,6 +110,10 @@ def run(args: argparse.Namespace) -> int:
     print(tables.terminal(comparison))
     print(wrapped(comparison))
     print("\nwritten:", ", ".join(str(path) for path in written))
+    print(
+        f"The runs took {duration(runner.seconds())} to generate and score. The page with all "
+        f"figures and samples: embednoise report {written[0]}"
+    )
     return 0
 
 
@@ -175,7 +182,7 @@ class Runner:
                 if not any(cell.model == model for cell in self.left):
                     continue
                 bar.set_description(f"loading {model.name}")
-                session = Session(model, self.study.all_tasks)
+                session = Session(model, self.study.all_tasks, self.out / "generations")
                 for task in self.study.all_tasks:  # missing data fails here, with nothing written
                     session.load_tasks(task)
                 if not written:  # its protocol is on record before anything is generated
@@ -184,9 +191,10 @@ class Runner:
                 self._calibrate(session)
                 for cell in [cell for cell in self.left if cell.model == model]:
                     bar.set_description(f"{cell.task.name} {cell.method.name}")
+                    start = time.perf_counter()
                     results = session.evaluate(cell, self.protocol.hash)
                     if results is not None:  # None on all ranks but the first
-                        self._write(cell, results)
+                        self._write(cell, results, time.perf_counter() - start)
                     bar.update()
                 bar.set_description("done")
 
@@ -226,13 +234,20 @@ class Runner:
             "study": dataclasses.asdict(self.study),
             "protocol": {"hash": self.protocol.hash, **self.protocol.content},
             "version": lm_eval_embednoise.__version__,
+            "packages": {name: metadata.version(name) for name in _PACKAGES},
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": sys.argv,
         }
         text = json.dumps(manifest, indent=1, default=str, ensure_ascii=False)
         write_text(self.out / "study.json", text + "\n")
 
-    def _write(self, cell: Cell, results: dict[str, Any]) -> None:
+    def seconds(self) -> float:
+        """Time that the finished runs took to generate and score, calibration left out."""
+        markers = [self.out / cell.folder / _DONE for cell in self.cells]
+        told = [json.loads(path.read_text(encoding="utf-8")) for path in markers if path.is_file()]
+        return float(sum(marker.get("seconds", 0.0) for marker in told))
+
+    def _write(self, cell: Cell, results: dict[str, Any], seconds: float) -> None:
         """Write a cell's results under another name, then move them into place at once."""
         from lm_eval.loggers import EvaluationTracker
 
@@ -261,7 +276,8 @@ class Runner:
             for path in files:
                 path.rename(partial / path.name)
             settings = cell.settings(self.protocol.hash)
-            marker = {"fingerprint": fingerprint(settings), "settings": settings}
+            marker: dict[str, Any] = {"fingerprint": fingerprint(settings), "settings": settings}
+            marker["seconds"] = round(seconds, 1)
             (partial / _DONE).write_text(json.dumps(marker, indent=1), encoding="utf-8")
             for folder in [path for path in partial.iterdir() if path.is_dir()]:
                 shutil.rmtree(folder)

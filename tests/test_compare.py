@@ -6,6 +6,8 @@ import argparse
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -358,6 +360,92 @@ def test_the_command_writes_everything_or_nothing(tmp_path, capsys):
     with pytest.raises(ResultError):
         command.run(bad)
     assert not (tmp_path / "none.json").exists()
+
+
+def test_every_field_of_the_schema_is_documented():
+    text = (Path(__file__).parents[1] / "docs" / "comparison.md").read_text(encoding="utf-8")
+
+    def names(schema):
+        for name, part in schema.get("properties", {}).items():
+            yield name
+            yield from names(part)
+        for part in schema.get("$defs", {}).values():
+            yield from names(part)
+        for key in ("items", "additionalProperties"):
+            if isinstance(schema.get(key), dict):
+                yield from names(schema[key])
+
+    told = [" ".join(match) for match in re.findall(r"`([^`]*)`|^## (\w+)", text, re.M)]
+    documented = set(re.findall(r"\w+", " ".join(told)))
+    found = set(names(schema.comparison_schema()))
+    assert len(found) > 60 and found <= documented, sorted(found - documented)
+
+
+def test_tied_and_undefined_metrics_are_reported_without_tests_or_crash(tmp_path):
+    """All values equal on both sides, and a metric that no problem defines."""
+    nothing = {"distinct_2_valid": float("nan"), "pass@1": 0.5, "pass@10": 1.0}
+    changes = {f"minicode_diverse/{i}": nothing for i in range(12)}
+    for name in ("temp-0.8", "embednoise-0.1"):
+        write_run(tmp_path, name, n=12, changes=changes)
+    found = compare(read_runs([tmp_path]), candidate="embednoise-0.1", draws=DRAWS)
+    schema.validate(found)
+    [pair] = found["pairs"]
+    tied, undefined = (pair["metrics"][name] for name in ("pass@1", "distinct_2_valid"))
+    assert (tied["ties"], tied["p_wilcoxon"], tied["effect"]) == (12, 1.0, 0.0)
+    assert tied["difference"]["reason"] == "no variation between problems"
+    assert undefined["n_undefined"] == 12 and undefined["p_wilcoxon"] is None
+    assert undefined["difference"]["value"] is None and undefined["difference"]["reason"]
+    [verdict] = found["verdicts"]
+    gated = verdict["tasks"][0]["endpoints"][2]
+    assert gated["status"] == "open" and "undefined on every problem" in gated["estimate"]["reason"]
+    assert "all equal" in tables.terminal(found) or "0.0" in tables.terminal(found)
+
+
+def test_one_problem_or_unpaired_folders_leave_nothing_behind(tmp_path):
+    write_run(tmp_path / "in", "temp-0.8", n=6)
+    write_run(tmp_path / "in", "greedy", n=5)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    out = tmp_path / "out" / "comparison.json"
+    with pytest.raises(ResultError, match=r"1 problems only in .*run both with the same tasks"):
+        command.run(parser.parse_args([str(tmp_path / "in"), "--out", str(out)]))
+    with pytest.raises(ResultError, match=r"name that ends in \.json"):
+        command.run(parser.parse_args([str(tmp_path / "in"), "--out", "table"]))
+    assert not out.parent.exists()
+
+
+def test_noninferiority_follows_the_interval(comparison):
+    for pair in comparison["pairs"]:
+        for metric, test in pair["metrics"].items():
+            told = test["noninferiority"]
+            if told is None:
+                assert metric not in ("pass@1", "pass@10", "compile_rate", "accuracy")
+                continue
+            low, high = test["difference"]["low"], test["difference"]["high"]
+            expected = "open"
+            if low > -told["margin"]:
+                expected = "non-inferior"
+            elif high < -told["margin"]:
+                expected = "inferior"
+            assert told["status"] == expected
+
+
+def test_the_cost_of_a_solution_is_a_ratio_of_totals(runs, comparison):
+    [run] = [r for r in runs if (r.method, r.task) == ("temp-0.8", "minicode_diverse")]
+    row = entry(comparison, "leaderboard", method="temp-0.8", task="minicode_diverse")
+    cost = row["cost"]["tokens_per_unique_correct"]
+    spent = run.k * run.metrics["mean_tokens"].sum()
+    assert cost["value"] == pytest.approx(spent / run.metrics["unique_correct"].sum())
+    assert cost["low"] < cost["value"] < cost["high"]
+    assert row["cost"]["seconds_per_sample"]["reason"]  # no seconds in these results
+
+
+def test_the_candidates_family_is_tabled(tmp_path, comparison):
+    rows, _ = next(iter(tables.by_task(comparison)))
+    header, body = tables.family(comparison, rows)
+    assert header[:4] == ["against", "pass@10", "p", "p Bonferroni"]
+    assert [line[0] for line in body] == ["temp-0.8", "greedy", "temp-1.5", "nucleus-0.95"]
+    assert "against |" in tables.markdown(comparison)
 
 
 def test_a_value_outside_the_schema_is_not_written(tmp_path, comparison):

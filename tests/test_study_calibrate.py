@@ -49,7 +49,7 @@ def test_the_most_solutions_within_the_constraint_win():
 class FakeSession:
     """Stands for a loaded model: eight problems, a cliff at σ = 0.3."""
 
-    def __init__(self, model, tasks):
+    def __init__(self, model, tasks, store):
         self.model = model
 
     def evaluate(self, cell, protocol):
