@@ -292,6 +292,32 @@ def test_several_settings_must_be_named(made: Any) -> None:
         Replay(path=store, settings=settings_of(store, TASK)[:6], task="x")
 
 
+def test_a_problem_missing_in_bigcodes_order_is_an_error() -> None:
+    import io
+
+    from lm_eval_embednoise.formats import Problem, write
+
+    there = [Problem((), task_id=f"a/{i}", prompt="p", position=i) for i in (0, 2)]
+    with pytest.raises(ValueError, match=r"has a/2 at place 2, none at 1 \(of 2 problems\)"):
+        write(there, "bigcode", io.StringIO())
+    write(there[:1], "bigcode", out := io.StringIO())
+    assert json.loads(out.getvalue()) == [[]]
+
+
+def test_a_chat_answer_becomes_a_program_and_a_completion() -> None:
+    from lm_eval_embednoise.formats import Problem
+
+    own = 'import math\n\ndef f(x):\n    """Root."""\n'
+    fields = {"prompt": own, "entry_point": "f"}
+    problem = Problem((), prompt=f"Complete this:\n```python\n{own}```", fields=fields)
+    answer = "Sure:\n```python\ndef f(x):\n    return math.sqrt(x)\n```\nDone."
+    for program in (problem.program(answer), own + problem.completion(answer)):
+        space: dict[str, Any] = {}
+        exec(program, space)
+        assert space["f"](9) == 3
+    assert "Sure" not in problem.program(answer)
+
+
 def test_exports_that_cannot_be_made_say_why(tmp_path: Path, capsys: Any) -> None:
     he = write(tmp_path / "he.jsonl", [{"task_id": "a/0", "completion": "x"}])
     assert command("generations", "import", he, "--store", tmp_path / "s") == 0
