@@ -95,6 +95,7 @@ class References:
         self.device, self.width = weight.device, hidden_width(model)
         self.token_ids = torch.arange(len(weight)) if token_ids is None else token_ids
         self._table: float | None = None
+        self._stds: dict[tuple[int, ...], dict[str, float]] = {}
 
     @torch.no_grad()
     def norm(self, prompt_ids: Sequence[int], site: str) -> float | None:
@@ -123,8 +124,11 @@ class References:
         return float(seen[0][start:].quantile(0.5))
 
     def std(self, prompt_ids: Sequence[int]) -> dict[str, float]:
-        """Site → standard deviation per coordinate on a prompt."""
-        return {
-            site: perturb.site_std(self.perturbation, site, self.norm(prompt_ids, site), self.width)
-            for site in self.perturbation.sites
-        }
+        """Site → standard deviation per coordinate on a prompt, measured once."""
+        prompt = tuple(prompt_ids)
+        if prompt not in self._stds:
+            self._stds[prompt] = {
+                site: perturb.site_std(self.perturbation, site, self.norm(prompt, site), self.width)
+                for site in self.perturbation.sites
+            }
+        return self._stds[prompt]

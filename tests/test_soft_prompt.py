@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 import torch
+from families import tiny
 from scipy import stats
 from slow import NEW, PROMPT, job_of, slow_generate, slow_soft
 from torch import nn
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.families import find_embedding
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.sampler import Sampler
 from lm_eval_embednoise.soft_prompt import SoftPrompts, fit_table
@@ -124,3 +126,22 @@ def test_samples_do_not_depend_on_the_batch(qwen2: PreTrainedModel, batch_size: 
     got = {sample.index: sample.ids for sample in sampler.run([job])}
     std = sampler.site_std(0, job)
     assert got == {index: slow_generate(qwen2, p, std, index) for index in range(5)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma", "gemma3_text", "bloom", "mistral"])
+def test_the_model_treats_the_vectors_as_a_tokens(family: str) -> None:
+    """Learned positions, scaling, normalisation, windows: as a full pass over given embeddings."""
+    model = tiny(family)
+    p = Perturbation(rsp=3, rsp_slot="before-assistant", rsp_scale=2.0)
+    job, sampler = job_of(p), Sampler(model, p, GREEDY, perplexity=False)
+    embedding = find_embedding(model)
+    for sample in sampler.run([job]):
+        soft, new = sampler.soft_prompts.vectors([(job.problem, sample.index)]), []
+        assert soft is not None and job.soft_start is not None
+        for _ in range(NEW):
+            vectors = embedding(torch.tensor([[*job.prompt_ids, *new]]))
+            vectors[:, job.soft_start : job.soft_start + 3] = soft
+            logits = model(inputs_embeds=vectors, use_cache=False).logits
+            new.append(int(logits[0, -1].argmax()))
+        assert sample.ids == new
