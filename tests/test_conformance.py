@@ -189,7 +189,6 @@ WINDOWS = {
 }
 DECODING = {
     ("rows", "rows"): "refill",
-    ("rows", "padded"): "in the window",
     ("rows, flat mask", "rows, flat mask"): "refill",
     ("padded", "padded"): "no refill",
 }
@@ -269,10 +268,9 @@ where there is one) and checks:
 `embedding` is the factor by which the model scales the embedding before its first block; `window`
 says which blocks attend to a sliding window or to chunks. `decoding`: with `refill`, a row that
 ends makes room for another sample at once; with `no refill`, rows start together, left-padded,
-those that end are dropped, and the next batch begins when all have ended. `in the window` means
-refill as long as no row outgrows the window, and no refill beyond. All families outside the table
-and all code from outside transformers are decoded without refill. `prompt` says whether a prompt
-that the perturbation leaves alone is kept and attended to once for all its samples.
+those that end are dropped, and the next batch begins when all have ended. All families outside
+the table and all code from outside transformers are decoded without refill. `prompt` says whether
+a prompt that the perturbation leaves alone is kept and attended to once for all its samples.
 
 Refused by name: encoder–decoder models, and models that carry more than keys and values:
 state-space models (Mamba, RWKV, xLSTM), linear attention and hybrids (Jamba, Zamba, Bamba,
