@@ -314,6 +314,13 @@ def _overridden(study: Study, args: argparse.Namespace) -> Study:
         dataclasses.replace(model, model_args={**model.model_args, **added}, **options)
         for model in study.models
     )
+    calibration = study.calibrate
+    if calibration is not None:  # a smaller study calibrates on less as well
+        smaller = dataclasses.replace(calibration.task, **sizes)
+        calibration = dataclasses.replace(calibration, task=smaller)
     return dataclasses.replace(
-        study, tasks=tuple(dataclasses.replace(t, **sizes) for t in tasks), models=models
+        study,
+        tasks=tuple(dataclasses.replace(t, **sizes) for t in tasks),
+        models=models,
+        calibrate=calibration,
     )

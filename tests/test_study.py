@@ -296,6 +296,8 @@ def test_the_command_line_overrides_the_file(toy):
     found = study_command._overridden(Study.load(str(toy)), args)
     assert [(t.name, t.limit, t.k) for t in found.tasks] == [("one", 5, 7), ("two", 5, 7)]
     assert found.models[0].model_args == {"pretrained": "a/b", "dtype": "float32"}
+    mini = study_command._overridden(Study.load("mini"), parser.parse_args(["mini", "-K", "4"]))
+    assert mini.calibrate.task.k == 4 and mini.calibrate.task.split == "calibration"
     assert found.models[0].device == "cpu"
 
 
