@@ -299,7 +299,9 @@ def test_what_the_store_has_is_taken_and_not_generated(
     first = generate(lm, tmp_path, gen_kwargs=method[1])
     measured, std = lm.rho(), lm._measured.mean("std")
     lm.set_perturbation(method[0])
-    monkeypatch.setattr("lm_eval_embednoise.batch.Batch.step", lambda self: pytest.fail("ran"))
+    monkeypatch.setattr(
+        "lm_eval_embednoise.sampler.Sampler.forward", lambda *a, **k: pytest.fail("ran")
+    )
     again = generate(lm, tmp_path, gen_kwargs=method[1])
     assert again == first
     assert [a.measurements() for a in again] == [b.measurements() for b in first]
@@ -324,7 +326,9 @@ def test_greedy_copies_are_rows_made_once(
     lm.set_perturbation(Perturbation())
     generate(lm, tmp_path, k=2)
     assert written(tmp_path) == 2 * PROBLEMS
-    monkeypatch.setattr("lm_eval_embednoise.batch.Batch.step", lambda self: pytest.fail("ran"))
+    monkeypatch.setattr(
+        "lm_eval_embednoise.sampler.Sampler.forward", lambda *a, **k: pytest.fail("ran")
+    )
     lm.set_perturbation(Perturbation(seed=7, depth=5, sigma=0))
     texts = generate(lm, tmp_path, k=4)
     assert written(tmp_path) == 4 * PROBLEMS and len(set(texts)) <= PROBLEMS
