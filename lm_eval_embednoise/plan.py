@@ -199,8 +199,15 @@ class Study:
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that identify a cell's settings."""
-    canonical = json.dumps(settings, sort_keys=True, default=str)
+    canonical = json.dumps(_with_text_keys(settings), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _with_text_keys(value: Any) -> Any:
+    """The same with text as keys: a mapping of sites may have `embed` beside block 5."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    return value
 
 
 def parse_arguments(flag: str, text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lm_eval.api.registry import model_registry
 from lm_eval_embednoise import estimate
 from lm_eval_embednoise import study as study_command
 from lm_eval_embednoise.analysis.records import read_runs, samples
-from lm_eval_embednoise.plan import Method, Study, StudyError
+from lm_eval_embednoise.plan import Method, Study, StudyError, fingerprint
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
 GRID = ["0.01", "0.05", "0.1", "0.5", "1.0"]
@@ -335,7 +335,10 @@ def test_unknown_studies_name_the_packaged_ones():
 def test_packaged_studies_are_whole(path):
     found = Study.load(str(path))
     assert found.candidate in [method.name for method in found.methods]
-    assert len(found.cells()) == len({cell.folder for cell in found.cells()})
+    cells = found.cells()
+    assert len(cells) == len({cell.folder for cell in cells})
+    known = [cell for cell in cells if not cell.method.pending]
+    assert len(known) == len({fingerprint(cell.settings("x")) for cell in known})
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "methods").glob("*.yaml")), ids=lambda p: p.stem)
