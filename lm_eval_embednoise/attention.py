@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "embednoise_rows"
-_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 class View(Protocol):

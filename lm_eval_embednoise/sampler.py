@@ -159,7 +159,7 @@ class Sampler:
         parameters = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
         """Generate all samples of all jobs, each given out as it finishes.
 

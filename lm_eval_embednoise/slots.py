@@ -97,7 +97,7 @@ class SlotCache(Cache):
         self.width = 0
         self.slot_layers = [SlotLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.slot_layers))
-        self._shared: list[tuple[Tensor | None, Entries, int]] = []
+        self._parts: list[list[Part]] = []
         self._order: Tensor | None = None
 
     def fill(self, slots: Tensor, prefilled: Entries) -> None:
@@ -112,7 +112,13 @@ class SlotCache(Cache):
 
     def share(self, prompts: Sequence[tuple[Tensor | None, Entries]]) -> None:
         """Say which rows see which shared prompt: int64 [n] row numbers, None for all rows."""
-        self._shared = [(rows, held, held[0][0].shape[2]) for rows, held in prompts]
+        self._parts = [
+            [
+                Part(rows, *held[layer], self._prompt_mask(rows, held[layer][0]))
+                for rows, held in prompts
+            ]
+            for layer in range(len(self.layers))
+        ]
         self._order = None
         if len(prompts) > 1:
             order = torch.cat([rows for rows, _ in prompts if rows is not None])
@@ -149,18 +155,17 @@ class SlotCache(Cache):
 
     def prompts(self, layer: int) -> list[Part]:
         """The shared prompts in a layer: see `attention.View`."""
-        return [
-            Part(rows, *held[layer], self._prompt_mask(rows, length, held[layer][0].dtype))
-            for rows, held, length in self._shared
-        ]
+        return self._parts[layer] if self._parts else []
 
     def order(self) -> Tensor | None:
         """See `attention.View`."""
         return self._order
 
     def _prompt_mask(
-        self, rows: Tensor | None, length: int, dtype: torch.dtype
+        self, rows: Tensor | None, keys: Tensor
     ) -> Callable[[int | None], Tensor | None]:
+        length, dtype = keys.shape[2], keys.dtype
+
         def mask_of(window: int | None) -> Tensor | None:
             if window is None:
                 return None
@@ -168,10 +173,9 @@ class SlotCache(Cache):
             key = ("prompt", window, id(rows))
             if key not in self._masks:
                 newest = length + write
-                seen = torch.arange(length, device=write.device) > newest[:, None] - window
-                self._masks[key] = (
-                    None if bool(seen.all()) else additive(seen[:, None, None], dtype)
-                )
+                visible = torch.arange(length, device=write.device) > newest[:, None] - window
+                mask = None if bool(visible.all()) else additive(visible[:, None, None], dtype)
+                self._masks[key] = mask
             return self._masks[key]
 
         return mask_of

@@ -1,0 +1,449 @@
+"""How fast generation is, beside the stock `--model hf` and vLLM, in one run on one machine.
+
+    python benchmarks/generation.py                          # the embedded model, on the CPU
+    python benchmarks/generation.py --vllm /path/to/python   # with vLLM from its own environment
+    python benchmarks/generation.py --device cuda --shape qwen2.5-coder-7b
+
+K = 100 samples a problem, the same prompts, dtype, batch size and sampling on all sides (top_k
+off), each contender in a process of its own, in turn, `--repeats` times; medians. Tokens are those
+of the returned texts. `--shape` takes random weights in a published shape (benchmarks/shapes).
+Conditions are printed; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SHAPES = Path(__file__).parent / "shapes"
+K, ROWS, STOP = 100, 100, ["\ndef ", "\nQuestion:"]
+TEMPERATURE = {"do_sample": True, "temperature": 0.8}
+GREEDY: dict[str, Any] = {"do_sample": False}
+NOISE = {"sigma": 0.3, "positions": "all"}
+# contender → (model class, its arguments, sampling)
+CONTENDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "stock temperature": ("hf", {}, {**TEMPERATURE, "top_k": 0}),
+    "ours temperature": ("hf-embednoise", {}, TEMPERATURE),
+    "ours noise everywhere": ("hf-embednoise", NOISE, GREEDY),
+    "ours noise, no perplexity": (
+        "hf-embednoise",
+        {**NOISE, "perplexity": False},
+        GREEDY,
+    ),
+    "stock greedy": ("hf", {}, GREEDY),
+    "ours greedy": ("hf-embednoise", {}, GREEDY),
+}
+RATIOS = (  # what, numerator, denominator, goal
+    ("temperature", "ours temperature", "stock temperature", 3.0),
+    ("noise everywhere", "ours noise everywhere", "stock temperature", 2.0),
+    ("greedy", "ours greedy", "stock greedy", 50.0),
+)
+
+
+def prompts_of(kind: str, count: int) -> list[str]:
+    """Real minicode prompts, or as many of them in a row as make 1,000 tokens."""
+    from transformers import AutoTokenizer
+
+    from lm_eval_embednoise.minicoder import MODEL_DIR, load_problems
+
+    texts = [problem["prompt"] for problem in load_problems("minicode")]
+    if kind == "short":
+        return texts[:count]
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    long = []
+    for number in range(count):
+        ids: list[int] = []
+        for text in texts[number + 1 :]:
+            ids += tokenizer.encode(text + "    pass\n\n\n")
+        last = tokenizer.encode(texts[number])
+        long.append(tokenizer.decode([*ids[: 1000 - len(last)], *last]))
+    return long
+
+
+def load(model: str, args: dict[str, Any], options: argparse.Namespace) -> Any:
+    """A model of the harness, with the embedded weights or random ones in a published shape."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    from lm_eval_embednoise.minicoder import MODEL_DIR
+    from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    cls = HFLM if model == "hf" else HFEmbedNoise
+    source: Any = str(MODEL_DIR)
+    settings: dict[str, Any] = {"dtype": options.dtype, "device": options.device}
+    if options.shape:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        config = AutoConfig.from_pretrained(SHAPES / f"{options.shape}.json")
+        dtype = getattr(torch, options.dtype)
+        with torch.device(options.device):
+            source = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        settings = {"tokenizer": AutoTokenizer.from_pretrained(MODEL_DIR)}
+    return cls(source, batch_size=options.rows, **settings, **args)
+
+
+def child(options: argparse.Namespace) -> dict[str, Any]:
+    """One contender, once: seconds, tokens of its texts, peak memory."""
+    import torch
+    from lm_eval.api.instance import Instance
+
+    model, args, sampling = CONTENDERS[options.child]
+    prompts = prompts_of(options.prompts, options.problems)
+    lm = load(model, args, options)
+    # Random weights never end: a fixed length, and no stop strings, as no text would hold one.
+    until = [] if options.shape else STOP
+    settings = {**sampling, "max_gen_toks": options.tokens, "until": until}
+
+    def run(texts: list[str], k: int) -> tuple[float, list[str]]:
+        requests = []
+        for number, text in enumerate(texts):
+            request = Instance(
+                "generate_until", {}, (text, settings), number, metadata=("bench", number, k)
+            )
+            requests += [request] * k
+        start = time.perf_counter()
+        with torch.no_grad():
+            found = lm.generate_until(requests, disable_tqdm=True)
+        return time.perf_counter() - start, found
+
+    run(["def f(xs):\n"], 2)  # the first pass of a process is slow
+    seconds, texts = run(prompts, options.k)
+    if options.shape:
+        tokens = options.tokens * len(texts)
+    else:
+        tokens = sum(len(ids) for ids in lm.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if options.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return {"seconds": seconds, "tokens": tokens, "peak_mib": peak}
+
+
+def vllm_child(options: argparse.Namespace) -> dict[str, Any]:
+    """vLLM with n = K on the same prompts; runs in an environment that has vllm alone."""
+    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+
+    given = json.load(sys.stdin)
+    llm = LLM(
+        given["model"], dtype=options.dtype, enforce_eager=True, max_num_seqs=options.rows,
+        max_model_len=2048,
+    )  # fmt: skip
+    settings = SamplingParams(
+        n=options.k, temperature=0.8, max_tokens=options.tokens, stop=STOP, top_k=0
+    )
+    llm.generate(["def f(xs):\n"], SamplingParams(max_tokens=4), use_tqdm=False)
+    start = time.perf_counter()
+    found = llm.generate(given["prompts"], settings, use_tqdm=False)
+    seconds = time.perf_counter() - start
+    texts = [output.text for request in found for output in request.outputs]
+    tokenizer = llm.get_tokenizer()
+    return {"seconds": seconds, "tokens": sum(len(tokenizer.encode(text)) for text in texts)}
+
+
+def measured(name: str, kind: str, problems: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one contender in a process of its own."""
+    from lm_eval_embednoise.minicoder import MODEL_DIR
+
+    python, given = sys.executable, None
+    if name == "vllm temperature":
+        python = options.vllm
+        given = json.dumps({"model": str(MODEL_DIR), "prompts": prompts_of(kind, problems)})
+    command = [
+        *(python, __file__, "--child", name, "--prompts", kind, "--problems", str(problems)),
+        *("--dtype", options.dtype, "--device", options.device, "--k", str(options.k)),
+        *("--tokens", str(options.tokens), "--rows", str(options.rows)),
+        *(("--shape", options.shape) if options.shape else ()),
+        *(("--threads", str(options.threads)) if options.threads else ()),
+    ]
+    environment = {
+        **os.environ,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    done = subprocess.run(
+        command, input=given, capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def compare(kind: str, problems: int, names: list[str], options: argparse.Namespace) -> Any:
+    """Medians over repeats of contenders that take turns."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for repeat in range(options.repeats):
+        for name in names:
+            runs[name].append(measured(name, kind, problems, options))
+            last = runs[name][-1]
+            rate = last["tokens"] / last["seconds"]
+            print(f"  {kind} {repeat + 1}: {name:38} {rate:9.0f} tokens/s", flush=True)
+    medians = {
+        name: {
+            "tokens_per_second": statistics.median(r["tokens"] / r["seconds"] for r in found),
+            "seconds_per_sample": statistics.median(r["seconds"] for r in found)
+            / (options.k * problems),
+            "peak_mib": max(r.get("peak_mib", 0.0) for r in found),
+        }
+        for name, found in runs.items()
+    }
+    for name, median in medians.items():
+        print(
+            f"{kind:6} {name:38} {median['tokens_per_second']:9.0f} tokens/s "
+            f"{1e3 * median['seconds_per_sample']:9.2f} ms a sample "
+            f"{median['peak_mib']:7.0f} MiB peak"
+        )
+    return medians
+
+
+def ratios(kind: str, medians: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    """Ours against the others: useful tokens a second, for greedy samples a second."""
+    found = {}
+    pairs = [*RATIOS]
+    if "vllm temperature" in medians:
+        pairs.append(("vllm", "ours temperature", "vllm temperature", 1.0))
+    for what, mine, other, goal in pairs:
+        if mine in medians and other in medians:
+            found[what] = medians[mine]["tokens_per_second"] / medians[other]["tokens_per_second"]
+            print(f"{kind:6} {what:20} {found[what]:8.2f} × {other} (goal {goal:g} ×)")
+    return found
+
+
+def overhead(options: argparse.Namespace) -> dict[str, float]:
+    """Noise on against noise off per decode step, in our sampler; the prefill apart."""
+    import torch
+
+    from lm_eval_embednoise.config import Perturbation, Sampling
+    from lm_eval_embednoise.sampler import Job, Sampler
+
+    lm = load("hf-embednoise", {}, options)
+    steps = 48
+    job = Job(
+        tuple(lm.tokenizer.encode(prompts_of("short", 1)[0])), "p", tuple(range(options.rows))
+    )
+    seconds: dict[str, list[float]] = {}
+    settings = {
+        "off": (Perturbation(), steps),
+        "embed": (Perturbation(sigma=0.1, positions="generated"), steps),
+        "embed+5": (Perturbation(sigma=0.1, positions="generated", depth="embed+5"), steps),
+        "shared prefill": (Perturbation(), 1),
+        "noisy prefill": (Perturbation(sigma=0.1), 1),
+    }
+    for _ in range(max(7, options.repeats)):
+        for name, (perturbation, tokens) in settings.items():
+            sampling = Sampling(temperature=0.8, max_gen_toks=tokens)
+            sampler = Sampler(
+                lm.model, perturbation, sampling, batch_size=options.rows, perplexity=False
+            )
+            sampler.site_std(0, job)
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _sample in sampler.run([job]):
+                pass
+            seconds.setdefault(name, []).append(time.perf_counter() - start)
+    base = statistics.median(seconds["shared prefill"])
+    off = (statistics.median(seconds["off"]) - base) / (steps - 1)
+    # Neighbours in time are compared, so that a slow moment falls on both.
+    paired = {
+        name: statistics.median(
+            (on - base) / (off - base) - 1
+            for on, off in zip(seconds[name], seconds["off"], strict=True)
+        )
+        for name in ("embed", "embed+5")
+    }
+    found = {
+        "step_ms": 1e3 * off,
+        "embed_overhead": paired["embed"],
+        "embed+5_overhead": paired["embed+5"],
+        "shared_prefill_ms": 1e3 * base,
+        "noisy_prefill_ms": 1e3 * statistics.median(seconds["noisy prefill"]),
+    }
+    print(
+        f"a decode step of {options.rows} rows takes {found['step_ms']:.1f} ms; with noise at the "
+        f"embedding {found['embed_overhead']:+.1%}, at the embedding and block 5 "
+        f"{found['embed+5_overhead']:+.1%}\n"
+        f"prefill: {found['shared_prefill_ms']:.1f} ms shared by {options.rows} samples, "
+        f"{found['noisy_prefill_ms']:.1f} ms for {options.rows} noisy prompts"
+    )
+    return found
+
+
+def where(options: argparse.Namespace) -> dict[str, float]:
+    """Where a decode step's time goes: matrix products at their limit, overhead, the rest."""
+    import torch
+    from torch import nn
+
+    from lm_eval_embednoise.slots import SlotCache, entries
+
+    lm = load("hf-embednoise", {}, options)
+    rows = options.rows
+
+    def best(work: Any) -> float:
+        for _ in range(3):
+            work()
+        times = []
+        for _ in range(15):
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            work()
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return 1e3 * statistics.median(times)
+
+    with torch.inference_mode():
+        linears = [m for m in lm.model.modules() if isinstance(m, nn.Linear)]
+        inputs = {
+            m.in_features: torch.randn(rows, m.in_features, device=lm.device, dtype=lm.model.dtype)
+            for m in linears
+        }
+        products = best(lambda: [m(inputs[m.in_features]) for m in linears])
+
+        def step(count: int, cached: bool) -> float:
+            ids = torch.full((count, 1), 7, device=lm.device)
+            positions = torch.zeros_like(ids)
+            if not cached:
+                return best(lambda: lm.model(input_ids=ids, use_cache=False))
+            from transformers.cache_utils import DynamicCache
+
+            from lm_eval_embednoise import attention
+
+            prefilled = DynamicCache()
+            lm.model(input_ids=torch.full((1, 40), 7, device=lm.device), past_key_values=prefilled)
+            cache = SlotCache(len(prefilled.layers), count, 64)
+            cache.share([(None, entries(prefilled))])
+            cache.write_at(torch.full((count,), 30, device=lm.device), 31, even=True)
+
+            def work() -> None:
+                with attention.serving(attention.configs(lm.model), cache):
+                    lm.model(input_ids=ids, position_ids=positions + 70, past_key_values=cache)
+
+            return best(work)
+
+        found = {
+            "matrix_products_ms": products,
+            "one_row_ms": step(1, cached=False),
+            "without_cache_ms": step(rows, cached=False),
+            "step_ms": step(rows, cached=True),
+        }
+    print(
+        f"a forward step of {rows} rows: {found['step_ms']:.1f} ms; the matrix products alone "
+        f"{products:.1f} ms ({products / found['step_ms']:.0%}), all of it without keys and values "
+        f"{found['without_cache_ms']:.1f} ms, for a single row {found['one_row_ms']:.1f} ms (what "
+        "launching its operations costs)"
+    )
+    return found
+
+
+def bandwidth(options: argparse.Namespace, medians: dict[str, Any]) -> dict[str, float]:
+    """The share of the measured memory bandwidth that a decode step's weights and keys take."""
+    import torch
+    from transformers import AutoConfig
+
+    with torch.inference_mode():
+        source = torch.empty(2**30, dtype=torch.uint8, device=options.device)
+        target = torch.empty_like(source)
+        for _ in range(3):
+            target.copy_(source)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(20):
+            target.copy_(source)
+        torch.cuda.synchronize()
+    measured_bandwidth = 20 * 2 * 2**30 / (time.perf_counter() - start)
+    config = AutoConfig.from_pretrained(SHAPES / f"{options.shape}.json")
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    size = getattr(torch, options.dtype).itemsize
+    heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    entries_read = config.num_hidden_layers * 2 * heads * options.tokens / 2 * options.rows
+    rate = medians["ours temperature"]["tokens_per_second"]
+    used = (weights + entries_read) * size * rate / options.rows
+    found = {"bandwidth": measured_bandwidth, "share": used / measured_bandwidth}
+    print(f"{found['share']:.0%} of {measured_bandwidth / 1e9:.0f} GB/s (goal 60 %)")
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", default="short,long,greedy,overhead,where", help="which to run")
+    parser.add_argument("--problems", type=int, default=3, help="short prompts; of long ones, one")
+    parser.add_argument("--k", type=int, default=K)
+    parser.add_argument("--rows", type=int, default=ROWS, help="batch size, on all sides")
+    parser.add_argument("--tokens", type=int, default=128, help="most tokens a sample")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shape", choices=sorted(path.stem for path in SHAPES.glob("*.json")))
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice otherwise")
+    parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--prompts", default="short", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    if options.child:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = vllm_child(options) if options.child.startswith("vllm") else child(options)
+        print(json.dumps(found))
+        return
+    import torch
+    import transformers
+
+    report: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "threads": options.threads or torch.get_num_threads(),
+        "load_before": os.getloadavg()[0],
+        "model": options.shape or "minicoder",
+        "dtype": options.dtype,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        **{name: getattr(options, name) for name in ("k", "rows", "tokens", "repeats", "problems")},
+    }
+    for name, value in report.items():
+        print(f"{name:14} {value}")
+    parts = ["short", "where", "overhead"] if options.shape else options.parts.split(",")
+    sampled = [name for name in CONTENDERS if "greedy" not in name]
+    report["medians"], report["ratios"] = {}, {}
+    for kind, problems in (("short", options.problems), ("long", 1)):
+        if kind in parts:
+            names = [*sampled]
+            if options.vllm and kind == "short":
+                names.append("vllm temperature")
+            report["medians"][kind] = compare(kind, problems, names, options)
+            report["ratios"][kind] = ratios(kind, report["medians"][kind], options)
+    if "greedy" in parts:
+        names = ["stock greedy", "ours greedy"]
+        report["medians"]["greedy"] = compare("short", options.problems, names, options)
+        report["ratios"]["greedy"] = ratios("short", report["medians"]["greedy"], options)
+    if "where" in parts:
+        report["where"] = where(options)
+    if "overhead" in parts:
+        report["overhead"] = overhead(options)
+    if options.device == "cuda" and options.shape:
+        report["bandwidth"] = bandwidth(options, report["medians"]["short"])
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
