@@ -130,23 +130,54 @@ def rows_attention(
     group = query_heads // heads
     scale = dim**-0.5 if scaling is None else scaling
     q = query.reshape(rows, heads, group * new, dim)
-    mask = _grouped(view.own_mask(sliding_window, query, new), group)
-    out, lse = attend(q, key, value, mask, scale, softcap)
-    parts = view.prompts(int(module.layer_idx))  # type: ignore[arg-type]
-    if parts:
-        other, other_lse = _over_prompts(parts, q, sliding_window, group, scale, softcap)
-        order = view.order()
-        if order is not None:
-            other, other_lse = other[order], other_lse[order]
-        share = torch.sigmoid(lse - other_lse)[..., None]
-        out = torch.lerp(other.float(), out.float(), share).to(out.dtype)
-        lse = torch.logaddexp(lse, other_lse) if s_aux is not None else lse
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    out, lse = over_rows(view, layer, q, key, value, scale, sliding_window, softcap, new, group)
     if s_aux is not None:
         sinks = s_aux.float().view(1, heads, group, 1).expand(-1, -1, -1, new)
         share = torch.sigmoid(lse - sinks.reshape(1, heads, group * new))
         out = (out.float() * share[..., None]).to(out.dtype)
     out = out.reshape(rows, heads * group, new, -1)
     return out.transpose(1, 2).contiguous(), None
+
+
+def over_rows(
+    view: View,
+    layer: int,
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    new: int = 1,
+    group: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Attention over the rows' own entries and over their shared prompts.
+
+    Args:
+        view: what else the rows see.
+        layer: number of the layer.
+        q: [rows, heads, group · new, head_dim], the queries of a key head.
+        key, value: [rows, heads, width, head_dim or value_dim], own entries.
+        scale, window, softcap: see `rows_attention`.
+        new: new entries a row.
+        group: query heads a key head; needed only where new > 1.
+
+    Returns:
+        [rows, heads, group · new, value_dim], and the float32 log-sum-exps.
+    """
+    mask = _grouped(view.own_mask(window, q, new), group)
+    out, lse = attend(q, key, value, mask, scale, softcap)
+    parts = view.prompts(layer)
+    if parts:
+        other, other_lse = _over_prompts(parts, q, window, group, scale, softcap)
+        order = view.order()
+        if order is not None:
+            other, other_lse = other[order], other_lse[order]
+        share = torch.sigmoid(lse - other_lse)[..., None]
+        out = torch.lerp(other.float(), out.float(), share).to(out.dtype)
+        lse = torch.logaddexp(lse, other_lse)
+    return out, lse
 
 
 def attend(

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise import attention, perturb, streams
 from lm_eval_embednoise.choose import choose
-from lm_eval_embednoise.inject import Rows, noise_keys
+from lm_eval_embednoise.inject import Rows, add_noise, noise_keys
 from lm_eval_embednoise.slots import Entries, SlotCache, decode_mask, entries, seen
 
 if TYPE_CHECKING:
@@ -289,11 +289,32 @@ class Batch:
         else:
             write, width = state["write"], max(used)
         self.cache.write_at(write, width, even=not self.fixed and min(used) == width)
+        if sampler.lean is not None:
+            return self._lean(state, tokens, positions)
         if sampler.own_attention:
             with attention.serving(sampler.attention_configs, self.cache):
                 return self._forward(state, positions, tokens, self.cache, None)
         mask = seen(write, width) if self.flat_mask else decode_mask(write, width, sampler.dtype)
         return self._forward(state, positions, tokens, self.cache, mask)
+
+    def _lean(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+        """The same by `lean.LeanStep`, which needs no hooks for the noise."""
+        sampler = self.sampler
+        assert sampler.lean is not None
+        if not self._noisy_steps:
+            return sampler.lean(tokens, self.cache, positions, None, set())
+        rows = self._noise_of(state, positions, self._drawn(positions[:, 0]))
+        measured = {}
+
+        def act(site: str, hidden: Tensor) -> Tensor:
+            noisy, measured[site] = add_noise(sampler.perturbation, rows, site, hidden)
+            return noisy
+
+        sites = set(sampler.perturbation.sites)
+        logits = sampler.lean(tokens, self.cache, positions, act, sites)
+        for site in sites:
+            state[f"rho {site}"] += measured[site]
+        return logits
 
     def _forward(
         self,
@@ -423,8 +444,22 @@ class Batch:
     ) -> Tensor:
         """A forward pass with noise; what it measured is added to the rows' `rho`."""
         sampler = self.sampler
-        sites = tuple(sampler.perturbation.sites)
-        rows = Rows(
+        rows = self._noise_of(state, positions, drawn, soft)
+        with sampler.injector.running(rows):
+            logits = sampler.forward(ids, cache, positions, mask)
+        for site in sampler.perturbation.sites:
+            state[f"rho {site}"] += sampler.injector.measured[site]
+        return logits
+
+    def _noise_of(
+        self,
+        state: dict[str, Tensor],
+        positions: Tensor,
+        drawn: dict[str, Tensor] | None,
+        soft: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> Rows:
+        sites = tuple(self.sampler.perturbation.sites)
+        return Rows(
             keys={site: state[f"key {site}"] for site in sites},
             std={site: state[f"std {site}"] for site in sites},
             prompt_length=state["prompt"],
@@ -433,11 +468,6 @@ class Batch:
             soft=soft[0],
             soft_start=soft[1],
         )
-        with sampler.injector.running(rows):
-            logits = sampler.forward(ids, cache, positions, mask)
-        for site in sites:
-            state[f"rho {site}"] += sampler.injector.measured[site]
-        return logits
 
     def _rho(self, slot: int) -> dict[str, float]:
         sums = {

@@ -163,25 +163,35 @@ class Injector:
         return perturb.replace(embedded, soft, start, positions)
 
     def _add(self, site: str, hidden: Tensor) -> Tensor:
-        rows = self.rows
-        assert rows is not None
-        device = hidden.device
-        if rows.drawn is not None:
-            noise = rows.drawn[site].to(device)
-        else:
-            noise = perturb.draw(
-                self.perturbation,
-                rows.keys[site].to(device),
-                rows.positions.to(device),
-                rows.prompt_length.to(device),
-                rows.std[site].to(device),
-                hidden.shape[-1],
-            )
-        epsilon = noise.norm(dim=-1)
-        ratio = epsilon / hidden.float().norm(dim=-1).clamp_min(1e-30)
-        summed = torch.stack([ratio.sum(dim=1), (epsilon > 0).sum(dim=1)], dim=1)
-        self.measured[site] += summed.to(self.measured[site])
-        return hidden + noise.to(hidden.dtype)
+        assert self.rows is not None
+        noisy, measured = add_noise(self.perturbation, self.rows, site, hidden)
+        self.measured[site] += measured.to(self.measured[site])
+        return noisy
+
+
+def add_noise(
+    perturbation: Perturbation, rows: Rows, site: str, hidden: Tensor
+) -> tuple[Tensor, Tensor]:
+    """hidden + ε at a site, [rows, pos, dim]; and of each row the sum of ‖ε‖/‖h‖ and their number.
+
+    The second is float64 [rows, 2], over the perturbed positions.
+    """
+    device = hidden.device
+    if rows.drawn is not None:
+        noise = rows.drawn[site].to(device)
+    else:
+        noise = perturb.draw(
+            perturbation,
+            rows.keys[site].to(device),
+            rows.positions.to(device),
+            rows.prompt_length.to(device),
+            rows.std[site].to(device),
+            hidden.shape[-1],
+        )
+    epsilon = noise.norm(dim=-1)
+    ratio = epsilon / hidden.float().norm(dim=-1).clamp_min(1e-30)
+    summed = torch.stack([ratio.sum(dim=1), (epsilon > 0).sum(dim=1)], dim=1)
+    return hidden + noise.to(hidden.dtype), summed.double()
 
 
 def noise_keys(

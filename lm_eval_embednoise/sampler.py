@@ -7,7 +7,9 @@ for rows of the next jobs; work that would be identical is done once.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +23,14 @@ from lm_eval_embednoise.batch import EXACT_ROWS, Batch, Row
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
+from lm_eval_embednoise.lanes import run_lanes
+from lm_eval_embednoise.lean import lean_step
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
 from lm_eval_embednoise.soft_prompt import SoftPrompts
 
+LANE_ROWS = 16  # fewest rows that are worth a lane of their own
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
 
 
@@ -148,6 +153,7 @@ class Sampler:
         self.blocks = find_blocks(model, blocks)
         how = decoding(model, self.blocks)
         self.own_attention = how == "rows" and attention.supported(model)
+        self.lean = lean_step(model) if self.own_attention else None
         self.shares_prompts = self.own_attention and attends_to_entries(model)
         self.attention_configs = attention.configs(model)
         self.injector = Injector(model, perturbation, blocks)
@@ -156,6 +162,8 @@ class Sampler:
         self.references = References(model, perturbation, token_ids, blocks)
         self.soft_prompts = SoftPrompts(model, perturbation, token_ids)
         self._std: dict[int, dict[str, float]] = {}
+        # Held by a lane that runs the model's own forward, whose hooks are everybody's.
+        self.whole_model = threading.RLock()
         parameters = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
@@ -187,12 +195,30 @@ class Sampler:
                 waiting = deque(row for row in waiting if row.job != first)
             else:
                 waiting = deque()
-            yield from self._decode(jobs, together)
+            yield from self._in_lanes(jobs, together)
 
-    def _decode(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Sample]:
+    def _in_lanes(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Sample]:
+        """Decode in one batch, or in several of fewer rows where that keeps more cores busy."""
+        slots = min(self.batch_size, len(waiting))
+        count = 1
+        if self.lean is not None and self.device.type == "cpu" and not self.exact:
+            count = max(1, min(torch.get_num_threads(), slots // LANE_ROWS))
+        if count == 1:
+            yield from self._decode(jobs, waiting, slots)
+            return
+        dealt = [deque(list(waiting)[lane::count]) for lane in range(count)]
+        widths = [slots // count + (lane < slots % count) for lane in range(count)]
+        yield from run_lanes(
+            [
+                functools.partial(self._decode, jobs, rows, width)
+                for rows, width in zip(dealt, widths, strict=True)
+            ]
+        )
+
+    def _decode(self, jobs: Sequence[Job], waiting: deque[Row], slots: int) -> Iterator[Sample]:
         missing = Counter(row.job for row in waiting)
         finished: dict[int, list[Row]] = {number: [] for number in missing}
-        batch = self._batch(jobs, waiting, missing)
+        batch = self._batch(jobs, waiting, missing, slots)
         while waiting or batch.live:
             for row in batch.leave():
                 finished[row.job].append(row)
@@ -205,13 +231,16 @@ class Sampler:
                 yield from self._samples(jobs[row.job], rows)
             joining = [waiting.popleft() for _ in range(min(batch.wants(), len(waiting)))]
             for number in dict.fromkeys(row.job for row in joining):
-                batch.join(number, jobs[number], [row for row in joining if row.job == number])
+                with self.whole_model:
+                    batch.join(number, jobs[number], [row for row in joining if row.job == number])
             if not joining:  # those who joined may have ended at once
                 batch.close_up()
                 if batch.live:
                     batch.advance()
 
-    def _batch(self, jobs: Sequence[Job], waiting: deque[Row], missing: Counter[int]) -> Batch:
+    def _batch(
+        self, jobs: Sequence[Job], waiting: deque[Row], missing: Counter[int], slots: int
+    ) -> Batch:
         """Memory for the rows to come, laid out as the perturbation allows."""
         share = (
             self.shares_prompts
@@ -221,7 +250,7 @@ class Sampler:
         columns = max(
             row.limit + (0 if share else len(jobs[row.job].prompt_ids)) for row in waiting
         )
-        slots = EXACT_ROWS if self.exact else min(self.batch_size, len(waiting))
+        slots = EXACT_ROWS if self.exact else slots
         how = self.decoding(columns)
         if how == "padded" and self.exact:
             raise ValueError(
@@ -255,7 +284,8 @@ class Sampler:
         if self.perturbation.plain:
             return [sum(row.nlls[: row.kept]) for row in rows]
         texts = list(dict.fromkeys(row.text_ids for row in rows if row.text_ids))
-        scores = dict(zip(texts, clean_nll(self, job.clean, texts), strict=True))
+        with self.whole_model:
+            scores = dict(zip(texts, clean_nll(self, job.clean, texts), strict=True))
         return [scores.get(row.text_ids, 0.0) for row in rows]
 
     @torch.no_grad()

@@ -16,7 +16,8 @@ FOLDERS = {
 }
 CHAIN = (
     "config", "streams", "perturb", "families", "inject", "reference", "soft_prompt", "context",
-    "attention", "slots", "choose", "batch", "padded", "likelihood", "sampler", "models",
+    "attention", "slots", "lean", "choose", "batch", "padded", "likelihood", "lanes", "sampler",
+    "models",
 )  # fmt: skip
 
 

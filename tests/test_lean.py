@@ -1,0 +1,112 @@
+"""The short decode step against the model's own forward, and batches in several threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from families import tiny
+from test_sampler import METHODS, jobs
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.lanes import run_lanes
+from lm_eval_embednoise.lean import lean_step
+from lm_eval_embednoise.sampler import Job, Sampler, Stop
+from lm_eval_embednoise.slots import SlotCache, entries
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
+@torch.no_grad()
+def test_the_lean_step_is_the_models_own(family: str) -> None:
+    model = tiny(family)
+    step = lean_step(model)
+    assert step is not None
+    prompts = torch.tensor([[5, 17, 3, 60, 61, 62, 63, 64], [9, 9, 2, 8, 30, 31, 7, 4]])
+    cache, prefilled = SlotCache(3, 2, 20), DynamicCache()
+    model(input_ids=prompts, past_key_values=prefilled)
+    cache.fill(torch.arange(2), entries(prefilled))
+    ids = prompts
+    for new in range(3):  # with the windows of tiny models, beyond them
+        token = torch.tensor([[40 + new], [50 + new]])
+        ids = torch.cat([ids, token], dim=1)
+        column = torch.full((2,), 8 + new)
+        cache.write_at(column, 9 + new, even=True)
+        got = step(token, cache, column[:, None], None, set())
+        expected = model(input_ids=ids).logits[:, -1:]
+        assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_plain_architecture_is_served(qwen2: PreTrainedModel) -> None:
+    assert lean_step(tiny("gemma")) is None and lean_step(tiny("gpt2")) is None
+    assert lean_step(qwen2) is not None
+    handle = qwen2.model.layers[1].mlp.register_forward_hook(lambda *args: None)
+    assert lean_step(qwen2) is None  # somebody watches the modules: they must be called
+    handle.remove()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lanes_change_no_sample(
+    qwen2: PreTrainedModel, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> dict[tuple[int, int], list[int]]:
+        sampler = Sampler(qwen2, *METHODS[method], Stop(frozenset({40})), batch_size=6)
+        return {(s.job, s.index): s.ids for s in sampler.run(jobs())}
+
+    before = torch.get_num_threads()
+    alone = run()
+    seen = set()
+    original = Sampler._decode
+
+    def noting(self: Sampler, *args: object) -> Iterator[object]:
+        seen.add(threading.get_ident())
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lm_eval_embednoise.sampler.LANE_ROWS", 2)
+    monkeypatch.setattr(Sampler, "_decode", noting)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert run() == alone
+    assert len(seen) == (2 if method == "greedy" else 3)  # greedy: five rows, work done once
+    monkeypatch.undo()
+    torch.set_num_threads(before)
+
+
+def test_a_lane_that_fails_ends_the_others() -> None:
+    ended = threading.Event()
+
+    def good() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            ended.set()
+
+    def bad() -> Iterator[int]:
+        yield 2
+        raise ValueError("lane failed")
+
+    with pytest.raises(ValueError, match="lane failed"):
+        for _ in run_lanes([good, bad]):
+            pass
+    assert ended.wait(5)
+    ended.clear()
+    items = run_lanes([good, good])
+    assert next(items) == 1
+    items.close()
+    assert ended.wait(5)
+
+
+def test_noise_at_a_block_reaches_the_lean_step(qwen2: PreTrainedModel) -> None:
+    """Measured ρ is the same with the model's own forward."""
+    p = Perturbation(sigma=0.5, depth="embed+1", positions="generated")
+    found = []
+    for lean in (True, False):
+        sampler = Sampler(qwen2, p, Sampling(max_gen_toks=6), batch_size=4)
+        if not lean:
+            sampler.lean = None
+        found.append([(s.ids, s.rho) for s in sampler.run([Job((5, 17, 3), "p", (0, 1))])])
+    for (ids, rho), (other_ids, other_rho) in zip(*found, strict=True):
+        assert ids == other_ids and rho == pytest.approx(other_rho, rel=1e-4)
