@@ -21,6 +21,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def vllm_child(options: argparse.Namespace) -> dict[str, Any]:
     given = json.load(sys.stdin)
     llm = LLM(
         given["model"], dtype=options.dtype, enforce_eager=True, max_num_seqs=options.rows,
-        max_model_len=2048,
+        max_model_len=2048, gpu_memory_utilization=0.5,
     )  # fmt: skip
     settings = SamplingParams(
         n=options.k, temperature=0.8, max_tokens=options.tokens, stop=STOP, top_k=0
@@ -171,12 +172,18 @@ def measured(name: str, kind: str, problems: int, options: argparse.Namespace) -
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
-    done = subprocess.run(
-        command, input=given, capture_output=True, text=True, check=False, env=environment
-    )
+    with tempfile.TemporaryFile("w+") as fed, tempfile.TemporaryFile("w+") as said:
+        fed.write(given or "")
+        fed.seek(0)
+        done = subprocess.run(
+            command, stdin=fed, stdout=said, stderr=subprocess.STDOUT, check=False, env=environment
+        )
+        said.seek(0)
+        lines = said.read().splitlines()
     if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+        raise SystemExit(f"{name} failed:\n" + "\n".join(lines[-30:]))
+    # vLLM's processes may have the last word.
+    return dict(json.loads([line for line in lines if line[:1] == "{"][-1]))
 
 
 def compare(kind: str, problems: int, names: list[str], options: argparse.Namespace) -> Any:
