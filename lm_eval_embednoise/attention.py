@@ -173,6 +173,7 @@ def over_rows(
         other, other_lse = _over_prompts(parts, q, window, group, scale, softcap)
         order = view.order()
         if order is not None:
+            order = order.to(other.device)
             other, other_lse = other[order], other_lse[order]
         share = torch.sigmoid(lse - other_lse)[..., None]
         out = torch.lerp(other.float(), out.float(), share).to(out.dtype)
@@ -200,6 +201,7 @@ def attend(
     Returns:
         [batch, heads, queries, value_dim] in q's dtype and float32 [batch, heads, queries].
     """
+    mask = None if mask is None else mask.to(q.device)
     if q.device.type == "cpu" and softcap is None and q.shape[-1] == v.shape[-1]:
         if mask is not None:
             mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
@@ -231,7 +233,7 @@ def _over_prompts(
     """What the rows see of their shared prompts, prompt after prompt, as `attend` returns it."""
     seen, scores = [], []
     for part in parts:
-        chosen = q if part.rows is None else q[part.rows]
+        chosen = q if part.rows is None else q[part.rows.to(q.device)]
         n, heads, queries, dim = chosen.shape
         mask = _grouped(part.mask(window), group)
         if mask is not None:
