@@ -18,11 +18,14 @@ Item = TypeVar("Item")
 _DONE = object()
 
 
-def run_lanes(lanes: list[Callable[[], Iterator[Item]]]) -> Iterator[Item]:
+Stopped = Callable[[], bool]
+
+
+def run_lanes(lanes: list[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item]:
     """The items of all iterators as they come, each iterator run by a thread of its own.
 
-    PyTorch's own threads are switched off meanwhile. Leaving early, by an error or an interrupt,
-    ends every lane before its next item.
+    PyTorch's own threads are switched off meanwhile. Each lane is given a function that says
+    whether it should end: after an error elsewhere, or an interrupt.
 
     Raises:
         Whatever a lane raises.
@@ -31,11 +34,11 @@ def run_lanes(lanes: list[Callable[[], Iterator[Item]]]) -> Iterator[Item]:
     stop = threading.Event()
     before = torch.get_num_threads()
 
-    def work(lane: Callable[[], Iterator[Item]]) -> None:
+    def work(lane: Callable[[Stopped], Iterator[Item]]) -> None:
         torch.set_num_threads(1)
         try:
             with torch.inference_mode():
-                for item in lane():
+                for item in lane(stop.is_set):
                     found.put(item)
                     if stop.is_set():
                         break

@@ -23,7 +23,7 @@ from lm_eval_embednoise.batch import EXACT_ROWS, Batch, Row
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
-from lm_eval_embednoise.lanes import run_lanes
+from lm_eval_embednoise.lanes import Stopped, run_lanes
 from lm_eval_embednoise.lean import lean_step
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.padded import PaddedBatch
@@ -204,7 +204,7 @@ class Sampler:
         if self.lean is not None and self.device.type == "cpu" and not self.exact:
             count = max(1, min(torch.get_num_threads(), slots // LANE_ROWS))
         if count == 1:
-            yield from self._decode(jobs, waiting, slots)
+            yield from self._decode(jobs, waiting, slots, lambda: False)
             return
         dealt = [deque(list(waiting)[lane::count]) for lane in range(count)]
         widths = [slots // count + (lane < slots % count) for lane in range(count)]
@@ -215,11 +215,13 @@ class Sampler:
             ]
         )
 
-    def _decode(self, jobs: Sequence[Job], waiting: deque[Row], slots: int) -> Iterator[Sample]:
+    def _decode(
+        self, jobs: Sequence[Job], waiting: deque[Row], slots: int, stopped: Stopped
+    ) -> Iterator[Sample]:
         missing = Counter(row.job for row in waiting)
         finished: dict[int, list[Row]] = {number: [] for number in missing}
         batch = self._batch(jobs, waiting, missing, slots)
-        while waiting or batch.live:
+        while (waiting or batch.live) and not stopped():
             for row in batch.leave():
                 finished[row.job].append(row)
                 missing[row.job] -= 1

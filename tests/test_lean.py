@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -77,14 +77,13 @@ def test_lanes_change_no_sample(
 def test_a_lane_that_fails_ends_the_others() -> None:
     ended = threading.Event()
 
-    def good() -> Iterator[int]:
-        try:
-            while True:
-                yield 1
-        finally:
-            ended.set()
+    def good(stopped: Callable[[], bool]) -> Iterator[int]:
+        yield 1
+        while not stopped():  # at work, with nothing to show yet
+            pass
+        ended.set()
 
-    def bad() -> Iterator[int]:
+    def bad(stopped: Callable[[], bool]) -> Iterator[int]:
         yield 2
         raise ValueError("lane failed")
 
