@@ -23,7 +23,7 @@ CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 Act = Callable[[str, Tensor], Tensor]
 
 
-def lean_step(model: nn.Module) -> LeanStep | None:
+def lean_step(model: Any) -> LeanStep | None:
     """The step for a model that has this architecture to the letter, None for any other."""
     kind = type(model)
     if kind.__name__ not in CLASSES or not kind.__module__.startswith("transformers.models."):
@@ -31,8 +31,12 @@ def lean_step(model: nn.Module) -> LeanStep | None:
     if getattr(model.config, "hidden_act", None) != "silu":
         return None
     for module in model.modules():
-        hooked = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
-        if hooked or (isinstance(module, nn.Linear) and type(module) is not nn.Linear):
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+            return None
+    for block in model.model.layers:
+        parts = [getattr(block.self_attn, f"{name}_proj") for name in "qkvo"]
+        parts += [getattr(block.mlp, f"{name}_proj") for name in ("gate", "up", "down")]
+        if any(type(part) is not nn.Linear for part in parts):  # adapters, quantized layers
             return None
     if len({(p.device, p.dtype) for p in model.parameters()}) != 1:
         return None

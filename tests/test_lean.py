@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 
+import peft
 import pytest
 import torch
 from families import tiny
@@ -46,6 +49,12 @@ def test_only_the_plain_architecture_is_served(qwen2: PreTrainedModel) -> None:
     handle = qwen2.model.layers[1].mlp.register_forward_hook(lambda *args: None)
     assert lean_step(qwen2) is None  # somebody watches the modules: they must be called
     handle.remove()
+    adapted = copy.deepcopy(qwen2)
+    config = peft.LoraConfig(target_modules=["o_proj"], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads what transformers renames
+        peft.get_peft_model(adapted, config)  # puts its layers into the model
+    assert lean_step(adapted) is None
 
 
 @pytest.mark.parametrize("method", METHODS)
