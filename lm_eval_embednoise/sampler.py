@@ -195,9 +195,27 @@ class Sampler:
                 waiting = deque(row for row in waiting if row.job != first)
             else:
                 waiting = deque()
-            yield from self._in_lanes(jobs, together)
+            missing = Counter(row.job for row in together)
+            yield from self._scored(jobs, missing, self._in_lanes(jobs, together))
 
-    def _in_lanes(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Sample]:
+    def _scored(
+        self, jobs: Sequence[Job], missing: Counter[int], rows: Iterator[Row]
+    ) -> Iterator[Sample]:
+        """Samples of finished rows; texts that need a pass of their own wait for their job's last.
+
+        They are scored together and in an order of their own, so that who decoded them, and when,
+        doesn't show in the last digit.
+        """
+        finished: dict[int, list[Row]] = {number: [] for number in missing}
+        for row in rows:
+            finished[row.job].append(row)
+            missing[row.job] -= 1
+            if missing[row.job] and self.perplexity and not self.perturbation.plain:
+                continue
+            done, finished[row.job] = finished[row.job], []
+            yield from self._samples(jobs[row.job], done)
+
+    def _in_lanes(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Row]:
         """Decode in one batch, or in several of fewer rows where that keeps more cores busy."""
         slots = min(self.batch_size, len(waiting))
         count = 1
@@ -217,20 +235,15 @@ class Sampler:
 
     def _decode(
         self, jobs: Sequence[Job], waiting: deque[Row], slots: int, stopped: Stopped
-    ) -> Iterator[Sample]:
+    ) -> Iterator[Row]:
         missing = Counter(row.job for row in waiting)
-        finished: dict[int, list[Row]] = {number: [] for number in missing}
         batch = self._batch(jobs, waiting, missing, slots)
         while (waiting or batch.live) and not stopped():
             for row in batch.leave():
-                finished[row.job].append(row)
                 missing[row.job] -= 1
                 if not missing[row.job]:
                     batch.forget(row.job)
-                elif self.perplexity and not self.perturbation.plain:
-                    continue  # the job's texts are scored together
-                rows, finished[row.job] = finished[row.job], []
-                yield from self._samples(jobs[row.job], rows)
+                yield row
             joining = [waiting.popleft() for _ in range(min(batch.wants(), len(waiting)))]
             for number in dict.fromkeys(row.job for row in joining):
                 with self.whole_model:
@@ -285,7 +298,7 @@ class Sampler:
             return [None] * len(rows)
         if self.perturbation.plain:
             return [sum(row.nlls[: row.kept]) for row in rows]
-        texts = list(dict.fromkeys(row.text_ids for row in rows if row.text_ids))
+        texts = sorted({row.text_ids for row in rows if row.text_ids})
         with self.whole_model:
             scores = dict(zip(texts, clean_nll(self, job.clean, texts), strict=True))
         return [scores.get(row.text_ids, 0.0) for row in rows]
