@@ -43,6 +43,8 @@ class Row:
         finish_reason: why it ended; empty while it hasn't.
         rho: site → measured ‖ε‖/‖h‖.
         seconds: share of the wall time.
+        base: own columns that its prompt takes.
+        drawn: generated positions whose noise is drawn.
     """
 
     job: int
@@ -55,8 +57,8 @@ class Row:
     finish_reason: str = ""
     rho: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    base: int = 0  # own columns that its prompt takes
-    drawn: int = 0  # generated positions whose noise is drawn
+    base: int = 0
+    drawn: int = 0
 
     @property
     def text_ids(self) -> tuple[int, ...]:
@@ -276,6 +278,8 @@ class Batch:
         positions = (state["offset"] + state["write"])[:, None]
         logits = self._enter(state, self.tokens[:count, None], positions)
         state["write"] += 1
+        if self.fixed:  # slots without a row run along, but not out of their memory
+            state["write"].clamp_(max=self.cache.columns - 1)
         present = [slot for slot, row in enumerate(self.rows) if row is not None]
         self._choose(logits[:, -1].float(), present, None)
         _charge(started, [row for row in self.rows if row is not None])
@@ -284,10 +288,7 @@ class Batch:
         """The forward pass over one token a row: logits [rows, 1, vocab]."""
         sampler = self.sampler
         used = [row.base + len(row.ids) for row in self.rows if row is not None]
-        if self.fixed:  # slots without a row run along
-            write, width = state["write"].clamp_max(self.cache.columns - 1), self.cache.columns
-        else:
-            write, width = state["write"], max(used)
+        write, width = state["write"], self.cache.columns if self.fixed else max(used)
         self.cache.write_at(write, width, even=not self.fixed and min(used) == width)
         if sampler.lean is not None:
             return self._lean(state, tokens, positions)
