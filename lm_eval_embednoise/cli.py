@@ -22,7 +22,7 @@ RUN_HELP = "evaluate: the arguments of `lm_eval run`, -K, --method and --process
 
 EPILOG = """\
 examples:
-  # the whole comparison on the embedded model: nine methods, two tasks, seven to eight minutes
+  # the whole comparison on the embedded model: nine methods, two tasks, some four minutes
   embednoise study quick --processes 2 --out results/quick
 
   # one method on your own model, 20 samples a problem, in two processes
