@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from lm_eval_embednoise import attention, perturb, streams
 from lm_eval_embednoise.choose import choose
 from lm_eval_embednoise.inject import Rows, add_noise, noise_keys
+from lm_eval_embednoise.rows import Prepared, Row
 from lm_eval_embednoise.slots import Entries, SlotCache, decode_mask, entries, seen
 
 if TYPE_CHECKING:
@@ -26,67 +26,6 @@ if TYPE_CHECKING:
 EXACT_ROWS = 16  # rows of every pass of an exact run
 AHEAD = 8  # generated positions whose noise is drawn together: many small draws cost more
 PREFILL_TOKENS = 8192  # positions prefilled in one pass
-
-
-@dataclass
-class Row:
-    """A sample under way.
-
-    Attributes:
-        job: index of its job.
-        index: its sample index.
-        copies: all sample indices it stands for (several when their work is identical).
-        limit: most tokens it may generate.
-        ids: generated so far.
-        kept: how many of `ids` stand before a stop string, once there is one.
-        nlls: clean negative log-likelihood of each of `ids`, where decoding itself is clean.
-        finish_reason: why it ended; empty while it hasn't.
-        rho: site → measured ‖ε‖/‖h‖.
-        seconds: share of the wall time.
-        base: own columns that its prompt takes.
-        drawn: generated positions whose noise is drawn.
-    """
-
-    job: int
-    index: int
-    copies: tuple[int, ...]
-    limit: int
-    ids: list[int] = field(default_factory=list)
-    kept: int | None = None
-    nlls: list[float] = field(default_factory=list)
-    finish_reason: str = ""
-    rho: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    base: int = 0
-    drawn: int = 0
-
-    @property
-    def text_ids(self) -> tuple[int, ...]:
-        """The generated ids without those that spell the stop string."""
-        return tuple(self.ids[: self.kept])
-
-
-@dataclass
-class Prepared:
-    """What the rows of one job have in common, made when the first of them joins.
-
-    Attributes:
-        job: the job.
-        place: sample index → its row in the tensors below.
-        uniforms: float64 [samples, tokens] for sampling, or None.
-        keys: site → int64 [samples, 2], noise streams.
-        std: site → standard deviation per coordinate.
-        entries: keys and values of the clean prompt, once it was prefilled for all rows.
-        logits: float32 [1, vocab] after that prompt.
-    """
-
-    job: Job
-    place: dict[int, int]
-    uniforms: Tensor | None
-    keys: dict[str, Tensor]
-    std: dict[str, float]
-    entries: Entries | None = None
-    logits: Tensor | None = None
 
 
 class Batch:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise import attention
-from lm_eval_embednoise.batch import EXACT_ROWS, Batch, Row
+from lm_eval_embednoise.batch import EXACT_ROWS, Batch
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
@@ -28,6 +28,7 @@ from lm_eval_embednoise.lean import lean_step
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
+from lm_eval_embednoise.rows import Row
 from lm_eval_embednoise.soft_prompt import SoftPrompts
 
 LANE_ROWS = 16  # fewest rows that are worth a lane of their own

@@ -16,8 +16,8 @@ FOLDERS = {
 }
 CHAIN = (
     "config", "streams", "perturb", "families", "inject", "reference", "soft_prompt", "context",
-    "attention", "slots", "lean", "choose", "batch", "padded", "likelihood", "lanes", "sampler",
-    "models",
+    "attention", "slots", "lean", "choose", "rows", "batch", "padded", "likelihood", "lanes",
+    "sampler", "models",
 )  # fmt: skip
 
 

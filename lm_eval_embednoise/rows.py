@@ -1,0 +1,74 @@
+"""A sample under way, and what the samples of one job have in common while they are decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lm_eval_embednoise.slots import Entries
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.sampler import Job
+
+
+@dataclass
+class Row:
+    """A sample under way.
+
+    Attributes:
+        job: index of its job.
+        index: its sample index.
+        copies: all sample indices it stands for (several when their work is identical).
+        limit: most tokens it may generate.
+        ids: generated so far.
+        kept: how many of `ids` stand before a stop string, once there is one.
+        nlls: clean negative log-likelihood of each of `ids`, where decoding itself is clean.
+        finish_reason: why it ended; empty while it hasn't.
+        rho: site → measured ‖ε‖/‖h‖.
+        seconds: share of the wall time.
+        base: own columns that its prompt takes.
+        drawn: generated positions whose noise is drawn.
+    """
+
+    job: int
+    index: int
+    copies: tuple[int, ...]
+    limit: int
+    ids: list[int] = field(default_factory=list)
+    kept: int | None = None
+    nlls: list[float] = field(default_factory=list)
+    finish_reason: str = ""
+    rho: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    base: int = 0
+    drawn: int = 0
+
+    @property
+    def text_ids(self) -> tuple[int, ...]:
+        """The generated ids without those that spell the stop string."""
+        return tuple(self.ids[: self.kept])
+
+
+@dataclass
+class Prepared:
+    """What the rows of one job have in common, made when the first of them joins.
+
+    Attributes:
+        job: the job.
+        place: sample index → its row in the tensors below.
+        uniforms: float64 [samples, tokens] for sampling, or None.
+        keys: site → int64 [samples, 2], noise streams.
+        std: site → standard deviation per coordinate.
+        entries: keys and values of the clean prompt, once it was prefilled for all rows.
+        logits: float32 [1, vocab] after that prompt.
+    """
+
+    job: Job
+    place: dict[int, int]
+    uniforms: Tensor | None
+    keys: dict[str, Tensor]
+    std: dict[str, float]
+    entries: Entries | None = None
+    logits: Tensor | None = None
