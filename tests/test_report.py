@@ -252,7 +252,7 @@ def test_the_curves_end_at_the_metrics_of_all_samples(tmp_path):
     records = [
         {"text": " ".join(rng.choice(words.split(), 12)), "missing": False, "passed": i % 3 == 0}
         | {"answer": "7", "valid": True, "tokens": 12, "finish_reason": "stop_string"}
-        | {"nll": None, "nll_tokens": None, "rho": None}
+        | {"nll": None, "nll_tokens": None, "rho": None, "seconds": None}
         for i in range(9)
     ]
     metrics = math_metrics({"answer": "#### 7"}, [records])

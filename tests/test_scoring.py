@@ -130,7 +130,7 @@ def code_records(*verdicts: str, missing: int = 0) -> list[dict[str, Any]]:
 
 
 FIELDS = {"index", "text", "missing", "tokens", "finish_reason", "nll", "nll_tokens", "rho"}
-FIELDS |= {"sites", "passed", "valid"}
+FIELDS |= {"sites", "seconds", "passed", "valid"}
 
 
 def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() -> None:
@@ -226,7 +226,7 @@ def test_perplexity_is_of_the_problem_not_a_mean_over_samples() -> None:
 
 def test_what_the_model_cannot_tell_is_nan_not_wrong() -> None:
     metrics = code_metrics(DOC, [code_records("passed", "passed")])
-    unknown = ("perplexity", "bits_per_byte", "mean_tokens", "truncated", "rho")
+    unknown = ("perplexity", "bits_per_byte", "mean_tokens", "mean_seconds", "truncated", "rho")
     assert all(math.isnan(metrics[name]) for name in unknown)
     assert metrics["pass@1"] == 1.0
 

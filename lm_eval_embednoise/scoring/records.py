@@ -8,7 +8,7 @@ from typing import Any
 from ..sandbox import Outcome
 from . import maths
 
-_MEASUREMENTS = ("tokens", "finish_reason", "nll", "nll_tokens", "rho", "sites")
+_MEASUREMENTS = ("tokens", "finish_reason", "nll", "nll_tokens", "rho", "sites", "seconds")
 Record = dict[str, Any]
 
 

@@ -116,6 +116,7 @@ def _language(records: Sequence[Record]) -> Metrics:
         "nats_per_token": per_token,
         "bits_per_byte": nll / math.log(2) / size if size else NAN,
         "mean_tokens": _mean(record["tokens"] for record in records),
+        "mean_seconds": _mean(record.get("seconds") for record in records),
         "truncated": _mean(reason == "length" for reason in ended),
         "rho": _mean(record["rho"] for record in records),
     }
