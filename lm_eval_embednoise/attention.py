@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lm_eval_embednoise import kernels
+
 NAME = "embednoise_rows"
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
@@ -29,6 +31,9 @@ class View(Protocol):
 
     def own_mask(self, window: int | None, like: Tensor, new: int) -> Tensor | None:
         """Additive [rows or 1, 1, new, width], or None where every entry is seen."""
+
+    def lengths(self, window: int | None) -> Tensor | None:
+        """int64 [rows], own entries that a row's one new entry sees; None for other patterns."""
 
     def prompts(self, layer: int) -> list[Part]:
         """The shared prompts; together their rows are all rows, each once."""
@@ -166,12 +171,17 @@ def over_rows(
     Returns:
         [rows, heads, group · new, value_dim], and the float32 log-sum-exps.
     """
+    parts, order = view.prompts(layer), view.order()
+    if softcap is None and kernels.serve(q, key, value) and kernels.in_slots(key, value):
+        lengths = view.lengths(window)
+        if lengths is not None:
+            prompt = _by_query(parts, q, window, scale) if parts else None
+            return kernels.attend(q, key, value, lengths, scale, prompt, order)
     mask = _grouped(view.own_mask(window, q, new), group)
     out, lse = attend(q, key, value, mask, scale, softcap)
-    parts = view.prompts(layer)
     if parts:
-        other, other_lse = _over_prompts(parts, q, window, group, scale, softcap)
-        order = view.order()
+        seen, seen_lse = _over_prompts(parts, q, window, group, scale, softcap)
+        other, other_lse = seen.transpose(1, 2), seen_lse.transpose(1, 2)
         if order is not None:
             order = order.to(other.device)
             other, other_lse = other[order], other_lse[order]
@@ -228,9 +238,13 @@ def _over_prompts(
     window: int | None,
     group: int,
     scale: float,
-    softcap: float | None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What the rows see of their shared prompts, prompt after prompt, as `attend` returns it."""
+    """What the rows see of their shared prompts, prompt after prompt.
+
+    Returns:
+        [rows, queries, heads, value_dim] and float32 [rows, queries, heads].
+    """
     seen, scores = [], []
     for part in parts:
         chosen = q if part.rows is None else q[part.rows.to(q.device)]
@@ -240,11 +254,34 @@ def _over_prompts(
             mask = mask.expand(n, 1, queries, -1).reshape(1, 1, n * queries, -1)
         flat = chosen.transpose(0, 1).reshape(1, heads, n * queries, dim)
         o, s = attend(flat, part.keys, part.values, mask, scale, softcap)
-        seen.append(o.view(heads, n, queries, -1).transpose(0, 1))
-        scores.append(s.view(heads, n, queries).transpose(0, 1))
+        seen.append(o[0].transpose(0, 1).reshape(n, queries, heads, -1))
+        scores.append(s[0].transpose(0, 1).reshape(n, queries, heads))
     if len(parts) == 1:
         return seen[0], scores[0]
     return torch.cat(seen), torch.cat(scores)
+
+
+def _by_query(
+    parts: list[Part], q: Tensor, window: int | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same for one new entry a row as `kernels.attend` wants it; copies neither way.
+
+    Returns:
+        [group, rows, heads, value_dim] and float32 [group, rows, heads].
+    """
+    seen, scores = [], []
+    for part in parts:
+        chosen = (q if part.rows is None else q[part.rows]).permute(2, 1, 0, 3)
+        mask = part.mask(window)
+        if mask is not None:
+            mask = mask[:, 0, 0][None, None]
+        shape = (len(chosen), -1, -1, -1)
+        o, s = attend(chosen, part.keys.expand(shape), part.values.expand(shape), mask, scale)
+        seen.append(o.transpose(1, 2))
+        scores.append(s.transpose(1, 2))
+    if len(parts) == 1:
+        return seen[0], scores[0]
+    return torch.cat(seen, dim=1), torch.cat(scores, dim=1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, rows_attention)

@@ -9,13 +9,13 @@ other model, and any with hooks, adapters or quantized layers, is decoded by its
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm_eval_embednoise import attention
+from lm_eval_embednoise import attention, kernels
 from lm_eval_embednoise.config import EMBED
 from lm_eval_embednoise.slots import SlotCache
 
@@ -43,16 +43,63 @@ def lean_step(model: Any) -> LeanStep | None:
     return LeanStep(model)
 
 
+class _Linear(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None
+    transposed: Tensor  # a view of the weight
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> _Linear:
+        return cls(linear.weight, linear.bias, linear.weight.t())
+
+
+class _Norm(NamedTuple):
+    weight: Tensor
+    eps: float
+
+
+class _Block(NamedTuple):
+    """A decoder block's weights: looking them up in modules takes longer than some operations."""
+
+    before_attention: _Norm
+    q: _Linear
+    k: _Linear
+    v: _Linear
+    o: _Linear
+    before_mlp: _Norm
+    gate: _Linear
+    up: _Linear
+    down: _Linear
+    scaling: float
+    window: int | None
+
+    @classmethod
+    def of(cls, block: Any, config: Any) -> _Block:
+        at, mlp, norm = block.self_attn, block.mlp, block.post_attention_layernorm
+        q, k, v, o = (_Linear.of(part) for part in (at.q_proj, at.k_proj, at.v_proj, at.o_proj))
+        gate, up, down = (_Linear.of(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        first = block.input_layernorm
+        return cls(
+            *(_Norm(first.weight, first.variance_epsilon), q, k, v, o),
+            *(_Norm(norm.weight, norm.variance_epsilon), gate, up, down),
+            *(at.scaling, _window(at, config)),
+        )
+
+
 class LeanStep:
-    """One token a row in, logits out; keys and values go to a `SlotCache`."""
+    """One token a row in, logits out; keys and values go to a `SlotCache`.
+
+    Its small operations are `kernels`' where those serve, PyTorch's elsewhere.
+    """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        body = model.model
-        config = model.config
+        config, body = model.config, model.model
+        self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
+        self.norm = _Norm(body.norm.weight, body.norm.variance_epsilon)
+        self.head = _Linear.of(model.lm_head)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = body.layers[0].self_attn.head_dim
-        self.windows = [_window(block.self_attn, config) for block in body.layers]
+        self.blocks = [_Block.of(block, config) for block in body.layers]
 
     def __call__(
         self, ids: Tensor, cache: SlotCache, positions: Tensor, act: Act | None, sites: set[str]
@@ -69,50 +116,73 @@ class LeanStep:
         Returns:
             [rows, 1, vocab].
         """
-        body, dim = self.model.model, self.dim
-        x = F.embedding(ids[:, 0], body.embed_tokens.weight)
+        x = F.embedding(ids[:, 0], self.embedding)
         if act is not None and EMBED in sites:
             x = act(EMBED, x[:, None])[:, 0]
-        cos, sin = body.rotary_emb(x[:, None], positions)  # [rows, 1, head_dim]
-        sin = torch.cat((-sin[..., : dim // 2], sin[..., dim // 2 :]), dim=-1)
-        for number, block in enumerate(body.layers):
-            x = self._block(number, block, x, cos, sin, cache)
+        cos, sin = self.rotary(x[:, None], positions)  # [rows, 1, head_dim]
+        fast = kernels.serve(x, cos)
+        if not fast:  # see `_rotate`
+            half = self.dim // 2
+            sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        for number, block in enumerate(self.blocks):
+            x = self._block(number, block, x, cos, sin, cache, fast)
             if act is not None and (site := f"block.{number}") in sites:
                 x = act(site, x[:, None])[:, 0]
-        logits: Tensor = self.model.lm_head(_norm(body.norm, x))
-        return logits[:, None]
+        return _linear(_norm(x, self.norm, fast), self.head)[:, None]
 
     def _block(
-        self, number: int, block: Any, x: Tensor, cos: Tensor, sin: Tensor, cache: SlotCache
+        self,
+        number: int,
+        block: _Block,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: SlotCache,
+        fast: bool,
     ) -> Tensor:
         """One decoder block over [rows, hidden]."""
-        at, mlp, rows = block.self_attn, block.mlp, len(x)
-        heads, kv_heads, dim = self.heads, self.kv_heads, self.dim
-        n = _norm(block.input_layernorm, x)
-        qk = torch.cat((at.q_proj(n), at.k_proj(n)), dim=-1).view(rows, heads + kv_heads, dim)
-        # rotate_half(v) · sin is v rolled by half, times sin with its first half negated
+        n = _norm(x, block.before_attention, fast)
+        q, k, v = _linear(n, block.q), _linear(n, block.k), _linear(n, block.v)
+        layer, new = cache.slot_layers[number], v.view(len(x), self.kv_heads, 1, self.dim)
+        if fast:
+            q = kernels.enter(q, k, v, cos, sin, cache.write, layer.memory(new, new))
+            keys, values = layer.used(len(x))
+        else:
+            q, k = self._rotate(q, k, cos, sin)
+            keys, values = layer.update(k, new)
+        mixed, _ = attention.over_rows(cache, number, q, keys, values, block.scaling, block.window)
+        x = _added(x, mixed.reshape(len(x), -1), block.o)
+        n = _norm(x, block.before_mlp, fast)
+        gate, up = _linear(n, block.gate), _linear(n, block.up)
+        product = kernels.silu_product(gate, up) if fast else F.silu(gate) * up
+        return _added(x, product, block.down)
+
+    def _rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [rows, kv_heads, group, head_dim] and keys [rows, kv_heads, 1, head_dim].
+
+        rotate_half(v) · sin is v rolled by half, times sin with its first half negated.
+        """
+        rows, heads, kv_heads, dim = len(q), self.heads, self.kv_heads, self.dim
+        qk = torch.cat((q, k), dim=-1).view(rows, heads + kv_heads, dim)
         qk = torch.addcmul(qk * cos, qk.roll(dim // 2, dims=-1), sin)
-        q = qk[:, :heads].reshape(rows, kv_heads, heads // kv_heads, dim)
-        new_keys = qk[:, heads:, None]
-        new_values = at.v_proj(n).view(rows, kv_heads, 1, dim)
-        keys, values = cache.slot_layers[number].update(new_keys, new_values)
-        mixed, _ = attention.over_rows(
-            cache, number, q, keys, values, at.scaling, window=self.windows[number]
-        )
-        x = _added(x, mixed.reshape(rows, heads * dim), at.o_proj)
-        n = _norm(block.post_attention_layernorm, x)
-        return _added(x, F.silu(mlp.gate_proj(n)) * mlp.up_proj(n), mlp.down_proj)
+        return qk[:, :heads].reshape(rows, kv_heads, heads // kv_heads, dim), qk[:, heads:, None]
 
 
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+def _norm(x: Tensor, norm: _Norm, fast: bool) -> Tensor:
+    if fast:
+        return kernels.rms_norm(x, norm.weight, norm.eps)
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
 
 
-def _added(x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
+def _linear(x: Tensor, linear: _Linear) -> Tensor:
+    return F.linear(x, linear.weight, linear.bias)
+
+
+def _added(x: Tensor, y: Tensor, linear: _Linear) -> Tensor:
     """x + linear(y)"""
     if linear.bias is not None:
-        return x + linear(y)
-    return torch.addmm(x, y, linear.weight.t())
+        return x + _linear(y, linear)
+    return torch.addmm(x, y, linear.transposed)
 
 
 def _window(attention_module: Any, config: Any) -> int | None:

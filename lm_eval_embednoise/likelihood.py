@@ -136,6 +136,9 @@ class TextCache(Cache):
         """Causal, [1, 1, new, new]."""
         return self._mask(window, 0, new, like)
 
+    def lengths(self, window: int | None) -> None:
+        """Rows have several new entries."""
+
     def prompts(self, layer: int) -> list[Part]:
         """One prompt, seen by all rows."""
         keys, values = self.prompt[layer]

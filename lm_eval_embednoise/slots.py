@@ -7,8 +7,10 @@ the row's own, or, where K samples share a prompt, are kept once for all of them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -40,7 +42,7 @@ class SlotLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def room(like: Tensor) -> Tensor:
             shape = (self.cache.slots, like.shape[1], self.cache.columns, like.shape[3])
-            return torch.zeros(shape, dtype=like.dtype, device=like.device)
+            return _zeros(shape, like)
 
         self.keys, self.values = room(key_states), room(value_states)
         self.is_initialized = True
@@ -49,23 +51,28 @@ class SlotLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Store one new entry a row; return the columns in use, [rows, heads, width, head_dim]."""
+        given = (key_states, value_states)
+        for held, new in zip(self.memory(*given), given, strict=True):
+            _, heads, _, dim = new.shape
+            where = self.cache.flat(heads).to(held.device)
+            held.view(-1, dim).index_copy_(0, where, new.reshape(-1, dim))
+        return self.used(len(key_states))
+
+    def memory(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, [slots, heads, columns, head_dim], made for entries like these."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self._put(self.keys, key_states), self._put(self.values, value_states)
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
-    def _put(self, held: Tensor | None, new: Tensor) -> Tensor:
-        assert held is not None
-        rows, heads, _, dim = new.shape
-        where = self.cache.flat(heads).to(held.device)
-        held.view(-1, dim).index_copy_(0, where, new.reshape(-1, dim))
-        return held[:rows, :, : self.cache.width]
+    def used(self, rows: int) -> tuple[Tensor, Tensor]:
+        """The columns in use, [rows, heads, width, head_dim]."""
+        width = self.cache.width
+        return self.keys[:rows, :, :width], self.values[:rows, :, :width]  # type: ignore[index]
 
     def fill(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put prefilled entries, [slots or 1, heads, pos, head_dim], at the head of slots."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        assert self.keys is not None and self.values is not None
-        for held, new in ((self.keys, keys), (self.values, values)):
+        for held, new in zip(self.memory(keys, values), (keys, values), strict=True):
             held[slots.to(held.device), :, : new.shape[2]] = new
 
     def move(self, source: Tensor, target: Tensor, width: int) -> None:
@@ -153,6 +160,10 @@ class SlotCache(Cache):
             self._masks["own", window] = decode_mask(self.write, self.width, like.dtype, window)
         return self._masks["own", window]
 
+    def lengths(self, window: int | None) -> Tensor | None:
+        """See `attention.View`."""
+        return self.write + 1 if window is None or window >= self.width else None
+
     def prompts(self, layer: int) -> list[Part]:
         """The shared prompts in a layer: see `attention.View`."""
         return self._parts[layer] if self._parts else []
@@ -179,6 +190,14 @@ class SlotCache(Cache):
             return self._masks[key]
 
         return mask_of
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros that take memory only where they are written: what is masked may be read."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    memory = np.zeros(math.prod(shape) * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(memory).view(like.dtype).view(shape)
 
 
 def decode_mask(

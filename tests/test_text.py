@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lm_eval_embednoise.minicoder import MODEL_DIR
@@ -35,6 +39,26 @@ def test_found_at_the_first_token_that_completes_it(tokenizer, stop: str) -> Non
 def test_the_earliest_of_several_wins(tokenizer) -> None:
     strings = StopStrings(tokenizer, STOPS, len(tokenizer))
     assert strings.text(tokenizer.encode(TEXT)) == TEXT[: TEXT.index("]\n")]
+
+
+@pytest.mark.parametrize("clean_up", [False, True])
+@given(
+    text=st.text(st.sampled_from(" \n:defpté(]"), max_size=30),
+    until=st.text(st.sampled_from(" \n:def(]é"), min_size=1, max_size=5),
+)
+def test_tokens_that_skip_the_check_complete_nothing(tokenizer, clean_up, text, until) -> None:
+    """Token by token, the stop string is found exactly where it first stands in the text."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.clean_up_tokenization_spaces = clean_up
+    strings = StopStrings(tokenizer, [until], len(tokenizer))
+    ids: list[int] = []
+    for token in tokenizer.encode(text):
+        ids.append(token)
+        stands = until in tokenizer.decode(ids)
+        assert (strings.kept(ids) is not None) == stands
+        if stands:
+            assert strings.may_end[token]
+            break
 
 
 def test_text_without_a_stop_is_whole(tokenizer) -> None:

@@ -15,21 +15,42 @@ _UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are not yet a ch
 class StopStrings:
     """Stop strings against a tokenizer's tokens.
 
-    Only a token whose text holds the last character of some stop string can complete one; all
-    others skip the check, which decodes just the tail that a stop string can reach into.
+    Most tokens can't complete a stop string, and of the others most don't: what each token adds to
+    a text tells both without decoding. Only where it says that a stop string may stand, or doesn't
+    say (bytes that are part of a character), the text is decoded.
     """
 
     def __init__(self, tokenizer: Any, until: Sequence[str], vocabulary: int) -> None:
         self.tokenizer = tokenizer
         self.until = tuple(until)
+        self._longest = max((len(text) for text in until), default=0)
         self._window = max((len(text.encode()) for text in until), default=0) + 8
-        lasts = {text[-1] for text in until}
-        pieces = tokenizer.batch_decode([[i] for i in range(min(vocabulary, len(tokenizer)))])
-        may_end = torch.zeros(vocabulary, dtype=torch.bool)
-        for token, piece in enumerate(pieces):
-            # A tokenizer may drop a piece's leading space when it decodes the piece alone.
-            may_end[token] = bool(lasts & {*piece, " "}) or _UNFINISHED in piece
-        self.may_end = may_end
+        self._pieces = _pieces(tokenizer, vocabulary)
+        self.may_end = torch.tensor([self._may_end(piece) for piece in self._pieces])
+
+    def _may_end(self, piece: str | None) -> bool:
+        """Whether a token can complete a stop string: holds one or starts with the end of one."""
+        if piece is None:
+            return True
+        return any(
+            stop in piece or any(piece.startswith(stop[at:]) for at in range(1, len(stop)))
+            for stop in self.until
+        )
+
+    def _maybe(self, ids: list[int]) -> bool:
+        """Whether the last token may have completed a stop string, by what the tokens add."""
+        last = self._pieces[ids[-1]] if ids else ""
+        if last is None:
+            return True
+        tail, enough = last, len(last) + self._longest - 1
+        for token in reversed(ids[:-1]):
+            if len(tail) >= enough:
+                break
+            piece = self._pieces[token]
+            if piece is None:
+                return True
+            tail = piece + tail
+        return any(stop in tail for stop in self.until)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, special tokens left out."""
@@ -43,7 +64,7 @@ class StopStrings:
 
     def kept(self, ids: list[int]) -> int | None:
         """How many of the generated ids stand wholly before a stop string; None without one."""
-        if self.cut(self.decode(ids[-self._window :])) is None:
+        if not self._maybe(ids) or self.cut(self.decode(ids[-self._window :])) is None:
             return None
         end = self.cut(self.decode(ids))
         if end is None:
@@ -63,6 +84,21 @@ class StopStrings:
         if not self.until:
             return Stop(frozenset(end_tokens))
         return Stop(frozenset(end_tokens), self.may_end.to(device), self.kept)
+
+
+def _pieces(tokenizer: Any, vocabulary: int) -> list[str | None]:
+    """What each token adds to a text that stands before it; None where that depends on the text."""
+    count = min(vocabulary, len(tokenizer))
+    found: list[str | None] = [None] * vocabulary
+    if getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return found  # takes back spaces that stand before a token
+    anchor = tokenizer.encode("a", add_special_tokens=False)[-1]
+    before = tokenizer.decode([anchor])
+    pairs = [[anchor, token] for token in range(count)]
+    for token, text in enumerate(tokenizer.batch_decode(pairs, skip_special_tokens=True)):
+        if text.startswith(before) and _UNFINISHED not in text:
+            found[token] = text[len(before) :]
+    return found
 
 
 def after_thinking(strings: StopStrings, ids: Sequence[int], end: str | int | None) -> str:
