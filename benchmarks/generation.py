@@ -330,7 +330,7 @@ def where(options: argparse.Namespace) -> dict[str, float]:
             prefilled = DynamicCache()
             lm.model(input_ids=torch.full((1, 40), 7, device=lm.device), past_key_values=prefilled)
             cache = SlotCache(len(prefilled.layers), count, 64)
-            cache.share([(None, entries(prefilled))])
+            cache.share([(None, [attention.Shared(*held) for held in entries(prefilled)])])
             cache.write_at(torch.full((count,), 30, device=lm.device), 31, even=True)
 
             def work() -> None:

@@ -11,10 +11,11 @@ It is used through transformers' attention interface while the sampler decodes, 
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +43,34 @@ class View(Protocol):
         """Where each row stands in the concatenation of the prompts' rows; None for in order."""
 
 
-class Part:
-    """A shared prompt in one layer: the rows that see it, its keys and values.
+class Shared:
+    """A prompt's keys and values in one layer, kept once for all rows that see them.
+
+    Attributes:
+        keys, values: [1, heads, length, head_dim].
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    @functools.cached_property
+    def columns(self) -> Tensor:
+        """The keys as `kernels.attend_prompt` reads them."""
+        return kernels.columns(self.keys)
+
+
+class Part(NamedTuple):
+    """A shared prompt in one layer and the rows that see it.
 
     Attributes:
         rows: int64 [n], or None for all rows.
-        keys, values: [1, heads, length, head_dim].
+        shared: its keys and values.
         mask: window → additive [n, 1, new, length] or None.
     """
 
-    __slots__ = ("keys", "mask", "rows", "values")
-
-    def __init__(self, rows: Tensor | None, keys: Tensor, values: Tensor, mask: Any) -> None:
-        self.rows, self.keys, self.values, self.mask = rows, keys, values, mask
+    rows: Tensor | None
+    shared: Shared
+    mask: Callable[[int | None], Tensor | None]
 
 
 class _Active(threading.local):
@@ -171,17 +187,17 @@ def over_rows(
     Returns:
         [rows, heads, group · new, value_dim], and the float32 log-sum-exps.
     """
-    parts, order = view.prompts(layer), view.order()
+    parts = view.prompts(layer)
     if softcap is None and kernels.serve(q, key, value) and kernels.in_slots(key, value):
         lengths = view.lengths(window)
-        if lengths is not None:
-            prompt = _by_query(parts, q, window, scale) if parts else None
-            return kernels.attend(q, key, value, lengths, scale, prompt, order)
+        if lengths is not None and all(part.mask(window) is None for part in parts):
+            return _by_kernels(parts, q, key, value, lengths, scale)
     mask = _grouped(view.own_mask(window, q, new), group)
     out, lse = attend(q, key, value, mask, scale, softcap)
     if parts:
         seen, seen_lse = _over_prompts(parts, q, window, group, scale, softcap)
         other, other_lse = seen.transpose(1, 2), seen_lse.transpose(1, 2)
+        order = view.order()
         if order is not None:
             order = order.to(other.device)
             other, other_lse = other[order], other_lse[order]
@@ -189,6 +205,19 @@ def over_rows(
         out = torch.lerp(other.float(), out.float(), share).to(out.dtype)
         lse = torch.logaddexp(lse, other_lse)
     return out, lse
+
+
+def _by_kernels(
+    parts: list[Part], q: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`over_rows` for one new entry a row, of which a row sees its first `lengths`."""
+    q = q.contiguous()
+    if not parts:
+        return kernels.attend(q, key, value, lengths, scale)
+    prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
+    for rows, shared, _ in parts:
+        kernels.attend_prompt(q, shared.columns, shared.values, rows, scale, prompt)
+    return kernels.attend(q, key, value, lengths, scale, prompt)
 
 
 def attend(
@@ -253,35 +282,12 @@ def _over_prompts(
         if mask is not None:
             mask = mask.expand(n, 1, queries, -1).reshape(1, 1, n * queries, -1)
         flat = chosen.transpose(0, 1).reshape(1, heads, n * queries, dim)
-        o, s = attend(flat, part.keys, part.values, mask, scale, softcap)
+        o, s = attend(flat, part.shared.keys, part.shared.values, mask, scale, softcap)
         seen.append(o[0].transpose(0, 1).reshape(n, queries, heads, -1))
         scores.append(s[0].transpose(0, 1).reshape(n, queries, heads))
     if len(parts) == 1:
         return seen[0], scores[0]
     return torch.cat(seen), torch.cat(scores)
-
-
-def _by_query(
-    parts: list[Part], q: Tensor, window: int | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The same for one new entry a row as `kernels.attend` wants it; copies neither way.
-
-    Returns:
-        [group, rows, heads, value_dim] and float32 [group, rows, heads].
-    """
-    seen, scores = [], []
-    for part in parts:
-        chosen = (q if part.rows is None else q[part.rows]).permute(2, 1, 0, 3)
-        mask = part.mask(window)
-        if mask is not None:
-            mask = mask[:, 0, 0][None, None]
-        shape = (len(chosen), -1, -1, -1)
-        o, s = attend(chosen, part.keys.expand(shape), part.values.expand(shape), mask, scale)
-        seen.append(o.transpose(1, 2))
-        scores.append(s.transpose(1, 2))
-    if len(parts) == 1:
-        return seen[0], scores[0]
-    return torch.cat(seen, dim=1), torch.cat(scores, dim=1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, rows_attention)

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise import attention, perturb, streams
+from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.choose import choose
 from lm_eval_embednoise.inject import Rows, add_noise, noise_keys
 from lm_eval_embednoise.rows import Prepared, Row
-from lm_eval_embednoise.slots import Entries, SlotCache, decode_mask, entries, seen
+from lm_eval_embednoise.slots import SlotCache, decode_mask, entries, seen
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.sampler import Job, Sampler
@@ -145,6 +146,7 @@ class Batch:
             prompt = torch.tensor([ready.job.prompt_ids], device=self.sampler.device)
             ready.logits = self.sampler.forward(prompt, prefilled)[:, -1].float()
             ready.entries = entries(prefilled)
+            ready.shared = [Shared(keys, values) for keys, values in ready.entries]
         if not self.share:
             self.cache.fill(slots, ready.entries)
         assert ready.logits is not None
@@ -270,14 +272,12 @@ class Batch:
         drawn = self._drawn(positions[:, 0])
         return self._perturbed(state, positions, tokens, cache, mask, drawn)
 
-    def _prompts(self) -> list[tuple[Tensor | None, Entries]]:
+    def _prompts(self) -> list[tuple[Tensor | None, list[Shared]]]:
         """The shared prompts of the present rows, and who sees which."""
         jobs = [row.job for row in self.rows if row is not None]
-        found: list[tuple[Tensor | None, Entries]] = []
+        found: list[tuple[Tensor | None, list[Shared]]] = []
         for number in dict.fromkeys(jobs):
-            held = self._prepared[number].entries
-            assert held is not None
-            found.append((None, held))
+            found.append((None, self._prepared[number].shared))
         if len(found) > 1:
             of = torch.tensor(jobs, device=self.tokens.device)
             numbers = dict.fromkeys(jobs)

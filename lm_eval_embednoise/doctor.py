@@ -117,6 +117,21 @@ def _devices() -> Iterator[Finding]:
     if not count:
         yield False, "cuda", "no GPU visible to PyTorch"
     yield True, "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    yield _compiled()
+
+
+def _compiled() -> Finding:
+    """Whether noise and decoding on a CPU are computed in C."""
+    from lm_eval_embednoise.kernels import build
+
+    name = "compiled functions"
+    if not build.wanted():
+        return False, name, f"switched off by {build.VARIABLE}"
+    if build.library("step") and build.library("draws"):
+        return True, name, "noise and float32 decoding on a CPU in C"
+    compiler = build.find_compiler()
+    missing = f"{compiler} can't compile them" if compiler else "no C compiler (cc, gcc or clang)"
+    return False, name, f"{missing}: PyTorch's operations serve, about half as fast"
 
 
 def _kernels() -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from lm_eval_embednoise import attention
-from lm_eval_embednoise.attention import Part
+from lm_eval_embednoise.attention import Part, Shared
 from lm_eval_embednoise.batch import EXACT_ROWS
 from lm_eval_embednoise.slots import Entries, additive, entries
 
@@ -146,7 +146,7 @@ class TextCache(Cache):
         def mask(window: int | None) -> Tensor | None:
             return None if window is None else self._mask(window, -self.length, self.length, keys)
 
-        return [Part(None, keys, values, mask)]
+        return [Part(None, Shared(keys, values), mask)]
 
     def order(self) -> None:
         """In order: there is one prompt."""

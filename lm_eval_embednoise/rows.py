@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.slots import Entries
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Prepared:
         keys: site → int64 [samples, 2], noise streams.
         std: site → standard deviation per coordinate.
         entries: keys and values of the clean prompt, once it was prefilled for all rows.
+        shared: the same as rows see them that keep none of their own.
         logits: float32 [1, vocab] after that prompt.
     """
 
@@ -71,4 +73,5 @@ class Prepared:
     keys: dict[str, Tensor]
     std: dict[str, float]
     entries: Entries | None = None
+    shared: list[Shared] = field(default_factory=list)
     logits: Tensor | None = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from lm_eval_embednoise.attention import Part
+from lm_eval_embednoise.attention import Part, Shared
 
 Entries = list[tuple[Tensor, Tensor]]  # for each layer keys and values, [rows, heads, pos, dim]
 
@@ -117,11 +117,11 @@ class SlotCache(Cache):
         for layer in self.slot_layers:
             layer.move(source, target, self.width)
 
-    def share(self, prompts: Sequence[tuple[Tensor | None, Entries]]) -> None:
+    def share(self, prompts: Sequence[tuple[Tensor | None, list[Shared]]]) -> None:
         """Say which rows see which shared prompt: int64 [n] row numbers, None for all rows."""
         self._parts = [
             [
-                Part(rows, *held[layer], self._prompt_mask(rows, held[layer][0]))
+                Part(rows, held[layer], self._prompt_mask(rows, held[layer].keys))
                 for rows, held in prompts
             ]
             for layer in range(len(self.layers))

@@ -15,9 +15,9 @@ FOLDERS = {
     "lm_eval_embednoise.analysis": ROOT / "analysis",
 }
 CHAIN = (
-    "config", "streams", "perturb", "families", "inject", "reference", "soft_prompt", "context",
-    "attention", "slots", "lean", "choose", "rows", "batch", "padded", "likelihood", "lanes",
-    "sampler", "models",
+    "config", "kernels", "streams", "perturb", "families", "inject", "reference", "soft_prompt",
+    "context", "attention", "slots", "lean", "choose", "rows", "batch", "padded", "likelihood",
+    "lanes", "sampler", "models",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 /* What a decode step does beside its matrix products, for float32 on a CPU.
  *
- * Compiled by kernels.py at first use and called from lean.py, which has the same in PyTorch's
- * operations. Rows don't know of each other: a row's result is the same in any company.
+ * Called from lean.py and attention.py, which have the same in PyTorch's operations. Rows don't
+ * know of each other: a row's result is the same in any company.
  * Arrays are contiguous; `restrict` holds because outputs are never inputs.
  */
 #include <math.h>
@@ -82,6 +82,19 @@ void enter(long rows, long heads, long group, long dim, long columns, const floa
         }
 }
 
+/* Softmax of `count` scores in place, unnormalised; their sum goes to `total`. The largest score. */
+INLINE float exponentials(long count, float top, float *restrict scores, float *total)
+{
+    for (long j = 0; j < count; j++) top = scores[j] > top ? scores[j] : top;
+    float sum = 0;
+    SUM(sum) for (long j = 0; j < count; j++) {
+        scores[j] = exp_of(scores[j] - top);
+        sum += scores[j];
+    }
+    *total = sum;
+    return top;
+}
+
 /* One query over `count` entries and a prompt that is given by its result; the log-sum-exp.
  * Meanwhile the entries that come next in memory are fetched: reading them is what takes time. */
 INLINE float attend_one(long dim, long count, long columns, float scale, const float *restrict q,
@@ -90,19 +103,13 @@ INLINE float attend_one(long dim, long count, long columns, float scale, const f
                         float *restrict out)
 {
     const float *next_keys = keys + columns * dim, *next_values = values + columns * dim;
-    float top = prompt_lse;
     for (long j = 0; j < count; j++) {
         float s = 0;
         for (long i = 0; i < dim; i += 16) __builtin_prefetch(next_keys + j * dim + i, 0, 2);
         SUM(s) for (long i = 0; i < dim; i++) s += q[i] * keys[j * dim + i];
         scores[j] = s * scale;
-        top = scores[j] > top ? scores[j] : top;
     }
-    float total = 0;
-    SUM(total) for (long j = 0; j < count; j++) {
-        scores[j] = exp_of(scores[j] - top);
-        total += scores[j];
-    }
+    float total, top = exponentials(count, prompt_lse, scores, &total);
     float of_prompt = prompt ? exp_of(prompt_lse - top) : 0.0f;
     total += of_prompt;
     for (long i = 0; i < dim; i++) out[i] = prompt ? of_prompt * prompt[i] : 0.0f;
@@ -118,18 +125,17 @@ INLINE float attend_one(long dim, long count, long columns, float scale, const f
 INLINE int attend_all(long dim, long rows, long heads, long group, long columns, float scale,
                       const float *restrict q, const float *restrict keys,
                       const float *restrict values, const int64_t *restrict lengths,
-                      const int64_t *restrict place, const float *restrict prompt,
-                      const float *restrict prompt_lse, float *restrict out, float *restrict lse)
+                      const float *restrict prompt, const float *restrict prompt_lse,
+                      float *restrict out, float *restrict lse)
 {
     float *scores = malloc(sizeof(float) * (size_t)columns);
     if (!scores) return 1;
     for (long row = 0; row < rows; row++)
         for (long head = 0; head < heads; head++, keys += columns * dim, values += columns * dim)
-            for (long i = 0; i < group; i++, q += dim, out += dim) {
-                long at = (i * rows + (place ? place[row] : row)) * heads + head;
-                *lse++ = attend_one(dim, lengths[row], columns, scale, q, keys, values,
-                                    prompt ? prompt + at * dim : 0,
-                                    prompt ? prompt_lse[at] : -INFINITY, scores, out);
+            for (long i = 0; i < group; i++, q += dim, out += dim, lse++) {
+                *lse = attend_one(dim, lengths[row], columns, scale, q, keys, values, prompt,
+                                  prompt ? *prompt_lse++ : -INFINITY, scores, out);
+                if (prompt) prompt += dim;
             }
     free(scores);
     return 0;
@@ -138,17 +144,16 @@ INLINE int attend_all(long dim, long rows, long heads, long group, long columns,
 /* Softmax attention of each row over its first `lengths[row]` entries and, unless `prompt` is null,
  * over a prompt, of which attention's result and log-sum-exp are given: in one softmax.
  *
- * q, out: [rows, heads, group, dim]; keys, values: [rows, heads, columns, dim]
- * prompt: [group, rows, heads, dim] and prompt_lse: [group, rows, heads], row i at place[i], or at i
- * where `place` is null; lse: [rows, heads, group]
+ * q, prompt, out: [rows, heads, group, dim]; keys, values: [rows, heads, columns, dim]
+ * prompt_lse, lse: [rows, heads, group]
  * Returns 1 where memory is short.
  */
 int attend(long dim, long rows, long heads, long group, long columns, float scale, const float *q,
-           const float *keys, const float *values, const int64_t *lengths, const int64_t *place,
-           const float *prompt, const float *prompt_lse, float *out, float *lse)
+           const float *keys, const float *values, const int64_t *lengths, const float *prompt,
+           const float *prompt_lse, float *out, float *lse)
 {
-#define CALL(width)                                                                               \
-    attend_all(width, rows, heads, group, columns, scale, q, keys, values, lengths, place, prompt, \
+#define CALL(width)                                                                                \
+    attend_all(width, rows, heads, group, columns, scale, q, keys, values, lengths, prompt,        \
                prompt_lse, out, lse)
     switch (dim) { /* known widths let the compiler unroll */
     case 32: return CALL(32);
@@ -156,4 +161,83 @@ int attend(long dim, long rows, long heads, long group, long columns, float scal
     case 128: return CALL(128);
     default: return CALL(dim);
     }
+#undef CALL
+}
+
+typedef float vec __attribute__((vector_size(64), aligned(4))); /* 16 numbers */
+#define TILE 8                                                  /* queries that share a read */
+#define COLUMNS 16                                              /* keys, or coordinates, at a time */
+#define LOAD(p) (*(const vec *)(p))
+#define STORE(p) (*(vec *)(p))
+
+/* Some queries over one prompt: what a key or value costs to read serves all of them.
+ * columns: [dim, padded]; values: [length, dim]; scores: [TILE, padded] */
+INLINE void attend_tile(long dim, long length, long padded, float scale,
+                        const float *const q[TILE], const float *restrict columns,
+                        const float *restrict values, float *restrict scores, float *const out[TILE],
+                        float *const lse[TILE])
+{
+    for (long j = 0; j < padded; j += COLUMNS) {
+        vec sum[TILE] = {{0}};
+        for (long i = 0; i < dim; i++) {
+            const vec keys = LOAD(columns + i * padded + j);
+            for (int t = 0; t < TILE; t++) sum[t] += q[t][i] * keys;
+        }
+        for (int t = 0; t < TILE; t++) STORE(scores + t * padded + j) = sum[t] * scale;
+    }
+    float total[TILE];
+    for (int t = 0; t < TILE; t++) {
+        float top = exponentials(length, -INFINITY, scores + t * padded, &total[t]);
+        *lse[t] = top + logf(total[t]);
+        total[t] = 1.0f / total[t];
+    }
+    for (long i = 0; i < dim; i += COLUMNS) {
+        vec sum[TILE] = {{0}};
+        for (long j = 0; j < length; j++) {
+            const vec value = LOAD(values + j * dim + i);
+            for (int t = 0; t < TILE; t++) sum[t] += scores[t * padded + j] * value;
+        }
+        for (int t = 0; t < TILE; t++) STORE(out[t] + i) = sum[t] * total[t];
+    }
+}
+
+/* Softmax attention of rows over a prompt that they share.
+ *
+ * rows: [count], which rows of q and out, or null for rows 0 to count - 1
+ * q, out: [.., heads, group, dim], lse: [.., heads, group]; dim is a multiple of 16
+ * columns: [heads, dim, padded], the keys' transpose, zeros behind `length`; values: [heads, length, dim]
+ * Returns 1 where memory is short.
+ */
+int attend_prompt(long dim, long count, long heads, long group, long length, long padded,
+                  float scale, const int64_t *restrict rows, const float *restrict q,
+                  const float *restrict columns, const float *restrict values, float *restrict out,
+                  float *restrict lse)
+{
+    long queries = count * group;
+    float *scores = malloc(sizeof(float) * (size_t)(TILE * padded));
+    if (!scores) return 1;
+    for (long head = 0; head < heads; head++) {
+        for (long start = 0; start < queries; start += TILE) {
+            const float *from[TILE];
+            float *to[TILE], *sums[TILE];
+            for (int t = 0; t < TILE; t++) { /* the last tile does its last query several times */
+                long query = start + t < queries ? start + t : queries - 1;
+                long row = rows ? rows[query / group] : query / group;
+                long at = (row * heads + head) * group + query % group;
+                from[t] = q + at * dim;
+                to[t] = out + at * dim;
+                sums[t] = lse + at;
+            }
+            switch (dim) {
+            case 32: attend_tile(32, length, padded, scale, from, columns, values, scores, to, sums); break;
+            case 64: attend_tile(64, length, padded, scale, from, columns, values, scores, to, sums); break;
+            case 128: attend_tile(128, length, padded, scale, from, columns, values, scores, to, sums); break;
+            default: attend_tile(dim, length, padded, scale, from, columns, values, scores, to, sums);
+            }
+        }
+        columns += dim * padded;
+        values += length * dim;
+    }
+    free(scores);
+    return 0;
 }
