@@ -172,6 +172,7 @@ def over_rows(
     softcap: float | None = None,
     new: int = 1,
     group: int = 1,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention over the rows' own entries and over their shared prompts.
 
@@ -183,28 +184,40 @@ def over_rows(
         scale, window, softcap: see `rows_attention`.
         new: new entries a row.
         group: query heads a key head; needed only where new > 1.
+        compiled: by torch.compile.
 
     Returns:
         [rows, heads, group · new, value_dim], and the float32 log-sum-exps.
     """
     parts = view.prompts(layer)
-    if softcap is None and kernels.serve(q, key, value) and kernels.in_slots(key, value):
+    own = softcap is None and not compiled and kernels.serve(q, key, value)
+    if own and kernels.in_slots(key, value):
         lengths = view.lengths(window)
         if lengths is not None and all(part.mask(window) is None for part in parts):
             return _by_kernels(parts, q, key, value, lengths, scale)
+    attended, merged = _functions(compiled)
     mask = _grouped(view.own_mask(window, q, new), group)
-    out, lse = attend(q, key, value, mask, scale, softcap)
-    if parts:
-        seen, seen_lse = _over_prompts(parts, q, window, group, scale, softcap)
-        other, other_lse = seen.transpose(1, 2), seen_lse.transpose(1, 2)
-        order = view.order()
-        if order is not None:
-            order = order.to(other.device)
-            other, other_lse = other[order], other_lse[order]
-        share = torch.sigmoid(lse - other_lse)[..., None]
-        out = torch.lerp(other.float(), out.float(), share).to(out.dtype)
-        lse = torch.logaddexp(lse, other_lse)
-    return out, lse
+    out, lse = attended(q, key, value, mask, scale, softcap)
+    if not parts:
+        return out, lse
+    other, other_lse = _over_prompts(parts, q, window, group, scale, softcap, attended)
+    order = view.order()
+    if order is not None:
+        order = order.to(other.device)
+        other, other_lse = other[order], other_lse[order]
+    return merged(out, lse, other, other_lse)
+
+
+def _merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of entries together, from each one's result and log-sum-exps."""
+    share = torch.sigmoid(a_lse - b_lse)[..., None]
+    return torch.lerp(b.float(), a.float(), share).to(a.dtype), torch.logaddexp(a_lse, b_lse)
+
+
+@functools.cache
+def _functions(compiled: bool) -> tuple[Any, Any]:
+    """`attend` and `_merge`, as they are or compiled: once for all layers and runs."""
+    return (torch.compile(attend), torch.compile(_merge)) if compiled else (attend, _merge)
 
 
 def _by_kernels(
@@ -267,13 +280,10 @@ def _over_prompts(
     window: int | None,
     group: int,
     scale: float,
-    softcap: float | None = None,
+    softcap: float | None,
+    attended: Any,
 ) -> tuple[Tensor, Tensor]:
-    """What the rows see of their shared prompts, prompt after prompt.
-
-    Returns:
-        [rows, queries, heads, value_dim] and float32 [rows, queries, heads].
-    """
+    """What the rows see of their shared prompts, prompt after prompt, as `attend` returns it."""
     seen, scores = [], []
     for part in parts:
         chosen = q if part.rows is None else q[part.rows.to(q.device)]
@@ -282,9 +292,9 @@ def _over_prompts(
         if mask is not None:
             mask = mask.expand(n, 1, queries, -1).reshape(1, 1, n * queries, -1)
         flat = chosen.transpose(0, 1).reshape(1, heads, n * queries, dim)
-        o, s = attend(flat, part.shared.keys, part.shared.values, mask, scale, softcap)
-        seen.append(o[0].transpose(0, 1).reshape(n, queries, heads, -1))
-        scores.append(s[0].transpose(0, 1).reshape(n, queries, heads))
+        o, s = attended(flat, part.shared.keys, part.shared.values, mask, scale, softcap)
+        seen.append(o.view(heads, n, queries, -1).transpose(0, 1))
+        scores.append(s.view(heads, n, queries).transpose(0, 1))
     if len(parts) == 1:
         return seen[0], scores[0]
     return torch.cat(seen), torch.cat(scores)

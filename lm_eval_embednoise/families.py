@@ -168,15 +168,16 @@ def decoding(model: nn.Module, blocks: nn.ModuleList, longest: int | None = None
     Args:
         model: a causal LM.
         blocks: its decoder blocks.
-        longest: most positions of a row, for a decoder that doesn't cut rows' columns to the
-            windows of single blocks; such a model is padded where a window would matter.
+        longest: most positions of a row, where the model's own attention decodes: it doesn't cut
+            rows' columns to the windows of single blocks, and flash attention takes no mask with a
+            row and a column for each query. None where `attention.rows_attention` decodes.
     """
-    window = smallest_window(model)
-    if window is not None and longest is not None and longest > window:
-        return "padded"
-    config = _config(model)
-    if "flash" in str(getattr(config, "_attn_implementation", "")):
-        return "padded"  # its kernels take no mask with a row and a column for each query
+    window, config = smallest_window(model), _config(model)
+    if longest is not None:
+        if window is not None and longest > window:
+            return "padded"
+        if "flash" in str(getattr(config, "_attn_implementation", "")):
+            return "padded"
     family = getattr(config, "model_type", None)
     if not type(find_owner(model, blocks)).__module__.startswith("transformers."):
         return "padded"

@@ -8,6 +8,7 @@ other model, and any with hooks, adapters or quantized layers, is decoded by its
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,8 +24,13 @@ CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 Act = Callable[[str, Tensor], Tensor]
 
 
-def lean_step(model: Any) -> LeanStep | None:
-    """The step for a model that has this architecture to the letter, None for any other."""
+def lean_step(model: Any, compiled: bool = False) -> LeanStep | None:
+    """The step for a model that has this architecture to the letter, None for any other.
+
+    Args:
+        model: a causal LM.
+        compiled: by torch.compile, in its first steps; worth it on a GPU.
+    """
     kind = type(model)
     if kind.__name__ not in CLASSES or not kind.__module__.startswith("transformers.models."):
         return None
@@ -40,7 +46,7 @@ def lean_step(model: Any) -> LeanStep | None:
             return None
     if len({(p.device, p.dtype) for p in model.parameters()}) != 1:
         return None
-    return LeanStep(model)
+    return LeanStep(model, compiled)
 
 
 class _Linear(NamedTuple):
@@ -50,7 +56,8 @@ class _Linear(NamedTuple):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> _Linear:
-        return cls(linear.weight, linear.bias, linear.weight.t())
+        weight = linear.weight.detach()
+        return cls(weight, linear.bias, weight.t())
 
 
 class _Norm(NamedTuple):
@@ -89,10 +96,11 @@ class _Block(NamedTuple):
 class LeanStep:
     """One token a row in, logits out; keys and values go to a `SlotCache`.
 
-    Its small operations are `kernels`' where those serve, PyTorch's elsewhere.
+    Its small operations are `kernels`' where those serve, PyTorch's elsewhere; compiled, PyTorch's
+    own compiler fuses what stands before attention, attention, and what stands behind it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, compiled: bool = False) -> None:
         config, body = model.config, model.model
         self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
         self.norm = _Norm(body.norm.weight, body.norm.variance_epsilon)
@@ -100,6 +108,8 @@ class LeanStep:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = body.layers[0].self_attn.head_dim
         self.blocks = [_Block.of(block, config) for block in body.layers]
+        self.compiled = compiled
+        self.before, self.behind = _halves(compiled)
 
     def __call__(
         self, ids: Tensor, cache: SlotCache, positions: Tensor, act: Act | None, sites: set[str]
@@ -120,10 +130,7 @@ class LeanStep:
         if act is not None and EMBED in sites:
             x = act(EMBED, x[:, None])[:, 0]
         cos, sin = self.rotary(x[:, None], positions)  # [rows, 1, head_dim]
-        fast = kernels.serve(x, cos)
-        if not fast:  # see `_rotate`
-            half = self.dim // 2
-            sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        fast = not self.compiled and kernels.serve(x, cos)
         for number, block in enumerate(self.blocks):
             x = self._block(number, block, x, cos, sin, cache, fast)
             if act is not None and (site := f"block.{number}") in sites:
@@ -141,31 +148,51 @@ class LeanStep:
         fast: bool,
     ) -> Tensor:
         """One decoder block over [rows, hidden]."""
-        n = _norm(x, block.before_attention, fast)
-        q, k, v = _linear(n, block.q), _linear(n, block.k), _linear(n, block.v)
-        layer, new = cache.slot_layers[number], v.view(len(x), self.kv_heads, 1, self.dim)
+        layer = cache.slot_layers[number]
         if fast:
+            n = _norm(x, block.before_attention, fast)
+            q, k, v = _linear(n, block.q), _linear(n, block.k), _linear(n, block.v)
+            new = v.view(len(x), self.kv_heads, 1, self.dim)
             q = kernels.enter(q, k, v, cos, sin, cache.write, layer.memory(new, new))
             keys, values = layer.used(len(x))
         else:
-            q, k = self._rotate(q, k, cos, sin)
-            keys, values = layer.update(k, new)
-        mixed, _ = attention.over_rows(cache, number, q, keys, values, block.scaling, block.window)
-        x = _added(x, mixed.reshape(len(x), -1), block.o)
-        n = _norm(x, block.before_mlp, fast)
-        gate, up = _linear(n, block.gate), _linear(n, block.up)
-        product = kernels.silu_product(gate, up) if fast else F.silu(gate) * up
-        return _added(x, product, block.down)
+            q, k, v = self.before(x, block, cos, sin, self.kv_heads, self.dim)
+            keys, values = layer.update(k, v)
+        mixed, _ = attention.over_rows(
+            cache, number, q, keys, values, block.scaling, block.window, compiled=self.compiled
+        )
+        return self.behind(x, mixed.reshape(len(x), -1), block, fast)
 
-    def _rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [rows, kv_heads, group, head_dim] and keys [rows, kv_heads, 1, head_dim].
 
-        rotate_half(v) · sin is v rolled by half, times sin with its first half negated.
-        """
-        rows, heads, kv_heads, dim = len(q), self.heads, self.kv_heads, self.dim
-        qk = torch.cat((q, k), dim=-1).view(rows, heads + kv_heads, dim)
-        qk = torch.addcmul(qk * cos, qk.roll(dim // 2, dims=-1), sin)
-        return qk[:, :heads].reshape(rows, kv_heads, heads // kv_heads, dim), qk[:, heads:, None]
+def _before_attention(
+    x: Tensor, block: _Block, cos: Tensor, sin: Tensor, kv_heads: int, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [rows, kv_heads, group, head_dim], keys and values [rows, kv_heads, 1, head_dim]."""
+    n = _norm(x, block.before_attention, False)
+    q, k, v = _linear(n, block.q), _linear(n, block.k), _linear(n, block.v)
+    qk = torch.cat((q, k), dim=-1).unflatten(-1, (-1, dim))
+    # rotate_half(v) · sin is v rolled by half, times sin with its first half negated
+    sin = torch.cat((-sin[..., : dim // 2], sin[..., dim // 2 :]), dim=-1)
+    qk = torch.addcmul(qk * cos, qk.roll(dim // 2, dims=-1), sin)
+    q, k = qk[:, :-kv_heads], qk[:, -kv_heads:, None]
+    return q.unflatten(1, (kv_heads, -1)), k, v.unflatten(-1, (kv_heads, 1, dim))
+
+
+def _behind_attention(x: Tensor, mixed: Tensor, block: _Block, fast: bool) -> Tensor:
+    """The block's end, from attention's result [rows, heads · head_dim]."""
+    x = _added(x, mixed, block.o)
+    n = _norm(x, block.before_mlp, fast)
+    gate, up = _linear(n, block.gate), _linear(n, block.up)
+    product = kernels.silu_product(gate, up) if fast else F.silu(gate) * up
+    return _added(x, product, block.down)
+
+
+@functools.cache
+def _halves(compiled: bool) -> tuple[Any, Any]:
+    """The two functions above, as they are or compiled: once for all blocks and all runs."""
+    if not compiled:
+        return _before_attention, _behind_attention
+    return torch.compile(_before_attention), torch.compile(_behind_attention)
 
 
 def _norm(x: Tensor, norm: _Norm, fast: bool) -> Tensor:

@@ -24,7 +24,7 @@ from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
 from lm_eval_embednoise.lanes import Stopped, run_lanes
-from lm_eval_embednoise.lean import lean_step
+from lm_eval_embednoise.lean import CLASSES, lean_step
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
@@ -124,6 +124,7 @@ class Sampler:
         token_ids: Tensor | None = None,
         perplexity: bool = True,
         exact: bool = False,
+        compiled: bool = False,
         blocks: str | None = None,
     ) -> None:
         """Prepare a run.
@@ -138,10 +139,11 @@ class Sampler:
             token_ids: int64, tokens the `table` reference averages over; None for all.
             perplexity: also compute the clean negative log-likelihood of every sample.
             exact: run every pass in one shape, so that rounding is the same in any company.
+            compiled: compile the short decode step (see lean.py).
             blocks: dotted name of the model's list of decoder blocks, if it can't be found.
 
         Raises:
-            ValueError: for a site the model doesn't have.
+            ValueError: for a site the model doesn't have, or where nothing can be compiled.
         """
         self.model = model
         self.perturbation = perturbation
@@ -154,7 +156,12 @@ class Sampler:
         self.blocks = find_blocks(model, blocks)
         how = decoding(model, self.blocks)
         self.own_attention = how == "rows" and attention.supported(model)
-        self.lean = lean_step(model) if self.own_attention else None
+        self.lean = lean_step(model, compiled) if self.own_attention else None
+        if compiled and self.lean is None:
+            raise ValueError(
+                f"compile=true is not available for {type(model).__name__}, only for "
+                f"{', '.join(CLASSES)} with ordinary linear layers on one device; leave compile out"
+            )
         self.shares_prompts = self.own_attention and attends_to_entries(model)
         self.attention_configs = attention.configs(model)
         self.injector = Injector(model, perturbation, blocks)
@@ -220,7 +227,8 @@ class Sampler:
         """Decode in one batch, or in several of fewer rows where that keeps more cores busy."""
         slots = min(self.batch_size, len(waiting))
         count = 1
-        if self.lean is not None and self.device.type == "cpu" and not self.exact:
+        lean = self.lean is not None and not self.lean.compiled
+        if lean and self.device.type == "cpu" and not self.exact:
             count = max(1, min(torch.get_num_threads(), slots // LANE_ROWS))
         if count == 1:
             yield from self._decode(jobs, waiting, slots, lambda: False)

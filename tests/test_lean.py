@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,6 +42,24 @@ def test_the_lean_step_is_the_models_own(family: str) -> None:
         got = step(token, cache, column[:, None], None, set())
         expected = model(input_ids=ids).logits[:, -1:]
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch")
+def test_the_compiled_step_gives_the_same_samples(qwen2: PreTrainedModel) -> None:
+    """Rows of two prompts that leave at different steps, with noise on what is generated."""
+    noise = Perturbation(sigma=0.2, depth="embed+1", positions="generated")
+    found = []
+    for compiled in (False, True):
+        sampler = Sampler(
+            qwen2, noise, Sampling(temperature=1.0, max_gen_toks=12), Stop(frozenset({40})),
+            batch_size=7, compiled=compiled,
+        )  # fmt: skip
+        assert sampler.lean is not None and sampler.lean.compiled == compiled
+        found.append({(s.job, s.index): s.ids for s in sampler.run(jobs(tuple(range(5))))})
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="compile=true is not available for GPT2LMHeadModel"):
+        Sampler(tiny("gpt2"), noise, Sampling(max_gen_toks=2), compiled=True)
 
 
 def test_only_the_plain_architecture_is_served(qwen2: PreTrainedModel) -> None:

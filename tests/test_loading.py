@@ -15,9 +15,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from test_hf_embednoise import requests
 from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lm_eval_embednoise import doctor
-from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import decoding
 from lm_eval_embednoise.inject import find_blocks
 from lm_eval_embednoise.minicoder import MODEL_DIR
@@ -25,6 +26,7 @@ from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.loaded import check_tokenizer
 from lm_eval_embednoise.models.loading import ATTENTIONS, HOST_ARGS, INSTEAD, LOADING_ARGS, Loading
 from lm_eval_embednoise.reference import token_norms
+from lm_eval_embednoise.sampler import Job, Sampler
 
 MINICODER = str(MODEL_DIR)
 GREEDY = {"until": ["\ndef "], "do_sample": False, "max_gen_toks": 12}
@@ -93,15 +95,32 @@ def test_an_offloaded_embedding_is_refused(tmp_path: Path) -> None:
         load(device_map={**where, **rest}, offload_folder=str(tmp_path))
 
 
-def test_flash_attention_decodes_under_masks_that_it_takes(plain: HFEmbedNoise) -> None:
-    """What can be said without a GPU: rows are padded, as transformers' generate has them."""
+def test_flash_attention_prefills_and_rows_attention_decodes(
+    plain: HFEmbedNoise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be said without a GPU: a kernel in its place sees prompts, never single rows."""
     config, blocks = plain.model.config, find_blocks(plain.model)
+    job = Job(tuple(plain.tokenizer.encode("def f(xs):\n    return ")), "p", tuple(range(6)))
+    lengths = []
+
+    def kernel(module: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        lengths.append(query.shape[2])
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, *args, **kwargs)
+
+    def run() -> list[tuple[int, list[int]]]:
+        sampling = Sampling(temperature=0.8, max_gen_toks=8)
+        sampler = Sampler(plain.model, Perturbation(), sampling, batch_size=4)
+        assert sampler.own_attention
+        sampler.lean = None  # through the model's own forward
+        return sorted((sample.index, sample.ids) for sample in sampler.run([job]))
+
+    expected = run()
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", kernel)
+    monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
     assert decoding(plain.model, blocks) == "rows"
-    try:
-        config._attn_implementation_internal = "flash_attention_2"
-        assert decoding(plain.model, blocks) == "padded"
-    finally:
-        config._attn_implementation_internal = "sdpa"
+    assert decoding(plain.model, blocks, 64) == "padded"  # under the model's own attention
+    assert run() == expected
+    assert set(lengths) == {len(job.prompt_ids)}
 
 
 def test_doctor_runs_what_it_reports() -> None:

@@ -35,7 +35,7 @@ from lm_eval_embednoise.store import Store
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
-OWN_ARGS = ("method", "perplexity", "exact", "blocks", "store")
+OWN_ARGS = ("method", "perplexity", "exact", "compile", "blocks", "store")
 AUTO_ROWS_CPU = 512
 AUTO_ROWS_MOST = 512
 
@@ -52,6 +52,7 @@ class HFEmbedNoise(HFLM):
         perplexity: score every sample under the clean model (one extra pass when there is noise).
         exact: run every pass in one shape, so that a sample is the same bit for bit in any company;
             slower.
+        compile: compile the decode step of Llama, Mistral and Qwen2 models; worth it on a GPU.
         blocks: dotted name of the decoder blocks' ModuleList, for a model whose list isn't found.
         quantization: int8 or int4, through bitsandbytes.
         attn_implementation: eager, sdpa, flash_attention_2 or flash_attention_3; the model's own
@@ -72,6 +73,7 @@ class HFEmbedNoise(HFLM):
         method: str | None = None,
         perplexity: bool = True,
         exact: bool = False,
+        compile: bool = False,
         blocks: str | None = None,
         store: str | os.PathLike[str] | None = None,
         batch_size: int | str | None = "auto",
@@ -83,7 +85,11 @@ class HFEmbedNoise(HFLM):
         self.identity: dict[str, Any] | None = None  # of the loaded model, worked out when needed
         self._rows = _parse_batch_size(batch_size)
         self.perplexity = perplexity
-        self.exact = exact
+        self.exact, self.compile = exact, compile
+        if exact and compile:
+            raise ValueError(
+                "exact=true and compile=true: compiled code differs between shapes; leave one out"
+            )
         self.blocks = blocks
         if pretrained is None:
             pretrained = str(MODEL_DIR)
@@ -294,6 +300,7 @@ class HFEmbedNoise(HFLM):
             token_ids=emittable_ids(self.tokenizer, width),
             perplexity=self.perplexity,
             exact=self.exact,
+            compiled=self.compile,
             blocks=self.blocks,
         )
 
