@@ -194,7 +194,7 @@ def over_rows(
     if own and kernels.in_slots(key, value):
         lengths = view.lengths(window)
         if lengths is not None and all(part.mask(window) is None for part in parts):
-            return _by_kernels(parts, q, key, value, lengths, scale)
+            return by_kernels(parts, q.contiguous(), key, value, lengths, scale)
     attended, merged = _functions(compiled)
     mask = _grouped(view.own_mask(window, q, new), group)
     out, lse = attended(q, key, value, mask, scale, softcap)
@@ -220,11 +220,18 @@ def _functions(compiled: bool) -> tuple[Any, Any]:
     return (torch.compile(attend), torch.compile(_merge)) if compiled else (attend, _merge)
 
 
-def _by_kernels(
+def by_kernels(
     parts: list[Part], q: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`over_rows` for one new entry a row, of which a row sees its first `lengths`."""
-    q = q.contiguous()
+    """`over_rows` for one new entry a row, by functions in C.
+
+    Args:
+        parts: the shared prompts, seen whole.
+        q: [rows, heads, group, head_dim], contiguous.
+        key, value: see `kernels.in_slots`; [rows or more, heads, width, head_dim].
+        lengths: int64 [rows], how many of its own entries a row sees.
+        scale: factor on the scores.
+    """
     if not parts:
         return kernels.attend(q, key, value, lengths, scale)
     prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
