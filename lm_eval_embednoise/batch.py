@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EXACT_ROWS = 16  # rows of every pass of an exact run
 AHEAD = 8  # generated positions whose noise is drawn together: many small draws cost more
 PREFILL_TOKENS = 8192  # positions prefilled in one pass
+FILLED_UP = 1.2  # how many times their own positions prompts of unequal length may take there
 
 
 class Batch:
@@ -62,6 +63,7 @@ class Batch:
         stop = sampler.stop
         self._may_end = None if stop.may_end is None else stop.may_end.tolist()
         self._membership_changed = True
+        self._alone = fixed or not sampler.keeps_logits  # prompts are prefilled one by one
 
     @property
     def live(self) -> int:
@@ -78,15 +80,39 @@ class Batch:
         cheap = self.share and not self._noisy_steps
         return free if cheap or not self.live or free >= max(1, self.slots // 4) else 0
 
-    def join(self, number: int, job: Job, rows: list[Row]) -> None:
-        """Prefill a job's prompt for new rows, put them into free slots, choose first tokens.
+    def meet(self, jobs: dict[int, Job], rows: list[Row]) -> None:
+        """Get ready for the rows of jobs that are about to join.
 
-        The rows share one prefill unless noise reaches the prompt.
+        Clean prompts are prefilled here, several in one pass: behind its end a shorter prompt is
+        filled up with tokens that nothing before them sees, and whose entries are dropped.
+        """
+        started = time.perf_counter()
+        new = [number for number in jobs if number not in self._prepared]
+        for number in new:
+            self._prepared[number] = self._prepare(number, jobs[number])
+        if self.sampler.perturbation.perturbs_prompt:
+            return
+        together: list[Prepared] = []
+        real = 0
+        for number in sorted(new, key=lambda number: len(jobs[number].prompt_ids)):
+            ready = self._prepared[number]
+            length = len(ready.job.prompt_ids)
+            real, padded = real + length, (len(together) + 1) * length
+            if together and (self._alone or padded > min(PREFILL_TOKENS, FILLED_UP * real)):
+                self._prefill_clean(together)
+                together, real = [], length
+            together.append(ready)
+        if together:
+            self._prefill_clean(together)
+        _charge(started, rows)
+
+    def join(self, number: int, job: Job, rows: list[Row]) -> None:
+        """Put new rows of a job that was met into free slots, choose their first tokens.
+
+        The rows share the prompt's prefill unless noise reaches the prompt.
         """
         started = time.perf_counter()
         device = self.sampler.device
-        if number not in self._prepared:
-            self._prepared[number] = self._prepare(number, job)
         ready = self._prepared[number]
         holes = [slot for slot, row in enumerate(self.rows) if row is None]
         free = [*holes, *range(len(self.rows), self.slots)][: len(rows)]
@@ -110,7 +136,10 @@ class Batch:
         if self.sampler.perturbation.perturbs_prompt:
             logits = self._prefill_noisy(ready, rows, new, slots)
         else:
-            logits = self._prefill_clean(ready, slots).expand(len(rows), -1)
+            assert ready.logits is not None and ready.entries is not None
+            logits = ready.logits.expand(len(rows), -1)
+            if not self.share:
+                self.cache.fill(slots, ready.entries)
         for name, value in new.items():
             if name not in self.state:
                 self.state[name] = value.new_zeros((self.slots, *value.shape[1:]))
@@ -139,18 +168,21 @@ class Batch:
             sampler.site_std(number, job),
         )
 
-    def _prefill_clean(self, ready: Prepared, slots: Tensor) -> Tensor:
-        """The prompt's entries, once for all rows; the logits after it, [1, vocab]."""
-        if ready.entries is None:
-            prefilled = DynamicCache()
-            prompt = torch.tensor([ready.job.prompt_ids], device=self.sampler.device)
-            ready.logits = self.sampler.forward(prompt, prefilled)[:, -1].float()
-            ready.entries = entries(prefilled)
+    def _prefill_clean(self, prompts: list[Prepared]) -> None:
+        """One pass over some jobs' prompts: each one's entries, and the logits after it."""
+        lengths = [len(ready.job.prompt_ids) for ready in prompts]
+        ids = [[*ready.job.prompt_ids] for ready in prompts]
+        padded = [row + row[-1:] * (max(lengths) - len(row)) for row in ids]
+        last = sorted(set(lengths))
+        prefilled = DynamicCache()
+        tokens = torch.tensor(padded, device=self.sampler.device)
+        logits = self.sampler.forward(tokens, prefilled, at=[length - 1 for length in last])
+        found = entries(prefilled)
+        for row, (ready, length) in enumerate(zip(prompts, lengths, strict=True)):
+            ready.logits = logits[row, last.index(length)][None].float()
+            one = slice(row, row + 1)
+            ready.entries = [(k[one, :, :length], v[one, :, :length]) for k, v in found]
             ready.shared = [Shared(keys, values) for keys, values in ready.entries]
-        if not self.share:
-            self.cache.fill(slots, ready.entries)
-        assert ready.logits is not None
-        return ready.logits
 
     def _prefill_noisy(
         self, ready: Prepared, rows: list[Row], new: dict[str, Tensor], slots: Tensor

@@ -94,7 +94,7 @@ def _teacher_forced(sampler: Sampler, ids: Tensor, prompt: DynamicCache) -> Tens
             of_each = keys.repeat(len(ids), 1, 1, 1), values.repeat(len(ids), 1, 1, 1)
             cache.update(*of_each, number)
     with serving:
-        return sampler.forward(ids, cache, positions, every=True)
+        return sampler.forward(ids, cache, positions, at=None)
 
 
 class _TextLayer(CacheLayerMixin):

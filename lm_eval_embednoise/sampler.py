@@ -13,6 +13,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from lm_eval_embednoise.rows import Row
 from lm_eval_embednoise.soft_prompt import SoftPrompts
 
 LANE_ROWS = 16  # fewest rows that are worth a lane of their own
+LAST = (-1,)  # the position that decoding needs
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
 
 
@@ -173,7 +175,7 @@ class Sampler:
         # Held by a lane that runs the model's own forward, whose hooks are everybody's.
         self.whole_model = threading.RLock()
         parameters = inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self.keeps_logits = "logits_to_keep" in parameters
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
@@ -254,7 +256,11 @@ class Sampler:
                     batch.forget(row.job)
                 yield row
             joining = [waiting.popleft() for _ in range(min(batch.wants(), len(waiting)))]
-            for number in dict.fromkeys(row.job for row in joining):
+            numbers = list(dict.fromkeys(row.job for row in joining))
+            if numbers:
+                with self.whole_model:
+                    batch.meet({number: jobs[number] for number in numbers}, joining)
+            for number in numbers:
                 with self.whole_model:
                     batch.join(number, jobs[number], [row for row in joining if row.job == number])
             if not joining:  # those who joined may have ended at once
@@ -336,7 +342,7 @@ class Sampler:
             soft_start=job.soft_starts(1, self.device),
         )
         with self.injector.running(rows):
-            logits = self.forward(ids, DynamicCache(), every=True)
+            logits = self.forward(ids, DynamicCache(), at=None)
         logprobs = logits[0, length - 1 :].float().log_softmax(dim=-1)
         target = torch.tensor(list(continuation), device=self.device)
         chosen = logprobs.gather(1, target[:, None])[:, 0]
@@ -348,7 +354,7 @@ class Sampler:
         cache: Cache,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        every: bool = False,
+        at: Sequence[int] | None = LAST,
     ) -> Tensor:
         """Logits of one pass of the model over new tokens.
 
@@ -357,25 +363,29 @@ class Sampler:
             cache: gets the new entries.
             positions: int64 [rows, pos]; None means behind what the cache holds.
             mask: additive 4-D mask; None means causal.
-            every: logits of all positions, not of the last alone.
+            at: the positions whose logits are wanted; None for all.
 
         Returns:
-            [rows, pos or 1, vocab].
+            [rows, as many positions, vocab].
         """
         if positions is None:
             start = cache.get_seq_length()
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)
             positions = positions.expand(len(ids), -1)
+        kept: dict[str, Any] = {}
+        if at is not None and self.keeps_logits:
+            wanted = 1 if at == LAST else torch.tensor(at, device=ids.device)
+            kept["logits_to_keep"] = wanted
         output = self.model(
             input_ids=ids,
             position_ids=positions,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            **({} if every else self._last_only),
+            **kept,
         )
         logits: Tensor = output.logits
-        return logits
+        return logits if at is None or kept else logits[:, list(at)]
 
     def reference(self, job: Job, site: str) -> float | None:
         """The norm m that scales a site's noise on a job's prompt; None for absolute noise."""
