@@ -290,7 +290,10 @@ def where(options: argparse.Namespace) -> dict[str, float]:
     """Where a decode step's time goes: matrix products at their limit, overhead, the rest."""
     import torch
     from torch import nn
+    from transformers.cache_utils import DynamicCache
 
+    from lm_eval_embednoise import attention
+    from lm_eval_embednoise.lean import lean_step
     from lm_eval_embednoise.slots import SlotCache, entries
 
     lm = load("hf-embednoise", {}, options)
@@ -318,38 +321,32 @@ def where(options: argparse.Namespace) -> dict[str, float]:
         }
         products = best(lambda: [m(inputs[m.in_features]) for m in linears])
 
-        def step(count: int, cached: bool) -> float:
+        prefilled = DynamicCache()
+        lm.model(input_ids=torch.full((1, 40), 7, device=lm.device), past_key_values=prefilled)
+        prompt = [attention.Shared(*held) for held in entries(prefilled)]
+
+        def step(count: int, in_c: bool) -> float:
+            """With 30 own entries a row behind a shared prompt of 40."""
+            lean = lean_step(lm.model)
+            assert lean is not None
+            lean.suits_kernels &= in_c
             ids = torch.full((count, 1), 7, device=lm.device)
-            positions = torch.zeros_like(ids)
-            if not cached:
-                return best(lambda: lm.model(input_ids=ids, use_cache=False))
-            from transformers.cache_utils import DynamicCache
-
-            from lm_eval_embednoise import attention
-
-            prefilled = DynamicCache()
-            lm.model(input_ids=torch.full((1, 40), 7, device=lm.device), past_key_values=prefilled)
-            cache = SlotCache(len(prefilled.layers), count, 64)
-            cache.share([(None, [attention.Shared(*held) for held in entries(prefilled)])])
+            cache = SlotCache(len(prompt), count, 64)
+            cache.share([(None, prompt)])
             cache.write_at(torch.full((count,), 30, device=lm.device), 31, even=True)
-
-            def work() -> None:
-                with attention.serving(attention.configs(lm.model), cache):
-                    lm.model(input_ids=ids, position_ids=positions + 70, past_key_values=cache)
-
-            return best(work)
+            return best(lambda: lean(ids, cache, torch.full_like(ids, 70), None, set()))
 
         found = {
             "matrix_products_ms": products,
-            "one_row_ms": step(1, cached=False),
-            "without_cache_ms": step(rows, cached=False),
-            "step_ms": step(rows, cached=True),
+            "step_ms": step(rows, in_c=True),
+            "one_row_ms": step(1, in_c=True),
+            "in_pytorch_ms": step(rows, in_c=False),
         }
     print(
-        f"a forward step of {rows} rows: {found['step_ms']:.1f} ms; the matrix products alone "
-        f"{products:.1f} ms ({products / found['step_ms']:.0%}), all of it without keys and values "
-        f"{found['without_cache_ms']:.1f} ms, for a single row {found['one_row_ms']:.1f} ms (what "
-        "launching its operations costs)"
+        f"a decode step of {rows} rows: {found['step_ms']:.1f} ms; the matrix products alone "
+        f"{products:.1f} ms ({products / found['step_ms']:.0%}); for a single row "
+        f"{found['one_row_ms']:.1f} ms; all of it in PyTorch's operations "
+        f"{found['in_pytorch_ms']:.1f} ms"
     )
     return found
 
