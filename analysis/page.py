@@ -51,7 +51,7 @@ summary { cursor: pointer; padding: .35rem 0; }
   td:first-child, th:first-child { position: static; }
   .grid { grid-template-columns: 1fr 1fr; } h2, h3 { break-after: avoid; }
   figure, tr, details { break-inside: avoid; }
-  details::details-content { content-visibility: visible; height: auto; display: block; }
+  details.paper::details-content { content-visibility: visible; height: auto; display: block; }
 }
 """
 
@@ -121,9 +121,10 @@ def verdict(found: dict[str, Any]) -> str:
     )
 
 
-def details(summary: str, content: str) -> str:
-    """Something to unfold; `content` is HTML."""
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+def details(summary: str, content: str, on_paper: bool = True) -> str:
+    """Something to unfold, and unfolded in print unless it is too much; `content` is HTML."""
+    opened = ' class="paper"' if on_paper else ""
+    return f"<details{opened}><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def sample(text: str, passed: bool) -> str:

@@ -141,7 +141,7 @@ class Report:
         yield f'<h2 id="{self._key(rows)}">{escape(tables.title(rows[0]))}</h2>'
         yield page.table(*tables.values(rows, intervals=True, cost=True), marked)
         everything = page.table(*tables.values(rows, intervals=True, every=True), marked)
-        yield page.details("Every metric", everything)
+        yield page.details("Every metric", everything, on_paper=False)
         family = tables.family(self.comparison, rows)
         if family:
             yield f"<h3>{escape(self.candidate)} against its family</h3>"
@@ -331,4 +331,5 @@ def _failure(failure: gallery.Failure) -> str:
     return page.details(
         f"{failure.method}, {rho}: {failure.kind} ({failure.count} samples)",
         f'<p class="note">{escape(failure.problem)}</p>{page.sample(failure.text, False)}',
+        on_paper=False,
     )
