@@ -52,7 +52,7 @@ class HFEmbedNoise(HFLM):
         perplexity: score every sample under the clean model (one extra pass when there is noise).
         exact: run every pass in one shape, so that a sample is the same bit for bit in any company;
             slower.
-        compile: compile the decode step of Llama, Mistral and Qwen2 models; worth it on a GPU.
+        compile: compile the decode step of Llama, Mistral and Qwen2 models; meant for GPUs.
         blocks: dotted name of the decoder blocks' ModuleList, for a model whose list isn't found.
         quantization: int8 or int4, through bitsandbytes.
         attn_implementation: eager, sdpa, flash_attention_2 or flash_attention_3; the model's own
