@@ -297,6 +297,8 @@ def where(options: argparse.Namespace) -> dict[str, float]:
     from lm_eval_embednoise.slots import SlotCache, entries
 
     lm = load("hf-embednoise", {}, options)
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # as in a lane
     rows = options.rows
 
     def best(work: Any) -> float:

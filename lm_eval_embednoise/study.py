@@ -236,7 +236,7 @@ class Runner:
             "version": lm_eval_embednoise.__version__,
             "packages": {name: metadata.version(name) for name in _PACKAGES},
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "command": ["embednoise", *sys.argv[1:]],
         }
         text = json.dumps(manifest, indent=1, default=str, ensure_ascii=False)
         write_text(self.out / "study.json", text + "\n")
