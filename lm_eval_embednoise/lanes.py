@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,20 @@ _DONE = object()
 
 
 Stopped = Callable[[], bool]
+
+
+_all = threading.local()
+
+
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """In a lane, PyTorch's own threads for work that is large enough for them: a prefill."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(getattr(_all, "count", before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_lanes(lanes: list[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item]:
@@ -35,6 +50,7 @@ def run_lanes(lanes: list[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item
     before = torch.get_num_threads()
 
     def work(lane: Callable[[Stopped], Iterator[Item]]) -> None:
+        _all.count = before
         torch.set_num_threads(1)
         try:
             with torch.inference_mode():

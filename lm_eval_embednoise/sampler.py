@@ -24,7 +24,7 @@ from lm_eval_embednoise.batch import EXACT_ROWS, Batch
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
-from lm_eval_embednoise.lanes import Stopped, run_lanes
+from lm_eval_embednoise.lanes import Stopped, all_threads, run_lanes
 from lm_eval_embednoise.lean import CLASSES, lean_step
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.padded import PaddedBatch
@@ -258,10 +258,10 @@ class Sampler:
             joining = [waiting.popleft() for _ in range(min(batch.wants(), len(waiting)))]
             numbers = list(dict.fromkeys(row.job for row in joining))
             if numbers:
-                with self.whole_model:
+                with self.whole_model, all_threads():
                     batch.meet({number: jobs[number] for number in numbers}, joining)
             for number in numbers:
-                with self.whole_model:
+                with self.whole_model, all_threads():
                     batch.join(number, jobs[number], [row for row in joining if row.job == number])
             if not joining:  # those who joined may have ended at once
                 batch.close_up()
