@@ -47,11 +47,11 @@ class Shared:
     """A prompt's keys and values in one layer, kept once for all rows that see them.
 
     Attributes:
-        keys, values: [1, heads, length, head_dim].
+        keys, values: [1, heads, length, head_dim], contiguous.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+        self.keys, self.values = keys.contiguous(), values.contiguous()
 
     @functools.cached_property
     def columns(self) -> Tensor:

@@ -180,8 +180,8 @@ class Batch:
         found = entries(prefilled)
         for row, (ready, length) in enumerate(zip(prompts, lengths, strict=True)):
             ready.logits = logits[row, last.index(length)][None].float()
-            one = slice(row, row + 1)
-            ready.entries = [(k[one, :, :length], v[one, :, :length]) for k, v in found]
+            one = (slice(row, row + 1), slice(None), slice(length))
+            ready.entries = [(k[one].contiguous(), v[one].contiguous()) for k, v in found]
             ready.shared = [Shared(keys, values) for keys, values in ready.entries]
 
     def _prefill_noisy(

@@ -67,8 +67,9 @@ class SlotLayer(CacheLayerMixin):
 
     def used(self, rows: int) -> tuple[Tensor, Tensor]:
         """The columns in use, [rows, heads, width, head_dim]."""
+        assert self.keys is not None and self.values is not None
         width = self.cache.width
-        return self.keys[:rows, :, :width], self.values[:rows, :, :width]  # type: ignore[index]
+        return self.keys[:rows, :, :width], self.values[:rows, :, :width]
 
     def fill(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put prefilled entries, [slots or 1, heads, pos, head_dim], at the head of slots."""

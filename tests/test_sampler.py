@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -179,6 +181,35 @@ def test_choice_follows_the_distribution() -> None:
     tokens = choose(logits.expand(20000, -1), Sampling(temperature=2.0), u)
     shares = torch.bincount(tokens, minlength=4) / 20000
     assert torch.allclose(shares, (logits[0] / 2).softmax(-1), atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 6])  # with entries of their own, and sharing the prompt's
+def test_prompts_prefilled_in_one_pass_are_what_they_are_alone(
+    qwen2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Prompts of nearly one length share a pass; one that is much longer has its own."""
+    lengths = (10, 9, 11, 40, 10)
+    texts = [tuple((7 * n + 3 * at) % 90 + 1 for at in range(n)) for n in lengths]
+    work = [Job(ids, f"p{n}", tuple(range(rows))) for n, ids in enumerate(texts)]
+    passes: list[tuple[int, int]] = []
+    forward = Sampler.forward
+
+    def counted(self: Sampler, ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if ids.shape[1] > 1:
+            passes.append(tuple(ids.shape))
+        return forward(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(Sampler, "forward", counted)
+
+    def samples(jobs: list[Job]) -> dict[tuple[str, int], list[int]]:
+        sampling = Sampling(temperature=1.0, max_gen_toks=8)
+        sampler = Sampler(qwen2, Perturbation(), sampling, batch_size=64)
+        return {(jobs[s.job].problem, s.index): s.ids for s in sampler.run(jobs)}
+
+    together = samples(work)
+    assert (4, 11) in passes and (1, 40) in passes
+    alone = {key: ids for job in work for key, ids in samples([job]).items()}
+    assert together == alone
 
 
 @pytest.mark.parametrize("method", METHODS)

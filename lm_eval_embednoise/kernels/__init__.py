@@ -46,16 +46,7 @@ def _step() -> ctypes.CDLL:
 
 
 def normals(keys: Tensor, positions: Tensor, dim: int) -> Tensor | None:
-    """`streams.normal`, bit for bit; None where there is no compiled function for it.
-
-    Args:
-        keys: int64 [rows, 2].
-        positions: int64 [rows, pos].
-        dim: length of a vector.
-
-    Returns:
-        float32 [rows, pos, dim].
-    """
+    """`streams.normal`, bit for bit; None where there is no compiled function for it."""
     found = _library("draws") if keys.is_cpu else None
     if found is None:
         return None
@@ -176,7 +167,7 @@ def attend_prompt(
     Args:
         q: [rows, heads, group, dim], contiguous; dim is a multiple of 16.
         keys: what `columns` made of the keys.
-        values: [1, heads, length, dim].
+        values: [1, heads, length, dim], contiguous.
         rows: int64 [n], which rows; None for all.
         scale: factor on the scores.
         out: results and log-sum-exps, [rows, heads, group, dim] and [rows, heads, group], of
@@ -186,7 +177,6 @@ def attend_prompt(
         MemoryError: the C function had none.
     """
     count, heads, group, dim = q.shape
-    values = values.contiguous()
     failed = _step().attend_prompt(
         *(dim, count if rows is None else len(rows), heads, group),
         *(values.shape[2], keys.shape[2], scale),
