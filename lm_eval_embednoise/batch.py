@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise import attention, perturb, streams
+from lm_eval_embednoise import attention, kernels, perturb, streams
 from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.choose import choose
 from lm_eval_embednoise.inject import Rows, add_noise, noise_keys
@@ -319,9 +319,14 @@ class Batch:
             ]
         return found
 
-    def _drawn(self, positions: Tensor) -> dict[str, Tensor]:
-        """Site → noise of each row's new entry, [rows, 1, dim]; drawn AHEAD positions at a time."""
+    def _drawn(self, positions: Tensor) -> dict[str, Tensor] | None:
+        """Site → noise of each row's new entry, [rows, 1, dim]; drawn AHEAD positions at a time.
+
+        None where small draws cost nothing more.
+        """
         sampler, device = self.sampler, positions.device
+        if kernels.serve(sampler.weight):
+            return None
         spent = []
         for slot, row in enumerate(self.rows):
             if row is not None and len(row.ids) > row.drawn:
@@ -333,13 +338,19 @@ class Batch:
             slots = torch.tensor(spent, device=device)
             self.state["ahead"][slots] = positions[slots]
             coming = positions[slots, None] + torch.arange(AHEAD, device=device)
-            for site in sampler.perturbation.sites:
+            sites = sampler.perturbation.sites
+            rows = Rows(
+                keys={site: self.state[f"key {site}"][slots] for site in sites},
+                std={site: self.state[f"std {site}"][slots] for site in sites},
+                prompt_length=self.state["prompt"][slots],
+                positions=coming,
+            )
+            for site in sites:
                 noise = perturb.draw(
                     sampler.perturbation,
-                    self.state[f"key {site}"][slots],
+                    rows.keys[site],
                     coming,
-                    self.state["prompt"][slots],
-                    self.state[f"std {site}"][slots],
+                    rows.deviations(sampler.perturbation, site),
                     sampler.references.width,
                 )
                 name = f"noise {site}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise import perturb, streams
+from lm_eval_embednoise import kernels, perturb, streams
 from lm_eval_embednoise.config import EMBED, Perturbation, site_order
 from lm_eval_embednoise.families import find_blocks, find_embedding
 
@@ -104,6 +104,14 @@ class Rows:
     soft: Tensor | None = None
     soft_start: Tensor | None = None
     drawn: dict[str, Tensor] | None = None
+    _weights: tuple[Tensor, Tensor] | None = None
+
+    def deviations(self, perturbation: Perturbation, site: str) -> Tensor:
+        """Standard deviation per coordinate at each of `positions`, float32 [rows, pos]."""
+        if self._weights is None or self._weights[0] is not self.positions:
+            found = perturb.weights(perturbation, self.positions, self.prompt_length)
+            self._weights = (self.positions, found)
+        return (self._weights[1] * self.std[site][:, None]).float()
 
 
 class Injector:
@@ -180,14 +188,12 @@ def add_noise(
     if rows.drawn is not None:
         noise = rows.drawn[site].to(device)
     else:
-        noise = perturb.draw(
-            perturbation,
-            rows.keys[site].to(device),
-            rows.positions.to(device),
-            rows.prompt_length.to(device),
-            rows.std[site].to(device),
-            hidden.shape[-1],
-        )
+        keys, positions = rows.keys[site].to(device), rows.positions.to(device)
+        std = rows.deviations(perturbation, site).to(device)
+        counters = perturb.counters(perturbation, positions)
+        if (found := kernels.add_noise(hidden, keys, counters, std)) is not None:
+            return found
+        noise = perturb.draw(perturbation, keys, positions, std, hidden.shape[-1])
     epsilon = noise.norm(dim=-1)
     ratio = epsilon / hidden.float().norm(dim=-1).clamp_min(1e-30)
     summed = torch.stack([ratio.sum(dim=1), (epsilon > 0).sum(dim=1)], dim=1)

@@ -92,33 +92,30 @@ def site_std(perturbation: Perturbation, site: str, reference: float | None, dim
     return sigma * reference / (math.sqrt(dim) if perturbation.sigma_unit == "relative" else 1.0)
 
 
+def counters(perturbation: Perturbation, positions: Tensor) -> Tensor:
+    """c(p): where in its stream a position's noise is drawn, of positions' shape."""
+    return torch.zeros_like(positions) if perturbation.scope == "sequence" else positions
+
+
 def draw(
-    perturbation: Perturbation,
-    keys: Tensor,
-    positions: Tensor,
-    prompt_length: Tensor,
-    std: Tensor,
-    dim: int,
+    perturbation: Perturbation, keys: Tensor, positions: Tensor, std: Tensor, dim: int
 ) -> Tensor:
     """ε for rows of a batch.
 
     Args:
-        perturbation: scope, positions and schedule.
+        perturbation: gives the scope.
         keys: int64 [rows, 2], one stream a row (its site is in the key).
         positions: int64 [rows, pos].
-        prompt_length: int64 [rows].
-        std: float64 [rows], standard deviation per coordinate.
+        std: float32 [rows, pos], standard deviation per coordinate; 0 outside P.
         dim: width of the site.
 
     Returns:
         float32 [rows, pos, dim]; exactly 0 at positions outside P.
     """
-    scale = weights(perturbation, positions, prompt_length) * std[:, None]
+    where = counters(perturbation, positions)
     if perturbation.scope == "sequence":
-        z = streams.normal(keys, torch.zeros_like(positions[:, :1]), dim)
-    else:
-        z = streams.normal(keys, positions, dim)
-    return scale.to(torch.float32)[:, :, None] * z
+        where = where[:, :1]
+    return std[:, :, None] * streams.normal(keys, where, dim)
 
 
 def random_prefix(perturbation: Perturbation, problem: str, sample: int) -> str:

@@ -167,8 +167,8 @@ class Sampler:
         self.shares_prompts = self.own_attention and attends_to_entries(model)
         self.attention_configs = attention.configs(model)
         self.injector = Injector(model, perturbation, blocks)
-        embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-        self.device, self.dtype = embedding.device, embedding.dtype
+        self.weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+        self.device, self.dtype = self.weight.device, self.weight.dtype
         self.references = References(model, perturbation, token_ids, blocks)
         self.soft_prompts = SoftPrompts(model, perturbation, token_ids)
         self._std: dict[int, dict[str, float]] = {}
@@ -335,7 +335,10 @@ class Sampler:
         std = self.site_std(number, job)
         rows = Rows(
             keys=noise_keys(self.perturbation, [pair], self.device),
-            std={site: torch.tensor([value], dtype=torch.float64) for site, value in std.items()},
+            std={
+                site: torch.tensor([value], dtype=torch.float64, device=self.device)
+                for site, value in std.items()
+            },
             prompt_length=torch.tensor([length], device=self.device),
             positions=torch.arange(ids.shape[1], device=self.device)[None],
             soft=self.soft_prompts.vectors([pair]),

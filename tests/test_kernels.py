@@ -26,6 +26,12 @@ pytestmark = pytest.mark.skipif(not build.find_compiler(), reason="no C compiler
 DIMS = st.sampled_from([16, 32, 48, 64, 128])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Hypothesis times its examples: the first must not be the one that compiles."""
+    build.library("draws"), build.library("step")
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
@@ -36,6 +42,25 @@ def test_normals_are_the_streams_bit_for_bit() -> None:
         positions = torch.arange(5, 5 + count).expand(300, -1)
         got = kernels.normals(keys, positions, dim)
         assert got is not None and torch.equal(got, streams._normal(keys, positions, dim))
+
+
+@given(st.sampled_from([1, 64, 100, 128]), st.integers(1, 4), st.integers(1, 5), st.data())
+def test_noise_is_added_as_pytorch_does(
+    dim: int, rows: int, count: int, data: st.DataObject
+) -> None:
+    """The sum bit for bit, how strong it is to rounding; some positions get none."""
+    keys = streams.key_words(streams.stream_key(3, "p", s, "noise", "embed") for s in range(rows))
+    positions = torch.arange(count).expand(rows, -1) + torch.arange(rows)[:, None]
+    number = st.sampled_from([0.0, 0.25, 0.3, 2.0])
+    std = torch.tensor([[data.draw(number) for _ in range(count)] for _ in range(rows)])
+    hidden = random(rows, count, dim)
+    got = kernels.add_noise(hidden, keys, positions, std)
+    assert got is not None
+    noise = std[:, :, None] * streams._normal(keys, positions, dim)
+    assert torch.equal(got[0], hidden + noise)
+    ratio = noise.norm(dim=-1) / hidden.norm(dim=-1)
+    expected = torch.stack([ratio.sum(1), (std > 0).sum(1)], dim=1).double()
+    assert torch.allclose(got[1], expected, rtol=1e-5)
 
 
 @given(rows=st.integers(1, 9), dim=st.integers(1, 70), seed=st.integers(0, 99))
@@ -56,9 +81,10 @@ def test_entering(dim: int, rows: int, heads: int, group: int, seed: int) -> Non
     angle = random(rows, dim // 2, seed=seed).repeat(1, 2)
     cos, sin = angle.cos(), angle.sin()
     write = torch.randint(0, 6, (rows,), generator=torch.Generator().manual_seed(seed))
+    slots = None if seed % 2 else torch.randperm(rows) + 2
     held = (random(rows + 2, heads, 6, dim), random(rows + 2, heads, 6, dim, seed=1))
     before = [part.clone() for part in held]
-    got = kernels.enter(q, k, v, cos, sin, write, held)
+    got = kernels.enter(q, k, v, cos, sin, write, held, slots)
 
     def rotated(x: Tensor) -> Tensor:
         x = x.view(rows, -1, dim)
@@ -66,7 +92,7 @@ def test_entering(dim: int, rows: int, heads: int, group: int, seed: int) -> Non
         return x * cos[:, None] + half * sin[:, None]
 
     assert torch.allclose(got.view(rows, -1, dim), rotated(q), atol=1e-6)
-    line = torch.arange(rows)
+    line = torch.arange(rows) if slots is None else slots
     before[0][line, :, write] = rotated(k)
     before[1][line, :, write] = v.view(rows, heads, dim)
     assert torch.allclose(held[0], before[0], atol=1e-6) and torch.equal(held[1], before[1])
@@ -104,6 +130,20 @@ def test_attention_is_one_softmax_over_prompt_and_own_entries(
             assert torch.allclose(found[row].double(), expected, rtol=1e-4, atol=1e-5)
             if found is got:
                 assert torch.allclose(lse[row].double(), scores.logsumexp(-1), atol=1e-5)
+
+
+@given(DIMS, st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 40))
+def test_causal_attention(dim: int, rows: int, heads: int, group: int, length: int) -> None:
+    """Of prompts in slots, which stand in any order."""
+    q = random(rows, length, heads, group, dim)
+    held = (random(5, heads, 41, dim), random(5, heads, 41, dim, seed=1))
+    slots = torch.tensor([4, 0, 2])[:rows]
+    got = kernels.attend_causal(q, held, slots, 0.3)
+    k, v = (part[slots, :, :length].double() for part in held)
+    scores = torch.einsum("rqhgd,rhkd->rhgqk", q.double(), k) * 0.3
+    scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+    expected = torch.einsum("rhgqk,rhkd->rqhgd", scores.softmax(-1), v)
+    assert torch.allclose(got.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_is_the_same_in_any_company_and_a_nan_stays_its_own() -> None:

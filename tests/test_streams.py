@@ -9,6 +9,7 @@ from scipy import special, stats
 
 from lm_eval_embednoise import perturb, streams
 from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.inject import Rows
 
 # Known-answer vectors of Random123 1.14 (kat_vectors, philox 4x32 10): counter, key, output.
 KNOWN = [
@@ -104,16 +105,15 @@ def test_common_random_numbers_for_two_doses() -> None:
     """Noise of two doses, units or schedules differs by a factor alone: the draws are shared."""
     keys = streams.key_words([streams.stream_key(0, "p", 1, "noise", "embed")])
     positions, length = torch.arange(6)[None], torch.tensor([4])
-    std = torch.tensor([1.0], dtype=torch.float64)
-    weak = perturb.draw(Perturbation(sigma=0.1), keys, positions, length, 0.5 * std, 16)
-    strong = perturb.draw(
-        Perturbation(sigma=2.0, sigma_unit="norm", positions="all"),
-        keys,
-        positions,
-        length,
-        std,
-        16,
-    )
+    std = torch.ones(1, dtype=torch.float64)
+
+    def drawn(perturbation: Perturbation, std: torch.Tensor) -> torch.Tensor:
+        rows = Rows({"embed": keys}, {"embed": std}, length, positions)
+        where = rows.deviations(perturbation, "embed")
+        return perturb.draw(perturbation, keys, positions, where, 16)
+
+    weak = drawn(Perturbation(sigma=0.1), 0.5 * std)
+    strong = drawn(Perturbation(sigma=2.0, sigma_unit="norm", positions="all"), std)
     torch.testing.assert_close(2 * weak[:, :4], strong[:, :4])
     assert not weak[:, 4:].any() and strong[:, 4:].all()
 

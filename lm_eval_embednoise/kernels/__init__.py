@@ -23,11 +23,15 @@ _SIGNATURES: dict[str, dict[str, list[Any]]] = {
     "step": {
         "rms_norm": [_long, _long, _float, *[_array] * 3],
         "silu_product": [_long, *[_array] * 3],
-        "enter": [*[_long] * 5, *[_array] * 9],
+        "enter": [*[_long] * 5, *[_array] * 10],
         "attend": [*[_long] * 5, _float, *[_array] * 8],
         "attend_prompt": [*[_long] * 6, _float, *[_array] * 6],
+        "attend_causal": [*[_long] * 6, _float, *[_array] * 5],
     },
-    "draws": {"normals": [*[_long] * 3, *[_array] * 3]},
+    "draws": {
+        "normals": [*[_long] * 3, *[_array] * 3],
+        "add_noise": [*[_long] * 3, *[_array] * 6],
+    },
 }
 
 
@@ -54,6 +58,36 @@ def normals(keys: Tensor, positions: Tensor, dim: int) -> Tensor | None:
     out = torch.empty(*positions.shape, dim, dtype=torch.float32)
     found.normals(*(*positions.shape, dim, keys.data_ptr(), positions.data_ptr(), out.data_ptr()))
     return out
+
+
+def add_noise(
+    hidden: Tensor, keys: Tensor, positions: Tensor, std: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """hidden + std · normals, and how strong that is; None where nothing compiled does it.
+
+    Args:
+        hidden: float32 [rows, pos, dim].
+        keys: int64 [rows, 2].
+        positions: int64 [rows, pos].
+        std: float32 [rows, pos]; nothing is drawn where it is 0.
+
+    Returns:
+        [rows, pos, dim], and float64 [rows, 2]: the sum of |noise| / |hidden| over the positions
+        with noise, and their number.
+    """
+    floats = hidden.is_cpu and hidden.dtype is torch.float32
+    found = _library("draws") if floats else None
+    if found is None:
+        return None
+    hidden, keys, positions = hidden.contiguous(), keys.contiguous(), positions.contiguous()
+    std = std.contiguous()
+    out = torch.empty_like(hidden)
+    ratios = torch.empty(len(hidden), 2, dtype=torch.float64)
+    found.add_noise(
+        *(*hidden.shape, keys.data_ptr(), positions.data_ptr(), std.data_ptr()),
+        *(hidden.data_ptr(), out.data_ptr(), ratios.data_ptr()),
+    )
+    return out, ratios
 
 
 def serve(*tensors: Tensor) -> bool:
@@ -87,6 +121,7 @@ def enter(
     sin: Tensor,
     write: Tensor,
     held: tuple[Tensor, Tensor],
+    slots: Tensor | None = None,
 ) -> Tensor:
     """Rotate queries and keys to their positions and store keys and values.
 
@@ -96,6 +131,7 @@ def enter(
         cos, sin: [rows, dim].
         write: int64 [rows], the column of each row's new entry.
         held: keys and values, [slots, heads, columns, dim], changed in place.
+        slots: int64 [rows], where each row's entry goes; None for slots 0 to rows - 1.
 
     Returns:
         The rotated queries, [rows, heads, group, dim].
@@ -106,8 +142,8 @@ def enter(
     out = q.new_empty(rows, heads, group, dim)
     _step().enter(
         *(rows, heads, group, dim, columns, q.data_ptr(), k.data_ptr(), v.data_ptr()),
-        *(cos.data_ptr(), sin.data_ptr(), write.data_ptr()),
-        *(held[0].data_ptr(), held[1].data_ptr(), out.data_ptr()),
+        *(cos.data_ptr(), sin.data_ptr(), None if slots is None else slots.data_ptr()),
+        *(write.data_ptr(), held[0].data_ptr(), held[1].data_ptr(), out.data_ptr()),
     )
     return out
 
@@ -186,6 +222,32 @@ def attend_prompt(
     )
     if failed:
         raise MemoryError("no memory for attention scores")
+
+
+def attend_causal(q: Tensor, held: tuple[Tensor, Tensor], slots: Tensor, scale: float) -> Tensor:
+    """Causal softmax attention of prompts whose entries stand at the head of slots.
+
+    Args:
+        q: [rows, length, heads, group, dim], contiguous; dim is a multiple of 16.
+        held: keys and values, [slots, heads, columns, dim], of which the first `length` are read.
+        slots: int64 [rows].
+        scale: factor on the scores.
+
+    Returns:
+        The same shape as q.
+
+    Raises:
+        MemoryError: the C function had none.
+    """
+    rows, length, heads, group, dim = q.shape
+    out = torch.empty_like(q)
+    failed = _step().attend_causal(
+        *(dim, rows, length, heads, group, held[0].shape[2], scale),
+        *(slots.data_ptr(), q.data_ptr(), held[0].data_ptr(), held[1].data_ptr(), out.data_ptr()),
+    )
+    if failed:
+        raise MemoryError("no memory for attention scores")
+    return out
 
 
 def in_slots(key: Tensor, value: Tensor) -> bool:

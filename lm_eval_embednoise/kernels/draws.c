@@ -5,8 +5,10 @@
  */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
-#define BLOCKS 16 /* counters at a time */
+#define BLOCKS 16           /* counters at a time */
+#define CHUNK (4 * BLOCKS) /* numbers at a time */
 #define EACH(i, n) _Pragma("omp simd") for (int i = 0; i < (n); i++)
 
 /* Philox-4x32-10 (Salmon et al., SC 2011) at counters (first + i, position, 0, 0) */
@@ -87,19 +89,65 @@ static inline float normal_of(uint32_t word)
     return (float)(fabs(q) <= 0.425 ? centre : tail);
 }
 
+/* Coordinates first to first + CHUNK of a stream's vector at a position */
+static void draw(const int64_t key[2], int64_t position, long first, float out[CHUNK])
+{
+    uint32_t words[4][BLOCKS];
+    float drawn[4][BLOCKS];
+    philox((uint32_t)(first / 4), (uint32_t)position, (uint32_t)key[0], (uint32_t)key[1], words);
+    for (int w = 0; w < 4; w++) EACH(i, BLOCKS) drawn[w][i] = normal_of(words[w][i]);
+    for (int i = 0; i < BLOCKS; i++)
+        for (int w = 0; w < 4; w++) out[4 * i + w] = drawn[w][i];
+}
+
+static inline int left(long first, long dim) { return dim - first < CHUNK ? (int)(dim - first) : CHUNK; }
+
 /* keys: [rows, 2] 32-bit words; positions: [rows, count]; out: [rows, count, dim] */
 void normals(long rows, long count, long dim, const int64_t *keys, const int64_t *positions,
              float *out)
 {
-    uint32_t words[4][BLOCKS];
-    float drawn[4][BLOCKS];
+    float drawn[CHUNK];
     for (long row = 0; row < rows; row++)
         for (long at = 0; at < count; at++, out += dim)
-            for (long first = 0; first < dim; first += 4 * BLOCKS) {
-                philox((uint32_t)(first / 4), (uint32_t)positions[row * count + at],
-                       (uint32_t)keys[2 * row], (uint32_t)keys[2 * row + 1], words);
-                for (int w = 0; w < 4; w++) EACH(i, BLOCKS) drawn[w][i] = normal_of(words[w][i]);
-                long end = dim - first < 4 * BLOCKS ? dim - first : 4 * BLOCKS;
-                for (long i = 0; i < end; i++) out[first + i] = drawn[i % 4][i / 4];
+            for (long first = 0; first < dim; first += CHUNK) {
+                draw(keys + 2 * row, positions[row * count + at], first, drawn);
+                EACH(i, left(first, dim)) out[first + i] = drawn[i];
             }
+}
+
+/* out = hidden + std · normals, for hidden, out: [rows, count, dim]; std: [rows, count].
+ *
+ * Where std is 0 nothing is drawn. ratios: [rows, 2] gets, of each row, the sum of |noise| / |hidden|
+ * over the positions that have noise, and their number.
+ */
+void add_noise(long rows, long count, long dim, const int64_t *keys, const int64_t *positions,
+               const float *std, const float *restrict hidden, float *restrict out, double *ratios)
+{
+    float drawn[CHUNK];
+    for (long row = 0; row < rows; row++) {
+        double sum = 0, number = 0;
+        for (long at = row * count; at < (row + 1) * count; at++, hidden += dim, out += dim) {
+            float of_noise = 0, of_hidden = 0, scale = std[at];
+            if (scale == 0) {
+                memcpy(out, hidden, sizeof(float) * (size_t)dim);
+                continue;
+            }
+            for (long first = 0; first < dim; first += CHUNK) {
+                const float *h = hidden + first;
+                draw(keys + 2 * row, positions[at], first, drawn);
+                _Pragma("omp simd reduction(+ : of_noise, of_hidden)")
+                for (int i = 0; i < left(first, dim); i++) {
+                    float noise = scale * drawn[i];
+                    of_noise += noise * noise;
+                    of_hidden += h[i] * h[i];
+                    out[first + i] = h[i] + noise;
+                }
+            }
+            float norm = sqrtf(of_hidden);
+            sum += sqrtf(of_noise) / (norm < 1e-30f ? 1e-30f : norm);
+            number += 1;
+        }
+        ratios[2 * row] = sum;
+        ratios[2 * row + 1] = number;
+    }
 }

@@ -1,7 +1,7 @@
-/* What a decode step does beside its matrix products, for float32 on a CPU.
+/* What decode steps and prefills do beside their matrix products, for float32 on a CPU.
  *
- * Called from lean.py and attention.py, which have the same in PyTorch's operations. Rows don't
- * know of each other: a row's result is the same in any company.
+ * Called from lean.py and attention.py; PyTorch's operations do the same elsewhere. Rows don't know
+ * of each other: a row's result is the same in any company.
  * Arrays are contiguous; `restrict` holds because outputs are never inputs.
  */
 #include <math.h>
@@ -9,8 +9,17 @@
 #include <stdlib.h>
 
 #define EACH _Pragma("omp simd")
-#define SUM(s) SUM_(omp simd reduction(+ : s))
-#define SUM_(text) _Pragma(#text)
+#define SUM(s) PRAGMA(omp simd reduction(+ : s))
+#define MAX(s) PRAGMA(omp simd reduction(max : s))
+#define PRAGMA(text) _Pragma(#text)
+/* known widths let the compiler unroll */
+#define WITH_KNOWN_WIDTH(dim, CALL)                                                                \
+    switch (dim) {                                                                                 \
+    case 32: CALL(32); break;                                                                      \
+    case 64: CALL(64); break;                                                                      \
+    case 128: CALL(128); break;                                                                    \
+    default: CALL(dim);                                                                            \
+    }
 #define INLINE static inline __attribute__((always_inline))
 
 /* e^x within two units in the last place (Cody and Waite's reduction, a polynomial of degree 6), in
@@ -62,21 +71,23 @@ INLINE void rotate(long dim, const float *restrict v, const float *restrict cos,
     }
 }
 
-/* Rotary positions on queries and keys; keys and values into the rows' slots.
+/* Rotary positions on queries and keys; keys and values into slots.
  *
  * q, rotated: [rows, heads * group, dim]; k, v: [rows, heads, dim]; cos, sin: [rows, dim]
- * write: column of each row's new entry; keys, values: [slots, heads, columns, dim]
+ * slots, write: slot and column of each row's entry, slots null for 0 to rows - 1
+ * keys, values: [slots, heads, columns, dim]
  */
 void enter(long rows, long heads, long group, long dim, long columns, const float *restrict q,
            const float *restrict k, const float *restrict v, const float *restrict cos,
-           const float *restrict sin, const int64_t *restrict write, float *restrict keys,
-           float *restrict values, float *restrict rotated)
+           const float *restrict sin, const int64_t *restrict slots, const int64_t *restrict write,
+           float *restrict keys, float *restrict values, float *restrict rotated)
 {
     for (long row = 0; row < rows; row++, cos += dim, sin += dim)
         for (long head = 0; head < heads; head++, k += dim, v += dim) {
             for (long i = 0; i < group; i++, q += dim, rotated += dim)
                 rotate(dim, q, cos, sin, rotated);
-            long at = ((row * heads + head) * columns + write[row]) * dim;
+            long slot = slots ? slots[row] : row;
+            long at = ((slot * heads + head) * columns + write[row]) * dim;
             rotate(dim, k, cos, sin, keys + at);
             EACH for (long i = 0; i < dim; i++) values[at + i] = v[i];
         }
@@ -85,7 +96,7 @@ void enter(long rows, long heads, long group, long dim, long columns, const floa
 /* Softmax of `count` scores in place, unnormalised; their sum goes to `total`. The largest score. */
 INLINE float exponentials(long count, float top, float *restrict scores, float *total)
 {
-    for (long j = 0; j < count; j++) top = scores[j] > top ? scores[j] : top;
+    MAX(top) for (long j = 0; j < count; j++) top = scores[j] > top ? scores[j] : top;
     float sum = 0;
     SUM(sum) for (long j = 0; j < count; j++) {
         scores[j] = exp_of(scores[j] - top);
@@ -155,12 +166,7 @@ int attend(long dim, long rows, long heads, long group, long columns, float scal
 #define CALL(width)                                                                                \
     attend_all(width, rows, heads, group, columns, scale, q, keys, values, lengths, prompt,        \
                prompt_lse, out, lse)
-    switch (dim) { /* known widths let the compiler unroll */
-    case 32: return CALL(32);
-    case 64: return CALL(64);
-    case 128: return CALL(128);
-    default: return CALL(dim);
-    }
+    WITH_KNOWN_WIDTH(dim, return CALL);
 #undef CALL
 }
 
@@ -170,14 +176,18 @@ typedef float vec __attribute__((vector_size(64), aligned(4))); /* 16 numbers */
 #define LOAD(p) (*(const vec *)(p))
 #define STORE(p) (*(vec *)(p))
 
-/* Some queries over one prompt: what a key or value costs to read serves all of them.
- * columns: [dim, padded]; values: [length, dim]; scores: [TILE, padded] */
-INLINE void attend_tile(long dim, long length, long padded, float scale,
+/* A tile of queries over entries in memory: what a key or value costs to read serves all of them.
+ *
+ * length: entries that any of the queries sees; seen: how many of them each one sees
+ * columns: [dim, padded], zeros or finite numbers behind `length`; values: [length, dim]
+ * scores: [TILE, padded]; lse may be null
+ */
+INLINE void attend_tile(long dim, long length, const long seen[TILE], long padded, float scale,
                         const float *const q[TILE], const float *restrict columns,
-                        const float *restrict values, float *restrict scores, float *const out[TILE],
-                        float *const lse[TILE])
+                        const float *restrict values, float *restrict scores,
+                        float *const out[TILE], float *const *lse)
 {
-    for (long j = 0; j < padded; j += COLUMNS) {
+    for (long j = 0; j < length; j += COLUMNS) {
         vec sum[TILE] = {{0}};
         for (long i = 0; i < dim; i++) {
             const vec keys = LOAD(columns + i * padded + j);
@@ -187,8 +197,9 @@ INLINE void attend_tile(long dim, long length, long padded, float scale,
     }
     float total[TILE];
     for (int t = 0; t < TILE; t++) {
-        float top = exponentials(length, -INFINITY, scores + t * padded, &total[t]);
-        *lse[t] = top + logf(total[t]);
+        float top = exponentials(seen[t], -INFINITY, scores + t * padded, &total[t]);
+        for (long j = seen[t]; j < length; j++) scores[t * padded + j] = 0.0f;
+        if (lse) *lse[t] = top + logf(total[t]);
         total[t] = 1.0f / total[t];
     }
     for (long i = 0; i < dim; i += COLUMNS) {
@@ -199,6 +210,15 @@ INLINE void attend_tile(long dim, long length, long padded, float scale,
         }
         for (int t = 0; t < TILE; t++) STORE(out[t] + i) = sum[t] * total[t];
     }
+}
+
+static void attend_tile_of(long dim, long length, const long seen[TILE], long padded, float scale,
+                           const float *const q[TILE], const float *columns, const float *values,
+                           float *scores, float *const out[TILE], float *const *lse)
+{
+#define CALL(width) attend_tile(width, length, seen, padded, scale, q, columns, values, scores, out, lse)
+    WITH_KNOWN_WIDTH(dim, CALL);
+#undef CALL
 }
 
 /* Softmax attention of rows over a prompt that they share.
@@ -220,6 +240,7 @@ int attend_prompt(long dim, long count, long heads, long group, long length, lon
         for (long start = 0; start < queries; start += TILE) {
             const float *from[TILE];
             float *to[TILE], *sums[TILE];
+            long seen[TILE];
             for (int t = 0; t < TILE; t++) { /* the last tile does its last query several times */
                 long query = start + t < queries ? start + t : queries - 1;
                 long row = rows ? rows[query / group] : query / group;
@@ -227,17 +248,53 @@ int attend_prompt(long dim, long count, long heads, long group, long length, lon
                 from[t] = q + at * dim;
                 to[t] = out + at * dim;
                 sums[t] = lse + at;
+                seen[t] = length;
             }
-            switch (dim) {
-            case 32: attend_tile(32, length, padded, scale, from, columns, values, scores, to, sums); break;
-            case 64: attend_tile(64, length, padded, scale, from, columns, values, scores, to, sums); break;
-            case 128: attend_tile(128, length, padded, scale, from, columns, values, scores, to, sums); break;
-            default: attend_tile(dim, length, padded, scale, from, columns, values, scores, to, sums);
-            }
+            attend_tile_of(dim, length, seen, padded, scale, from, columns, values, scores, to, sums);
         }
         columns += dim * padded;
         values += length * dim;
     }
+    free(scores);
+    return 0;
+}
+
+/* Causal softmax attention of prompts whose entries stand at the head of slots.
+ *
+ * q, out: [rows, length, heads, group, dim]; dim is a multiple of 16
+ * slots: [rows]; keys, values: [slots, heads, columns, dim]
+ * Returns 1 where memory is short.
+ */
+int attend_causal(long dim, long rows, long length, long heads, long group, long columns,
+                  float scale, const int64_t *restrict slots, const float *restrict q,
+                  const float *restrict keys, const float *restrict values, float *restrict out)
+{
+    long padded = (length + COLUMNS - 1) / COLUMNS * COLUMNS;
+    float *scores = calloc((size_t)((TILE + dim) * padded), sizeof(float));
+    if (!scores) return 1;
+    float *transposed = scores + TILE * padded; /* [dim, padded] */
+    for (long row = 0; row < rows; row++)
+        for (long head = 0; head < heads; head++) {
+            long of_slot = (slots[row] * heads + head) * columns * dim;
+            for (long j = 0; j < length; j++)
+                for (long i = 0; i < dim; i++)
+                    transposed[i * padded + j] = keys[of_slot + j * dim + i];
+            for (long member = 0; member < group; member++)
+                for (long start = 0; start < length; start += TILE) {
+                    const float *from[TILE];
+                    float *to[TILE];
+                    long seen[TILE], last = start + TILE < length ? start + TILE : length;
+                    for (int t = 0; t < TILE; t++) {
+                        long query = start + t < last ? start + t : last - 1;
+                        long at = ((row * length + query) * heads + head) * group + member;
+                        from[t] = q + at * dim;
+                        to[t] = out + at * dim;
+                        seen[t] = query + 1;
+                    }
+                    attend_tile_of(dim, last, seen, padded, scale, from, transposed,
+                                   values + of_slot, scores, to, 0);
+                }
+        }
     free(scores);
     return 0;
 }
