@@ -293,7 +293,7 @@ def where(options: argparse.Namespace) -> dict[str, float]:
     from transformers.cache_utils import DynamicCache
 
     from lm_eval_embednoise import attention
-    from lm_eval_embednoise.lean import lean_step
+    from lm_eval_embednoise.lean import Lean
     from lm_eval_embednoise.slots import SlotCache, entries
 
     lm = load("hf-embednoise", {}, options)
@@ -329,14 +329,14 @@ def where(options: argparse.Namespace) -> dict[str, float]:
 
         def step(count: int, in_c: bool) -> float:
             """With 30 own entries a row behind a shared prompt of 40."""
-            lean = lean_step(lm.model)
+            lean = Lean.of(lm.model)
             assert lean is not None
             lean.suits_kernels &= in_c
             ids = torch.full((count, 1), 7, device=lm.device)
             cache = SlotCache(len(prompt), count, 64)
             cache.share([(None, prompt)])
             cache.write_at(torch.full((count,), 30, device=lm.device), 31, even=True)
-            return best(lambda: lean(ids, cache, torch.full_like(ids, 70), None, set()))
+            return best(lambda: lean.step(ids, cache, torch.full_like(ids, 70)))
 
         found = {
             "matrix_products_ms": products,

@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from lm_eval_embednoise import attention, kernels, perturb, streams
 from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.choose import choose
-from lm_eval_embednoise.inject import Rows, add_noise, noise_keys
+from lm_eval_embednoise.inject import Rows, acting, noise_keys
+from lm_eval_embednoise.prefill import prefill_clean, prefill_noisy
 from lm_eval_embednoise.rows import Prepared, Row
-from lm_eval_embednoise.slots import SlotCache, decode_mask, entries, seen
+from lm_eval_embednoise.slots import SlotCache, decode_mask, seen
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.sampler import Job, Sampler
 
 EXACT_ROWS = 16  # rows of every pass of an exact run
 AHEAD = 8  # generated positions whose noise is drawn together: many small draws cost more
-PREFILL_TOKENS = 8192  # positions prefilled in one pass
-FILLED_UP = 1.2  # how many times their own positions prompts of unequal length may take there
 
 
 class Batch:
@@ -81,29 +80,13 @@ class Batch:
         return free if cheap or not self.live or free >= max(1, self.slots // 4) else 0
 
     def meet(self, jobs: dict[int, Job], rows: list[Row]) -> None:
-        """Get ready for the rows of jobs that are about to join.
-
-        Clean prompts are prefilled here, several in one pass: behind its end a shorter prompt is
-        filled up with tokens that nothing before them sees, and whose entries are dropped.
-        """
+        """Get ready for the rows of jobs that are about to join; clean prompts are prefilled."""
         started = time.perf_counter()
         new = [number for number in jobs if number not in self._prepared]
         for number in new:
             self._prepared[number] = self._prepare(number, jobs[number])
-        if self.sampler.perturbation.perturbs_prompt:
-            return
-        together: list[Prepared] = []
-        real = 0
-        for number in sorted(new, key=lambda number: len(jobs[number].prompt_ids)):
-            ready = self._prepared[number]
-            length = len(ready.job.prompt_ids)
-            real, padded = real + length, (len(together) + 1) * length
-            if together and (self._alone or padded > min(PREFILL_TOKENS, FILLED_UP * real)):
-                self._prefill_clean(together)
-                together, real = [], length
-            together.append(ready)
-        if together:
-            self._prefill_clean(together)
+        if not self.sampler.perturbation.perturbs_prompt:
+            prefill_clean(self.sampler, [self._prepared[number] for number in new], self._alone)
         _charge(started, rows)
 
     def join(self, number: int, job: Job, rows: list[Row]) -> None:
@@ -134,7 +117,13 @@ class Batch:
             )
             new[f"rho {site}"] = torch.zeros(len(rows), 2, dtype=torch.float64, device=device)
         if self.sampler.perturbation.perturbs_prompt:
-            logits = self._prefill_noisy(ready, rows, new, slots)
+            pairs = [(job.problem, row.index) for row in rows]
+            noise = self._streams(new)
+            noise.soft = self.sampler.soft_prompts.vectors(pairs)
+            noise.soft_start = job.soft_starts(len(rows), device)
+            tile = self.slots if self.fixed else None
+            logits, measured = prefill_noisy(self.sampler, self.cache, job, noise, slots, tile)
+            _add_up(new, measured)
         else:
             assert ready.logits is not None and ready.entries is not None
             logits = ready.logits.expand(len(rows), -1)
@@ -167,52 +156,6 @@ class Batch:
             noise_keys(sampler.perturbation, [(job.problem, s) for s in job.samples], device),
             sampler.site_std(number, job),
         )
-
-    def _prefill_clean(self, prompts: list[Prepared]) -> None:
-        """One pass over some jobs' prompts: each one's entries, and the logits after it."""
-        lengths = [len(ready.job.prompt_ids) for ready in prompts]
-        ids = [[*ready.job.prompt_ids] for ready in prompts]
-        padded = [row + row[-1:] * (max(lengths) - len(row)) for row in ids]
-        last = sorted(set(lengths))
-        prefilled = DynamicCache()
-        tokens = torch.tensor(padded, device=self.sampler.device)
-        logits = self.sampler.forward(tokens, prefilled, at=[length - 1 for length in last])
-        found = entries(prefilled)
-        for row, (ready, length) in enumerate(zip(prompts, lengths, strict=True)):
-            ready.logits = logits[row, last.index(length)][None].float()
-            one = (slice(row, row + 1), slice(None), slice(length))
-            ready.entries = [(k[one].contiguous(), v[one].contiguous()) for k, v in found]
-            ready.shared = [Shared(keys, values) for keys, values in ready.entries]
-
-    def _prefill_noisy(
-        self, ready: Prepared, rows: list[Row], new: dict[str, Tensor], slots: Tensor
-    ) -> Tensor:
-        """The entries of a prompt with each row's own noise; the logits after it, [rows, vocab]."""
-        length, count = len(ready.job.prompt_ids), len(slots)
-        device = self.sampler.device
-        prompt = torch.tensor([ready.job.prompt_ids], device=device)
-        step = self.slots if self.fixed else max(1, PREFILL_TOKENS // length)
-        logits = []
-        for start in range(0, count, step):
-            real = torch.arange(start, min(start + step, count), device=device)
-            chosen = real
-            if self.fixed:  # the same number of rows in every pass
-                chosen = torch.cat([real, real[:1].expand(step - len(real))])
-            part = {name: value[chosen] for name, value in new.items()}
-            positions = torch.arange(length, device=device).expand(len(chosen), -1)
-            pairs = [(ready.job.problem, rows[i].index) for i in chosen.tolist()]
-            soft = self.sampler.soft_prompts.vectors(pairs)
-            cache = DynamicCache()
-            ids = prompt.expand(len(chosen), -1)
-            out = self._perturbed(
-                part, positions, ids, cache, soft=(soft, ready.job.soft_starts(len(chosen), device))
-            )
-            logits.append(out[: len(real), -1].float())
-            for site in self.sampler.perturbation.sites:
-                new[f"rho {site}"][real] = part[f"rho {site}"][: len(real)]
-            found = [(k[: len(real)], v[: len(real)]) for k, v in entries(cache)]
-            self.cache.fill(slots[real], found)
-        return torch.cat(logits)
 
     def leave(self) -> Iterator[Row]:
         """Take out the rows that have ended; their slots are free."""
@@ -272,22 +215,15 @@ class Batch:
         return self._forward(state, positions, tokens, self.cache, mask)
 
     def _lean(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
-        """The same by `lean.LeanStep`, which needs no hooks for the noise."""
+        """The same by `lean.Lean`, which needs no hooks for the noise."""
         sampler = self.sampler
         assert sampler.lean is not None
         if not self._noisy_steps:
-            return sampler.lean(tokens, self.cache, positions, None, set())
-        rows = self._noise_of(state, positions, self._drawn(positions[:, 0]))
-        measured = {}
-
-        def act(site: str, hidden: Tensor) -> Tensor:
-            noisy, measured[site] = add_noise(sampler.perturbation, rows, site, hidden)
-            return noisy
-
-        sites = set(sampler.perturbation.sites)
-        logits = sampler.lean(tokens, self.cache, positions, act, sites)
-        for site in sites:
-            state[f"rho {site}"] += measured[site]
+            return sampler.lean.step(tokens, self.cache, positions)
+        act, measured = acting(sampler.perturbation, self._noise(state, positions))
+        sites = sampler.perturbation.sites.keys()
+        logits = sampler.lean.step(tokens, self.cache, positions, act, sites)
+        _add_up(state, measured)
         return logits
 
     def _forward(
@@ -299,10 +235,13 @@ class Batch:
         mask: Tensor | None,
     ) -> Tensor:
         """A pass over generated tokens, with noise where the perturbation puts some there."""
+        sampler = self.sampler
         if not self._noisy_steps:
-            return self.sampler.forward(tokens, cache, positions, mask)
-        drawn = self._drawn(positions[:, 0])
-        return self._perturbed(state, positions, tokens, cache, mask, drawn)
+            return sampler.forward(tokens, cache, positions, mask)
+        with sampler.injector.running(self._noise(state, positions)):
+            logits = sampler.forward(tokens, cache, positions, mask)
+        _add_up(state, sampler.injector.measured)
+        return logits
 
     def _prompts(self) -> list[tuple[Tensor | None, list[Shared]]]:
         """The shared prompts of the present rows, and who sees which."""
@@ -319,14 +258,24 @@ class Batch:
             ]
         return found
 
-    def _drawn(self, positions: Tensor) -> dict[str, Tensor] | None:
-        """Site → noise of each row's new entry, [rows, 1, dim]; drawn AHEAD positions at a time.
+    def _streams(self, state: dict[str, Tensor]) -> Rows:
+        """The rows' noise, at no positions yet."""
+        sites = self.sampler.perturbation.sites
+        keys = {site: state[f"key {site}"] for site in sites}
+        std = {site: state[f"std {site}"] for site in sites}
+        return Rows(keys, std, state["prompt"])
 
-        None where small draws cost nothing more.
-        """
+    def _noise(self, state: dict[str, Tensor], positions: Tensor) -> Rows:
+        """The rows' noise at one position each, [rows, 1]."""
+        rows = self._streams(state)
+        rows.positions = positions
+        if not kernels.serve(self.sampler.weight):
+            rows.drawn = self._drawn_ahead(positions[:, 0])
+        return rows
+
+    def _drawn_ahead(self, positions: Tensor) -> dict[str, Tensor]:
+        """Site → noise of each row's new entry, [rows, 1, dim]; drawn AHEAD positions at a time."""
         sampler, device = self.sampler, positions.device
-        if kernels.serve(sampler.weight):
-            return None
         spent = []
         for slot, row in enumerate(self.rows):
             if row is not None and len(row.ids) > row.drawn:
@@ -338,20 +287,11 @@ class Batch:
             slots = torch.tensor(spent, device=device)
             self.state["ahead"][slots] = positions[slots]
             coming = positions[slots, None] + torch.arange(AHEAD, device=device)
-            sites = sampler.perturbation.sites
-            rows = Rows(
-                keys={site: self.state[f"key {site}"][slots] for site in sites},
-                std={site: self.state[f"std {site}"][slots] for site in sites},
-                prompt_length=self.state["prompt"][slots],
-                positions=coming,
-            )
-            for site in sites:
+            rows = self._streams(self.state).chosen(slots, coming)
+            for site in sampler.perturbation.sites:
+                std = rows.deviations(sampler.perturbation, site)
                 noise = perturb.draw(
-                    sampler.perturbation,
-                    rows.keys[site],
-                    coming,
-                    rows.deviations(sampler.perturbation, site),
-                    sampler.references.width,
+                    sampler.perturbation, rows.keys[site], coming, std, sampler.references.width
                 )
                 name = f"noise {site}"
                 if name not in self.state:
@@ -359,9 +299,9 @@ class Batch:
                 self.state[name][slots] = noise
         count = len(positions)
         ahead = (positions - self.state["ahead"][:count]).clamp(0, AHEAD - 1)
-        rows = torch.arange(count, device=device)
+        line = torch.arange(count, device=device)
         return {
-            site: self.state[f"noise {site}"][rows, ahead][:, None]
+            site: self.state[f"noise {site}"][line, ahead][:, None]
             for site in sampler.perturbation.sites
         }
 
@@ -415,43 +355,6 @@ class Batch:
         elif len(row.ids) >= row.limit:
             row.finish_reason = "length"
 
-    def _perturbed(
-        self,
-        state: dict[str, Tensor],
-        positions: Tensor,
-        ids: Tensor,
-        cache: Cache,
-        mask: Tensor | None = None,
-        drawn: dict[str, Tensor] | None = None,
-        soft: tuple[Tensor | None, Tensor | None] = (None, None),
-    ) -> Tensor:
-        """A forward pass with noise; what it measured is added to the rows' `rho`."""
-        sampler = self.sampler
-        rows = self._noise_of(state, positions, drawn, soft)
-        with sampler.injector.running(rows):
-            logits = sampler.forward(ids, cache, positions, mask)
-        for site in sampler.perturbation.sites:
-            state[f"rho {site}"] += sampler.injector.measured[site]
-        return logits
-
-    def _noise_of(
-        self,
-        state: dict[str, Tensor],
-        positions: Tensor,
-        drawn: dict[str, Tensor] | None,
-        soft: tuple[Tensor | None, Tensor | None] = (None, None),
-    ) -> Rows:
-        sites = tuple(self.sampler.perturbation.sites)
-        return Rows(
-            keys={site: state[f"key {site}"] for site in sites},
-            std={site: state[f"std {site}"] for site in sites},
-            prompt_length=state["prompt"],
-            positions=positions,
-            drawn=drawn,
-            soft=soft[0],
-            soft_start=soft[1],
-        )
-
     def _rho(self, slot: int) -> dict[str, float]:
         sums = {
             site: self.state[f"rho {site}"][slot].tolist()
@@ -462,6 +365,12 @@ class Batch:
     def forget(self, number: int) -> None:
         """A job is done: let go of its prompt."""
         self._prepared.pop(number, None)
+
+
+def _add_up(state: dict[str, Tensor], measured: dict[str, Tensor]) -> None:
+    """Add what a pass measured at each site to the rows' sums."""
+    for site, sums in measured.items():
+        state[f"rho {site}"] += sums.to(state[f"rho {site}"])
 
 
 def _charge(started: float, rows: list[Row]) -> None:

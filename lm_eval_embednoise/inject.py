@@ -19,6 +19,8 @@ from lm_eval_embednoise import kernels, perturb, streams
 from lm_eval_embednoise.config import EMBED, Perturbation, site_order
 from lm_eval_embednoise.families import find_blocks, find_embedding
 
+Act = Callable[[str, Tensor], Tensor]  # replaces the vectors [rows, pos, dim] at a site
+
 
 def find_site(model: nn.Module, site: str, blocks: str | None = None) -> nn.Module:
     """The module at which a site lies: the first block, whose input is `embed`, or block k.
@@ -42,7 +44,7 @@ def find_site(model: nn.Module, site: str, blocks: str | None = None) -> nn.Modu
 def hooked(
     model: nn.Module,
     sites: tuple[str, ...],
-    act: Callable[[str, Tensor], Tensor],
+    act: Act,
     blocks: str | None = None,
 ) -> Iterator[None]:
     """Within the context, `act(site, hidden [batch, pos, dim])` replaces the vectors at each site.
@@ -65,7 +67,7 @@ def hooked(
             handle.remove()
 
 
-def _replace_input(site: str, act: Callable[[str, Tensor], Tensor]) -> Any:
+def _replace_input(site: str, act: Act) -> Any:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:
             return (act(site, args[0]), *args[1:]), kwargs
@@ -74,7 +76,7 @@ def _replace_input(site: str, act: Callable[[str, Tensor], Tensor]) -> Any:
     return hook
 
 
-def _replace_output(site: str, act: Callable[[str, Tensor], Tensor]) -> Any:
+def _replace_output(site: str, act: Act) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):
             return (act(site, output[0]), *output[1:])
@@ -112,6 +114,27 @@ class Rows:
             found = perturb.weights(perturbation, self.positions, self.prompt_length)
             self._weights = (self.positions, found)
         return (self._weights[1] * self.std[site][:, None]).float()
+
+    def replaced(self, embedded: Tensor) -> Tensor:
+        """Token vectors [rows, pos, dim] with the soft prompts in their places."""
+        if self.soft is None or self.soft_start is None:
+            return embedded
+        device = embedded.device
+        soft, start, positions = (
+            value.to(device) for value in (self.soft, self.soft_start, self.positions)
+        )
+        return perturb.replace(embedded, soft, start, positions)
+
+    def chosen(self, rows: Tensor, positions: Tensor) -> Rows:
+        """Some of the rows, int64 [n], at positions [n, pos]."""
+        return Rows(
+            {site: keys[rows] for site, keys in self.keys.items()},
+            {site: std[rows] for site, std in self.std.items()},
+            self.prompt_length[rows],
+            positions,
+            None if self.soft is None else self.soft[rows],
+            None if self.soft_start is None else self.soft_start[rows],
+        )
 
 
 class Injector:
@@ -163,12 +186,8 @@ class Injector:
         return {site: total / count for site, (total, count) in sums.items() if count}
 
     def _replace(self, module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
-        rows, device = self.rows, embedded.device
-        assert rows is not None and rows.soft is not None and rows.soft_start is not None
-        soft, start, positions = (
-            value.to(device) for value in (rows.soft, rows.soft_start, rows.positions)
-        )
-        return perturb.replace(embedded, soft, start, positions)
+        assert self.rows is not None
+        return self.rows.replaced(embedded)
 
     def _add(self, site: str, hidden: Tensor) -> Tensor:
         assert self.rows is not None
@@ -198,6 +217,17 @@ def add_noise(
     ratio = epsilon / hidden.float().norm(dim=-1).clamp_min(1e-30)
     summed = torch.stack([ratio.sum(dim=1), (epsilon > 0).sum(dim=1)], dim=1)
     return hidden + noise.to(hidden.dtype), summed.double()
+
+
+def acting(perturbation: Perturbation, rows: Rows) -> tuple[Act, dict[str, Tensor]]:
+    """A function that adds the noise at a site, and where it leaves what `add_noise` measured."""
+    measured: dict[str, Tensor] = {}
+
+    def act(site: str, hidden: Tensor) -> Tensor:
+        noisy, measured[site] = add_noise(perturbation, rows, site, hidden)
+        return noisy
+
+    return act, measured
 
 
 def noise_keys(

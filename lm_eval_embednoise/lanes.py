@@ -22,14 +22,19 @@ _DONE = object()
 Stopped = Callable[[], bool]
 
 
-_all = threading.local()
+_mine = threading.local()  # of a lane: PyTorch's threads outside of lanes, and how many lanes
 
 
 @contextmanager
-def all_threads() -> Iterator[None]:
-    """In a lane, PyTorch's own threads for work that is large enough for them: a prefill."""
+def threads(alone: bool) -> Iterator[None]:
+    """In a lane, PyTorch's own threads for work that is large enough for them: a prefill.
+
+    Args:
+        alone: all of them, for work that other lanes wait for; otherwise the lane's share.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(getattr(_all, "count", before))
+    everywhere, lanes = getattr(_mine, "threads", (before, 1))
+    torch.set_num_threads(everywhere if alone else max(1, everywhere // lanes))
     try:
         yield
     finally:
@@ -50,7 +55,7 @@ def run_lanes(lanes: list[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item
     before = torch.get_num_threads()
 
     def work(lane: Callable[[Stopped], Iterator[Item]]) -> None:
-        _all.count = before
+        _mine.threads = (before, len(lanes))
         torch.set_num_threads(1)
         try:
             with torch.inference_mode():
@@ -62,11 +67,11 @@ def run_lanes(lanes: list[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item
         except BaseException as error:
             found.put(_Failure(error))
 
-    threads = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
+    workers = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
     try:
-        for thread in threads:
-            thread.start()
-        running = len(threads)
+        for worker in workers:
+            worker.start()
+        running = len(workers)
         while running:
             item = found.get()
             if item is _DONE:
@@ -77,8 +82,8 @@ def run_lanes(lanes: list[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item
                 yield item  # type: ignore[misc]
     finally:
         stop.set()
-        for thread in threads:
-            thread.join()
+        for worker in workers:
+            worker.join()
         torch.set_num_threads(before)
 
 

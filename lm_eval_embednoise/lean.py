@@ -1,16 +1,16 @@
-"""The decode step of Llama-like models in few operations.
+"""Llama-like models in few operations: their decode step, and on a CPU their prefill.
 
 Decoding one token a row is bound by the number of operations more than by their size: transformers'
 blocks take some 55 each. For the plainest and commonest architecture (Llama, DeepSeek-Coder, Qwen2,
 Mistral; ordinary linear layers, one device) the same arithmetic on the same weights takes 20, or 13
-with functions in C. Every other model, and any with hooks, adapters or quantized layers, is decoded
-by its own forward.
+with functions in C; these also shorten the prefill of prompts, each with noise of its own. Every
+other model, and any with hooks, adapters or quantized layers, is run by its own forward.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -19,35 +19,11 @@ from torch.nn import functional as F
 
 from lm_eval_embednoise import attention, kernels
 from lm_eval_embednoise.config import EMBED
+from lm_eval_embednoise.inject import Act
 from lm_eval_embednoise.slots import SlotCache
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-Act = Callable[[str, Tensor], Tensor]
-
-
-def lean_step(model: Any, compiled: bool = False) -> LeanStep | None:
-    """The step for a model that has this architecture to the letter, None for any other.
-
-    Args:
-        model: a causal LM.
-        compiled: by torch.compile, in its first steps; meant for GPUs.
-    """
-    kind = type(model)
-    if kind.__name__ not in CLASSES or not kind.__module__.startswith("transformers.models."):
-        return None
-    if getattr(model.config, "hidden_act", None) != "silu":
-        return None
-    for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-            return None
-    for block in model.model.layers:
-        parts = [getattr(block.self_attn, f"{name}_proj") for name in "qkvo"]
-        parts += [getattr(block.mlp, f"{name}_proj") for name in ("gate", "up", "down")]
-        if any(type(part) is not nn.Linear for part in parts):  # adapters, quantized layers
-            return None
-    if len({(p.device, p.dtype) for p in model.parameters()}) != 1:
-        return None
-    return LeanStep(model, compiled)
+Sites = Set[str]
 
 
 class _Linear(NamedTuple):
@@ -103,11 +79,12 @@ class _Block(NamedTuple):
         )
 
 
-class LeanStep:
-    """One token a row in, logits out; keys and values go to a `SlotCache`.
+class Lean:
+    """The model's passes over a `SlotCache`.
 
-    Its small operations are `kernels`' where those serve, PyTorch's elsewhere; compiled, PyTorch's
-    own compiler fuses what stands before attention, attention, and what stands behind it.
+    Their small operations are `kernels`' where those serve. Elsewhere there is the decode step
+    alone, in PyTorch's operations; compiled, PyTorch's own compiler fuses what stands before
+    attention, attention, and what stands behind it.
     """
 
     def __init__(self, model: Any, compiled: bool = False) -> None:
@@ -120,13 +97,49 @@ class LeanStep:
         self.blocks = [_Block.of(block, config) for block in body.layers]
         self.compiled = compiled
         self.before, self.behind = _halves(compiled)
+        self.like = (self.embedding.new_empty(0, self.kv_heads, 1, self.dim),) * 2
         windows = any(block.window is not None for block in self.blocks)
         self.suits_kernels = not compiled and not windows and self.dim % kernels.COLUMNS == 0
 
-    def __call__(
-        self, ids: Tensor, cache: SlotCache, positions: Tensor, act: Act | None, sites: set[str]
+    @classmethod
+    def of(cls, model: Any, compiled: bool = False) -> Lean | None:
+        """The short passes of a model that has this architecture to the letter, None for any other.
+
+        Args:
+            model: a causal LM.
+            compiled: by torch.compile, in its first steps; meant for GPUs.
+        """
+        kind = type(model)
+        if kind.__name__ not in CLASSES or not kind.__module__.startswith("transformers.models."):
+            return None
+        if getattr(model.config, "hidden_act", None) != "silu":
+            return None
+        for module in model.modules():
+            if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+                return None
+        for block in model.model.layers:
+            parts = [getattr(block.self_attn, f"{name}_proj") for name in "qkvo"]
+            parts += [getattr(block.mlp, f"{name}_proj") for name in ("gate", "up", "down")]
+            if any(type(part) is not nn.Linear for part in parts):  # adapters, quantized layers
+                return None
+        if len({(p.device, p.dtype) for p in model.parameters()}) != 1:
+            return None
+        return cls(model, compiled)
+
+    @property
+    def in_c(self) -> bool:
+        """Whether `kernels` serve, so that prompts can be prefilled here as well."""
+        return self.suits_kernels and kernels.serve(self.embedding)
+
+    def step(
+        self,
+        ids: Tensor,
+        cache: SlotCache,
+        positions: Tensor,
+        act: Act | None = None,
+        sites: Sites = frozenset(),
     ) -> Tensor:
-        """Run the step.
+        """Run a decode step.
 
         Args:
             ids: int64 [rows, 1].
@@ -138,54 +151,101 @@ class LeanStep:
         Returns:
             [rows, 1, vocab].
         """
-        x = F.embedding(ids[:, 0], self.embedding)
+        x = F.embedding(ids, self.embedding)
         if act is not None and EMBED in sites:
-            x = act(EMBED, x[:, None])[:, 0]
-        cos, sin = self.rotary(x[:, None], positions)  # [rows, 1, head_dim]
-        in_c = self.suits_kernels and kernels.serve(x, cos)
-        lengths = cache.write + 1
+            x = act(EMBED, x)
+        cos, sin = self.rotary(x, positions)  # [rows, 1, head_dim]
+        x, in_c, lengths = x[:, 0], self.in_c, cache.write + 1
         for number, block in enumerate(self.blocks):
             if in_c:
-                x = self._in_c(number, block, x, cos, sin, cache, lengths)
+                held = cache.slot_layers[number].memory(*self.like)
+                q = self._entered(x, block, cos, sin, held, cache.write)
+                prompts = cache.prompts(number)
+                mixed, _ = attention.by_kernels(prompts, q, *held, lengths, block.scaling)
+                x = _behind_in_c(x, mixed.view(len(x), -1), block)
             else:
                 x = self._in_pytorch(number, block, x, cos, sin, cache)
             if act is not None and (site := f"block.{number}") in sites:
                 x = act(site, x[:, None])[:, 0]
         return _linear(_norm(x, self.norm), self.head)[:, None]
 
-    def _in_c(
+    def prefill(
         self,
-        number: int,
-        block: _Block,
+        ids: Tensor,
+        cache: SlotCache,
+        slots: Tensor,
+        at: Tensor,
+        act: Act | None = None,
+        sites: Sites = frozenset(),
+        replaced: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Run prompts, whose entries go to the head of slots. Where `in_c`.
+
+        Args:
+            ids: int64 [rows, length].
+            cache: gets the entries.
+            slots: int64 [rows]; rows of one slot must be equal.
+            at: int64 [rows], the positions whose logits are wanted.
+            act, sites: see `step`; vectors are [rows, length, dim].
+            replaced: what becomes of the tokens' vectors, [rows, length, dim], before all else.
+
+        Returns:
+            [rows, vocab].
+        """
+        rows, length = ids.shape
+        positions = torch.arange(length)
+        x = F.embedding(ids, self.embedding)
+        if replaced is not None:
+            x = replaced(x)
+        if act is not None and EMBED in sites:
+            x = act(EMBED, x)
+        cos, sin = (part[0].repeat(rows, 1) for part in self.rotary(x, positions[None]))
+        write, where = positions.repeat(rows), slots.repeat_interleave(length)
+        x = x.view(rows * length, -1)
+        for number, block in enumerate(self.blocks):
+            held = cache.slot_layers[number].memory(*self.like)
+            q = self._entered(x, block, cos, sin, held, write, where)
+            q = q.view(rows, length, *q.shape[1:])
+            mixed = kernels.attend_causal(q, held, slots, block.scaling)
+            x = _behind_in_c(x, mixed.view(rows * length, -1), block)
+            if act is not None and (site := f"block.{number}") in sites:
+                x = act(site, x.view(rows, length, -1)).view(rows * length, -1)
+        x = x.view(rows, length, -1)[torch.arange(rows), at]
+        return _linear(_norm(x, self.norm), self.head)
+
+    def _entered(
+        self,
         x: Tensor,
+        block: _Block,
         cos: Tensor,
         sin: Tensor,
-        cache: SlotCache,
-        lengths: Tensor,
+        held: tuple[Tensor, Tensor],
+        write: Tensor,
+        slots: Tensor | None = None,
     ) -> Tensor:
-        """One decoder block over [rows, hidden], its small operations in C."""
+        """Queries of [rows, hidden]; keys and values go to memory: see `kernels.enter`."""
         n = kernels.rms_norm(x, *block.before_attention)
         q, k, v = _linear(n, block.q), _linear(n, block.k), _linear(n, block.v)
-        new = v.view(len(x), self.kv_heads, 1, self.dim)
-        held = cache.slot_layers[number].memory(new, new)
-        q = kernels.enter(q, k, v, cos, sin, cache.write, held)
-        prompts = cache.prompts(number)
-        mixed, _ = attention.by_kernels(prompts, q, *held, lengths, block.scaling)
-        x = _added(x, mixed.view(len(x), -1), block.o)
-        n = kernels.rms_norm(x, *block.before_mlp)
-        product = kernels.silu_product(_linear(n, block.gate), _linear(n, block.up))
-        return _added(x, product, block.down)
+        return kernels.enter(q, k, v, cos, sin, write, held, slots)
 
     def _in_pytorch(
         self, number: int, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, cache: SlotCache
     ) -> Tensor:
-        """The same in PyTorch's operations."""
+        """One decoder block over [rows, hidden] in PyTorch's operations."""
         q, k, v = self.before(x, block, cos, sin, self.kv_heads, self.dim)
         keys, values = cache.slot_layers[number].update(k, v)
         mixed, _ = attention.over_rows(
             cache, number, q, keys, values, block.scaling, block.window, compiled=self.compiled
         )
         return self.behind(x, mixed.reshape(len(x), -1), block)
+
+
+def _behind_in_c(x: Tensor, mixed: Tensor, block: _Block) -> Tensor:
+    """`_behind_attention`, its small operations in C."""
+    x = _added(x, mixed, block.o)
+    n = kernels.rms_norm(x, *block.before_mlp)
+    product = kernels.silu_product(_linear(n, block.gate), _linear(n, block.up))
+    return _added(x, product, block.down)
 
 
 def _before_attention(

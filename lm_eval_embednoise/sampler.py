@@ -24,8 +24,8 @@ from lm_eval_embednoise.batch import EXACT_ROWS, Batch
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
-from lm_eval_embednoise.lanes import Stopped, all_threads, run_lanes
-from lm_eval_embednoise.lean import CLASSES, lean_step
+from lm_eval_embednoise.lanes import Stopped, run_lanes, threads
+from lm_eval_embednoise.lean import CLASSES, Lean
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
@@ -158,7 +158,7 @@ class Sampler:
         self.blocks = find_blocks(model, blocks)
         how = decoding(model, self.blocks)
         self.own_attention = how == "rows" and attention.supported(model)
-        self.lean = lean_step(model, compiled) if self.own_attention else None
+        self.lean = Lean.of(model, compiled) if self.own_attention else None
         if compiled and self.lean is None:
             raise ValueError(
                 f"compile=true is not available for {type(model).__name__}, only for "
@@ -258,11 +258,9 @@ class Sampler:
             joining = [waiting.popleft() for _ in range(min(batch.wants(), len(waiting)))]
             numbers = list(dict.fromkeys(row.job for row in joining))
             if numbers:
-                with self.whole_model, all_threads():
-                    batch.meet({number: jobs[number] for number in numbers}, joining)
+                batch.meet({number: jobs[number] for number in numbers}, joining)
             for number in numbers:
-                with self.whole_model, all_threads():
-                    batch.join(number, jobs[number], [row for row in joining if row.job == number])
+                batch.join(number, jobs[number], [row for row in joining if row.job == number])
             if not joining:  # those who joined may have ended at once
                 batch.close_up()
                 if batch.live:
@@ -397,7 +395,8 @@ class Sampler:
     def site_std(self, number: int, job: Job) -> dict[str, float]:
         """Site → per-coordinate standard deviation for a job, computed once a run."""
         if number not in self._std:
-            self._std[number] = self.references.std(job.clean)
+            with self.whole_model, threads(alone=True):
+                self._std[number] = self.references.std(job.clean)
         return self._std[number]
 
     def stds(self) -> dict[str, list[float]]:

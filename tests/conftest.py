@@ -14,6 +14,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from lm_eval_embednoise import kernels
+
 torch.set_num_threads(1)
 os.environ["EMBEDNOISE_VERDICTS"] = "off"  # a test judges what it asks for
 
@@ -22,13 +24,12 @@ BLOCKS = 3
 WIDTH = 24
 
 
-@pytest.fixture(scope="session")
-def qwen2() -> PreTrainedModel:
+def random_qwen2(width: int) -> PreTrainedModel:
     """A random Qwen2 of three blocks, wide awake: every input changes its output."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=48,
         num_hidden_layers=BLOCKS,
         num_attention_heads=4,
@@ -40,6 +41,27 @@ def qwen2() -> PreTrainedModel:
         bos_token_id=None,
     )
     return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def qwen2() -> PreTrainedModel:
+    """A random Qwen2; its heads are too narrow for the passes in C (`lean.py`)."""
+    return random_qwen2(WIDTH)
+
+
+@pytest.fixture(scope="session")
+def wide_qwen2() -> PreTrainedModel:
+    """A random Qwen2 with heads of 16, wide enough for them."""
+    return random_qwen2(64)
+
+
+@pytest.fixture(params=["noise in C", "passes in C", "no compiler"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    """A random Qwen2 under each way in which a CPU runs it."""
+    if request.param == "no compiler":
+        monkeypatch.setattr(kernels, "_library", lambda name: None)
+    name = "wide_qwen2" if request.param == "passes in C" else "qwen2"
+    return request.getfixturevalue(name)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import peft
 import pytest
@@ -17,8 +18,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.families import find_embedding
+from lm_eval_embednoise.inject import hooked
+from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.lanes import run_lanes
-from lm_eval_embednoise.lean import lean_step
+from lm_eval_embednoise.lean import Lean
 from lm_eval_embednoise.sampler import Job, Sampler, Stop
 from lm_eval_embednoise.slots import SlotCache, entries
 
@@ -27,8 +31,8 @@ from lm_eval_embednoise.slots import SlotCache, entries
 @torch.no_grad()
 def test_the_lean_step_is_the_models_own(family: str) -> None:
     model = tiny(family)
-    step = lean_step(model)
-    assert step is not None
+    lean = Lean.of(model)
+    assert lean is not None
     prompts = torch.tensor([[5, 17, 3, 60, 61, 62, 63, 64], [9, 9, 2, 8, 30, 31, 7, 4]])
     cache, prefilled = SlotCache(3, 2, 20), DynamicCache()
     model(input_ids=prompts, past_key_values=prefilled)
@@ -39,9 +43,37 @@ def test_the_lean_step_is_the_models_own(family: str) -> None:
         ids = torch.cat([ids, token], dim=1)
         column = torch.full((2,), 8 + new)
         cache.write_at(column, 9 + new, even=True)
-        got = step(token, cache, column[:, None], None, set())
+        got = lean.step(token, cache, column[:, None])
         expected = model(input_ids=ids).logits[:, -1:]
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not build.find_compiler(), reason="no C compiler here")
+@pytest.mark.parametrize("threads", [1, 3])
+@torch.no_grad()
+def test_a_prefill_in_c_is_the_models_own(wide_qwen2: PreTrainedModel, threads: int) -> None:
+    """Prompts of two lengths in slots of any order; what is done at sites reaches all behind."""
+    torch.manual_seed(0)
+    ids, slots, at = torch.randint(0, 97, (3, 21)), torch.tensor([4, 0, 3]), [20, 6, 20]
+    moved = {"embed": torch.randn(3, 21, 64), "block.1": torch.randn(3, 21, 64)}
+    lean, cache, prefilled = Lean.of(wide_qwen2), SlotCache(3, 5, 30), DynamicCache()
+    assert lean is not None and lean.in_c
+    torch.set_num_threads(threads)  # attention is dealt to as many
+    got = lean.prefill(
+        ids, cache, slots, torch.tensor(at), lambda site, x: x + moved[site], moved.keys(),
+        lambda x: 2 * x,
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        double = find_embedding(wide_qwen2).register_forward_hook(lambda module, args, x: 2 * x)
+        stack.callback(double.remove)
+        stack.enter_context(hooked(wide_qwen2, tuple(moved), lambda site, x: x + moved[site]))
+        expected = wide_qwen2(input_ids=ids, past_key_values=prefilled).logits
+    assert torch.allclose(got, expected[torch.arange(3), at], rtol=1e-4, atol=1e-4)
+    for mine, others in zip(entries(cache), entries(prefilled), strict=True):
+        for held, new in zip(mine, others, strict=True):
+            assert torch.allclose(held[slots, :, :21], new, rtol=1e-4, atol=1e-4)
+            assert not held[:, :, 21:].any() and not held[1:3].any()
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
@@ -63,17 +95,17 @@ def test_the_compiled_step_gives_the_same_samples(qwen2: PreTrainedModel) -> Non
 
 
 def test_only_the_plain_architecture_is_served(qwen2: PreTrainedModel) -> None:
-    assert lean_step(tiny("gemma")) is None and lean_step(tiny("gpt2")) is None
-    assert lean_step(qwen2) is not None
+    assert Lean.of(tiny("gemma")) is None and Lean.of(tiny("gpt2")) is None
+    assert Lean.of(qwen2) is not None
     handle = qwen2.model.layers[1].mlp.register_forward_hook(lambda *args: None)
-    assert lean_step(qwen2) is None  # somebody watches the modules: they must be called
+    assert Lean.of(qwen2) is None  # somebody watches the modules: they must be called
     handle.remove()
     adapted = copy.deepcopy(qwen2)
     config = peft.LoraConfig(target_modules=["o_proj"], task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads what transformers renames
         peft.get_peft_model(adapted, config)  # puts its layers into the model
-    assert lean_step(adapted) is None
+    assert Lean.of(adapted) is None
 
 
 @pytest.mark.parametrize("method", METHODS)

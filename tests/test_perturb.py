@@ -33,38 +33,38 @@ def combinations():
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_sampler_equals_the_slow_reference(qwen2: PreTrainedModel, depth: str) -> None:
+def test_sampler_equals_the_slow_reference(either: PreTrainedModel, depth: str) -> None:
     """Every scope × positions × schedule at this site, two samples each."""
     differs = 0
-    clean = slow_generate(qwen2, Perturbation(), {}, 0)
+    clean = slow_generate(either, Perturbation(), {}, 0)
     cases = [p for p in combinations() if p.depth == depth]
     for p in cases:
-        sampler = Sampler(qwen2, p, Sampling(max_gen_toks=NEW), perplexity=False)
+        sampler = Sampler(either, p, Sampling(max_gen_toks=NEW), perplexity=False)
         job = job_of(p)
         got = {sample.index: sample.ids for sample in sampler.run([job])}
         std = sampler.site_std(0, job)
         for index in (0, 1):
-            assert got[index] == slow_generate(qwen2, p, std, index), (p, index)
+            assert got[index] == slow_generate(either, p, std, index), (p, index)
         differs += got[0] != clean
     assert differs > len(cases) / 2  # the noise is strong enough for the test to see it
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "step"])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_sites_with_a_sigma_each(qwen2: PreTrainedModel, scope: str, schedule: str) -> None:
+def test_sites_with_a_sigma_each(either: PreTrainedModel, scope: str, schedule: str) -> None:
     """A mapping of sites to sigmas, at all positions, against the slow reference."""
     extra = {} if schedule == "constant" else {"anneal_tokens": 3}
     sigmas = {"embed": 0.5, "0": 0.2, "2": 0.9}
     p = Perturbation(depth=sigmas, scope=scope, positions="all", schedule=schedule, **extra)
-    sampler = Sampler(qwen2, p, Sampling(max_gen_toks=NEW), perplexity=False)
+    sampler = Sampler(either, p, Sampling(max_gen_toks=NEW), perplexity=False)
     job = job_of(p)
     std = sampler.site_std(0, job)
     for sample in sampler.run([job]):
-        assert sample.ids == slow_generate(qwen2, p, std, sample.index)
+        assert sample.ids == slow_generate(either, p, std, sample.index)
         assert set(sample.rho) == {"embed", "block.0", "block.2"}
     for site, sigma in p.sites.items():
         same = Perturbation(sigma=sigma, depth=site)
-        assert Sampler(qwen2, same, Sampling()).site_std(0, job)[site] == std[site]
+        assert Sampler(either, same, Sampling()).site_std(0, job)[site] == std[site]
 
 
 def test_dummies_at_sigma_zero_are_the_control(qwen2: PreTrainedModel) -> None:
@@ -131,12 +131,12 @@ def test_table_reference_averages_emittable_tokens_only(qwen2: PreTrainedModel) 
     assert sampler.reference(Job(PROMPT, "p", (0,)), "embed") == pytest.approx(float(expected))
 
 
-def test_measured_rho_is_the_dose(qwen2: PreTrainedModel) -> None:
+def test_measured_rho_is_the_dose(either: PreTrainedModel) -> None:
     """relative: ‖ε‖ ≈ σ·m, so ρ ≈ σ·m / mean ‖h‖ on the prompt."""
     p = Perturbation(sigma=0.25, sigma_reference="prompt")
-    sampler = Sampler(qwen2, p, Sampling(max_gen_toks=1), perplexity=False)
+    sampler = Sampler(either, p, Sampling(max_gen_toks=1), perplexity=False)
     samples = list(sampler.run([Job(PROMPT, "p", tuple(range(60)))]))
     rho = sum(s.rho["embed"] for s in samples) / len(samples)
-    norms = qwen2.get_input_embeddings().weight.detach()[list(PROMPT)].norm(dim=-1)
+    norms = either.get_input_embeddings().weight.detach()[list(PROMPT)].norm(dim=-1)
     expected = 0.25 * float(norms.mean()) * float((1 / norms).mean())
     assert rho == pytest.approx(expected, rel=0.05)

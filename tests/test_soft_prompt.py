@@ -34,19 +34,19 @@ GREEDY = Sampling(max_gen_toks=NEW)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "temperature"])
-def test_sampler_equals_the_slow_reference(qwen2: PreTrainedModel, sampling: Sampling) -> None:
+def test_sampler_equals_the_slow_reference(either: PreTrainedModel, sampling: Sampling) -> None:
     """Every slot × fit × noise, two samples each; scales other than 1 too."""
-    clean = slow_generate(qwen2, Perturbation(), {}, 0, sampling)
+    clean = slow_generate(either, Perturbation(), {}, 0, sampling)
     changed = 0
     for number, (slot, fit, noise) in enumerate(itertools.product(SLOTS, FITS, NOISE)):
         scale = (1.0, 1.7, 0.5)[number % 3]
         p = Perturbation(rsp=3, rsp_slot=slot, rsp_fit=fit, rsp_scale=scale, **noise)
-        sampler = Sampler(qwen2, p, sampling)
+        sampler = Sampler(either, p, sampling)
         job = job_of(p)
         got = {sample.index: sample for sample in sampler.run([job])}
         std = sampler.site_std(0, job)
         for index, sample in got.items():
-            assert sample.ids == slow_generate(qwen2, p, std, index, sampling), (p, index)
+            assert sample.ids == slow_generate(either, p, std, index, sampling), (p, index)
             (nll,) = clean_nll(sampler, PROMPT, [tuple(sample.ids)])
             assert sample.nll == pytest.approx(nll, rel=1e-5)
         changed += got[0].ids != clean

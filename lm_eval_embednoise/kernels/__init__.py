@@ -1,4 +1,4 @@
-"""What is computed in C on a CPU: a decode step's small operations, and the streams' normals.
+"""What is computed in C on a CPU: noise, and what passes do beside matrix products.
 
 The step's functions (step.c) serve float32; every other type and device takes PyTorch's operations,
 which are the reference in the tests. Arrays are handed over by address: shapes are the caller's
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ _SIGNATURES: dict[str, dict[str, list[Any]]] = {
         "enter": [*[_long] * 5, *[_array] * 10],
         "attend": [*[_long] * 5, _float, *[_array] * 8],
         "attend_prompt": [*[_long] * 6, _float, *[_array] * 6],
-        "attend_causal": [*[_long] * 6, _float, *[_array] * 5],
+        "attend_causal": [*[_long] * 7, _float, *[_array] * 5],
     },
     "draws": {
         "normals": [*[_long] * 3, *[_array] * 3],
@@ -241,10 +242,21 @@ def attend_causal(q: Tensor, held: tuple[Tensor, Tensor], slots: Tensor, scale: 
     """
     rows, length, heads, group, dim = q.shape
     out = torch.empty_like(q)
-    failed = _step().attend_causal(
-        *(dim, rows, length, heads, group, held[0].shape[2], scale),
-        *(slots.data_ptr(), q.data_ptr(), held[0].data_ptr(), held[1].data_ptr(), out.data_ptr()),
-    )
+
+    def part(first: int, last: int) -> int:
+        failed: int = _step().attend_causal(
+            *(first, last, dim, length, heads, group, held[0].shape[2], scale, slots.data_ptr()),
+            *(q.data_ptr(), held[0].data_ptr(), held[1].data_ptr(), out.data_ptr()),
+        )
+        return failed
+
+    problems, threads = rows * heads, torch.get_num_threads()
+    if threads == 1:
+        failed = part(0, problems)
+    else:
+        bounds = [problems * number // threads for number in range(threads + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            failed = any(pool.map(part, bounds[:-1], bounds[1:]))
     if failed:
         raise MemoryError("no memory for attention scores")
     return out

@@ -261,40 +261,42 @@ int attend_prompt(long dim, long count, long heads, long group, long length, lon
 
 /* Causal softmax attention of prompts whose entries stand at the head of slots.
  *
+ * first, last: of the rows · heads problems, those to solve
  * q, out: [rows, length, heads, group, dim]; dim is a multiple of 16
  * slots: [rows]; keys, values: [slots, heads, columns, dim]
  * Returns 1 where memory is short.
  */
-int attend_causal(long dim, long rows, long length, long heads, long group, long columns,
-                  float scale, const int64_t *restrict slots, const float *restrict q,
-                  const float *restrict keys, const float *restrict values, float *restrict out)
+int attend_causal(long first, long last, long dim, long length, long heads, long group,
+                  long columns, float scale, const int64_t *restrict slots,
+                  const float *restrict q, const float *restrict keys,
+                  const float *restrict values, float *restrict out)
 {
     long padded = (length + COLUMNS - 1) / COLUMNS * COLUMNS;
     float *scores = calloc((size_t)((TILE + dim) * padded), sizeof(float));
     if (!scores) return 1;
     float *transposed = scores + TILE * padded; /* [dim, padded] */
-    for (long row = 0; row < rows; row++)
-        for (long head = 0; head < heads; head++) {
-            long of_slot = (slots[row] * heads + head) * columns * dim;
-            for (long j = 0; j < length; j++)
-                for (long i = 0; i < dim; i++)
-                    transposed[i * padded + j] = keys[of_slot + j * dim + i];
-            for (long member = 0; member < group; member++)
-                for (long start = 0; start < length; start += TILE) {
-                    const float *from[TILE];
-                    float *to[TILE];
-                    long seen[TILE], last = start + TILE < length ? start + TILE : length;
-                    for (int t = 0; t < TILE; t++) {
-                        long query = start + t < last ? start + t : last - 1;
-                        long at = ((row * length + query) * heads + head) * group + member;
-                        from[t] = q + at * dim;
-                        to[t] = out + at * dim;
-                        seen[t] = query + 1;
-                    }
-                    attend_tile_of(dim, last, seen, padded, scale, from, transposed,
-                                   values + of_slot, scores, to, 0);
+    for (long problem = first; problem < last; problem++) {
+        long row = problem / heads, head = problem % heads;
+        long of_slot = (slots[row] * heads + head) * columns * dim;
+        for (long j = 0; j < length; j++)
+            for (long i = 0; i < dim; i++)
+                transposed[i * padded + j] = keys[of_slot + j * dim + i];
+        for (long member = 0; member < group; member++)
+            for (long start = 0; start < length; start += TILE) {
+                const float *from[TILE];
+                float *to[TILE];
+                long seen[TILE], end = start + TILE < length ? start + TILE : length;
+                for (int t = 0; t < TILE; t++) { /* as above */
+                    long query = start + t < end ? start + t : end - 1;
+                    long at = ((row * length + query) * heads + head) * group + member;
+                    from[t] = q + at * dim;
+                    to[t] = out + at * dim;
+                    seen[t] = query + 1;
                 }
-        }
+                attend_tile_of(dim, end, seen, padded, scale, from, transposed, values + of_slot,
+                               scores, to, 0);
+            }
+    }
     free(scores);
     return 0;
 }

@@ -1,0 +1,117 @@
+"""Prompts into memory before decoding: clean ones once for their job, noisy ones for each row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from lm_eval_embednoise.attention import Shared
+from lm_eval_embednoise.inject import Rows, acting
+from lm_eval_embednoise.lanes import threads
+from lm_eval_embednoise.rows import Prepared
+from lm_eval_embednoise.slots import SlotCache, entries
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.sampler import Job, Sampler
+
+PASS_TOKENS = 8192  # positions of one pass
+LEAN_TOKENS = 2048  # the same in C: what lies between its operations should fit a core's caches
+FILLED_UP = 1.2  # how many times their own positions prompts of unequal length may take in a pass
+
+
+def prefill_clean(sampler: Sampler, jobs: list[Prepared], alone: bool) -> None:
+    """Run jobs' prompts, several in one pass: each one's entries, and the logits after it.
+
+    Behind its end a shorter prompt is filled up with tokens that nothing before them sees, and
+    whose entries are dropped.
+
+    Args:
+        sampler: gives the model.
+        jobs: get entries and logits.
+        alone: a pass for each prompt.
+    """
+    together: list[Prepared] = []
+    real = 0
+    for ready in sorted(jobs, key=lambda ready: len(ready.job.prompt_ids)):
+        length = len(ready.job.prompt_ids)
+        real, padded = real + length, (len(together) + 1) * length
+        if together and (alone or padded > min(PASS_TOKENS, FILLED_UP * real)):
+            _clean_pass(sampler, together)
+            together, real = [], length
+        together.append(ready)
+    if together:
+        _clean_pass(sampler, together)
+
+
+def _clean_pass(sampler: Sampler, jobs: list[Prepared]) -> None:
+    lengths = [len(ready.job.prompt_ids) for ready in jobs]
+    ids = [[*ready.job.prompt_ids] for ready in jobs]
+    padded = [row + row[-1:] * (max(lengths) - len(row)) for row in ids]
+    tokens = torch.tensor(padded, device=sampler.device)
+    if sampler.lean is not None and sampler.lean.in_c:
+        cache = SlotCache(len(sampler.blocks), len(jobs), max(lengths))
+        with threads(alone=False):
+            at = torch.tensor(lengths) - 1
+            logits = sampler.lean.prefill(tokens, cache, torch.arange(len(jobs)), at)
+        found = entries(cache)
+    else:
+        last, prefilled = sorted(set(lengths)), DynamicCache()
+        with sampler.whole_model, threads(alone=True):
+            seen = sampler.forward(tokens, prefilled, at=[length - 1 for length in last])
+        logits = torch.stack([seen[row, last.index(n)] for row, n in enumerate(lengths)])
+        found = entries(prefilled)
+    for row, (ready, length) in enumerate(zip(jobs, lengths, strict=True)):
+        ready.logits = logits[row][None].float()
+        one = (slice(row, row + 1), slice(None), slice(length))
+        ready.entries = [(k[one].contiguous(), v[one].contiguous()) for k, v in found]
+        ready.shared = [Shared(keys, values) for keys, values in ready.entries]
+
+
+def prefill_noisy(
+    sampler: Sampler, cache: SlotCache, job: Job, rows: Rows, slots: Tensor, tile: int | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run a job's prompt with each row's own noise.
+
+    Args:
+        sampler: gives the model and the noise.
+        cache: gets the entries.
+        job: gives the prompt.
+        rows: the rows' streams and soft prompts; their positions are ignored.
+        slots: int64 [rows], where their entries go.
+        tile: rows of every pass, filled up with copies (`exact`); None for as many as are fast.
+
+    Returns:
+        Logits after the prompt, float32 [rows, vocab], and site → what `inject.add_noise` measured.
+    """
+    device, length, count = sampler.device, len(job.prompt_ids), len(slots)
+    lean = sampler.lean if sampler.lean is not None and sampler.lean.in_c else None
+    step = tile or max(1, (LEAN_TOKENS if lean else PASS_TOKENS) // length)
+    prompt = torch.tensor([job.prompt_ids], device=device)
+    logits: list[Tensor] = []
+    measured: dict[str, list[Tensor]] = {site: [] for site in sampler.perturbation.sites}
+    for start in range(0, count, step):
+        real = torch.arange(start, min(start + step, count), device=device)
+        chosen = real if not tile else torch.cat([real, real[:1].expand(step - len(real))])
+        ids = prompt.expand(len(chosen), -1)
+        part = rows.chosen(chosen, torch.arange(length, device=device).expand(len(chosen), -1))
+        if lean is not None:
+            act, found = acting(sampler.perturbation, part)
+            at = torch.full((len(chosen),), length - 1)
+            with threads(alone=False):
+                out = lean.prefill(
+                    ids, cache, slots[chosen], at, act, measured.keys(), part.replaced
+                )
+        else:
+            prefilled = DynamicCache()
+            with sampler.whole_model, threads(alone=True), sampler.injector.running(part):
+                out = sampler.forward(ids, prefilled)[:, -1]
+            found = sampler.injector.measured
+            held = [(k[: len(real)], v[: len(real)]) for k, v in entries(prefilled)]
+            cache.fill(slots[real], held)
+        logits.append(out[: len(real)].float())
+        for site, sums in measured.items():
+            sums.append(found[site][: len(real)])
+    return torch.cat(logits), {site: torch.cat(sums) for site, sums in measured.items()}
