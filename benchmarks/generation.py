@@ -35,11 +35,11 @@ NOISE = {"sigma": 0.3, "positions": "all"}
 CONTENDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "stock temperature": ("hf", {}, {**TEMPERATURE, "top_k": 0}),
     "ours temperature": ("hf-embednoise", {}, TEMPERATURE),
-    "ours noise everywhere": ("hf-embednoise", NOISE, GREEDY),
+    "ours noise everywhere": ("hf-embednoise", NOISE, TEMPERATURE),
     "ours noise, no perplexity": (
         "hf-embednoise",
         {**NOISE, "perplexity": False},
-        GREEDY,
+        TEMPERATURE,
     ),
     "stock greedy": ("hf", {}, GREEDY),
     "ours greedy": ("hf-embednoise", {}, GREEDY),

@@ -214,11 +214,11 @@ def test_prompts_prefilled_in_one_pass_are_what_they_are_alone(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_exact_samples_are_equal_bit_for_bit_in_any_company(
-    qwen2: PreTrainedModel, method: str
+    either: PreTrainedModel, method: str
 ) -> None:
     def exact(batch_size: int, work: list[Job]) -> dict[tuple[str, int], tuple]:
         sampler = Sampler(
-            qwen2, *METHODS[method], Stop(frozenset({40})), batch_size=batch_size, exact=True
+            either, *METHODS[method], Stop(frozenset({40})), batch_size=batch_size, exact=True
         )
         return {
             (work[s.job].problem, s.index): (s.ids, s.nll, s.rho, s.finish_reason)
@@ -231,6 +231,6 @@ def test_exact_samples_are_equal_bit_for_bit_in_any_company(
     for samples in ((0,), (1, EXACT_ROWS + 2)):
         for key, sample in exact(1, jobs(samples)[::-1]).items():
             assert sample == whole[key], key
-    plain = run(qwen2, method, 64, jobs(many))
+    plain = run(either, method, 64, jobs(many))
     differing = [key for key, sample in plain.items() if whole[key][0] != sample.ids]
     assert len(differing) <= 0.03 * len(plain)  # another shape may round a near tie the other way
