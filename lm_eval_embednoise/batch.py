@@ -36,7 +36,8 @@ class Batch:
         sampler: the model and the settings.
         slots: rows decoded at a time.
         columns: memory of each row, in entries of its own.
-        share: keep a prompt's entries once for all its rows (the model's attention must be ours).
+        share: keep the entries of a prompt's clean head once for all its rows (the model's
+            attention must be ours).
         fixed: every pass has `slots` rows and `columns` columns, whatever runs (`exact`).
         flat_mask: the model's attention is its own and takes a mask of [rows, columns].
     """
@@ -59,6 +60,7 @@ class Batch:
         self.tokens = torch.zeros(slots, dtype=torch.int64, device=sampler.device)
         self._prepared: dict[int, Prepared] = {}
         self._noisy_steps = sampler.perturbation.perturbs_generated
+        self._ahead = self._noisy_steps and not kernels.serve(sampler.weight)
         stop = sampler.stop
         self._may_end = None if stop.may_end is None else stop.may_end.tolist()
         self._membership_changed = True
@@ -76,23 +78,23 @@ class Batch:
         their own, only once a quarter of the slots is free.
         """
         free = self.slots - self.live
-        cheap = self.share and not self._noisy_steps
+        cheap = self.share and not self.sampler.perturbation.perturbs_prompt and not self._ahead
         return free if cheap or not self.live or free >= max(1, self.slots // 4) else 0
 
     def meet(self, jobs: dict[int, Job], rows: list[Row]) -> None:
-        """Get ready for the rows of jobs that are about to join; clean prompts are prefilled."""
+        """Get ready for the rows of jobs that are about to join; what they share is prefilled."""
         started = time.perf_counter()
         new = [number for number in jobs if number not in self._prepared]
         for number in new:
             self._prepared[number] = self._prepare(number, jobs[number])
-        if not self.sampler.perturbation.perturbs_prompt:
-            prefill_clean(self.sampler, [self._prepared[number] for number in new], self._alone)
+        heads = [self._prepared[number] for number in new if self._prepared[number].head]
+        prefill_clean(self.sampler, heads, self._alone)
         _charge(started, rows)
 
     def join(self, number: int, job: Job, rows: list[Row]) -> None:
         """Put new rows of a job that was met into free slots, choose their first tokens.
 
-        The rows share the prompt's prefill unless noise reaches the prompt.
+        The rows share the prompt's prefill up to where noise or a soft prompt reaches it.
         """
         started = time.perf_counter()
         device = self.sampler.device
@@ -102,10 +104,10 @@ class Batch:
         self.rows += [None] * (max(free) + 1 - len(self.rows))
         slots = torch.tensor(free, device=device)
         places = torch.tensor([ready.place[row.index] for row in rows], device=device)
-        length = len(job.prompt_ids)
+        length, shared = len(job.prompt_ids), ready.head if self.share else 0
         new = {
-            "offset": torch.full((len(rows),), length if self.share else 0, device=device),
-            "write": torch.full((len(rows),), 0 if self.share else length, device=device),
+            "offset": torch.full((len(rows),), shared, device=device),
+            "write": torch.full((len(rows),), length - shared, device=device),
             "prompt": torch.full((len(rows),), length, device=device),
         }
         if ready.uniforms is not None:
@@ -122,7 +124,7 @@ class Batch:
             noise.soft = self.sampler.soft_prompts.vectors(pairs)
             noise.soft_start = job.soft_starts(len(rows), device)
             tile = self.slots if self.fixed else None
-            logits, measured = prefill_noisy(self.sampler, self.cache, job, noise, slots, tile)
+            logits, measured = prefill_noisy(self.sampler, self.cache, ready, noise, slots, tile)
             _add_up(new, measured)
         else:
             assert ready.logits is not None and ready.entries is not None
@@ -134,7 +136,7 @@ class Batch:
                 self.state[name] = value.new_zeros((self.slots, *value.shape[1:]))
             self.state[name][slots] = value
         for slot, row in zip(free, rows, strict=True):
-            row.base = 0 if self.share else length
+            row.base = length - shared
             self.rows[slot] = row
         self._membership_changed = True
         self._choose(logits, free, slots)
@@ -149,12 +151,15 @@ class Batch:
             steps = torch.arange(sampler.sampling.max_gen_toks, device=device)
             keys = streams.key_words(words, device)
             uniforms = streams.uniform(keys, steps.expand(len(job.samples), -1))
+        # Where rows keep all entries themselves, a prompt is run once or for each row as a whole.
+        head = sampler.head(job) if self.share or not sampler.perturbation.perturbs_prompt else 0
         return Prepared(
             job,
             {sample: place for place, sample in enumerate(job.samples)},
             uniforms,
             noise_keys(sampler.perturbation, [(job.problem, s) for s in job.samples], device),
             sampler.site_std(number, job),
+            head,
         )
 
     def leave(self) -> Iterator[Row]:
@@ -269,7 +274,7 @@ class Batch:
         """The rows' noise at one position each, [rows, 1]."""
         rows = self._streams(state)
         rows.positions = positions
-        if not kernels.serve(self.sampler.weight):
+        if self._ahead:
             rows.drawn = self._drawn_ahead(positions[:, 0])
         return rows
 
@@ -316,7 +321,7 @@ class Batch:
         sampler, state = self.sampler, self.state
         uniforms = None
         if "uniform" in state:
-            step = state["write"] - (0 if self.share else state["prompt"])
+            step = state["offset"] + state["write"] - state["prompt"]
             if slots is None:
                 step, uniform = step[: len(logits)], state["uniform"][: len(logits)]
             else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm_eval_embednoise import attention, kernels
+from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.config import EMBED
 from lm_eval_embednoise.inject import Act
 from lm_eval_embednoise.slots import SlotCache
@@ -175,6 +176,7 @@ class Lean:
         cache: SlotCache,
         slots: Tensor,
         at: Tensor,
+        head: list[Shared] | None = None,
         act: Act | None = None,
         sites: Sites = frozenset(),
         replaced: Callable[[Tensor], Tensor] | None = None,
@@ -185,7 +187,8 @@ class Lean:
             ids: int64 [rows, length].
             cache: gets the entries.
             slots: int64 [rows]; rows of one slot must be equal.
-            at: int64 [rows], the positions whose logits are wanted.
+            at: int64 [rows], which of the ids' logits are wanted.
+            head: of each block, what stands before the ids and is seen by all rows.
             act, sites: see `step`; vectors are [rows, length, dim].
             replaced: what becomes of the tokens' vectors, [rows, length, dim], before all else.
 
@@ -193,20 +196,26 @@ class Lean:
             [rows, vocab].
         """
         rows, length = ids.shape
-        positions = torch.arange(length)
+        columns = torch.arange(length)
+        positions = columns + (head[0].keys.shape[2] if head else 0)
         x = F.embedding(ids, self.embedding)
         if replaced is not None:
             x = replaced(x)
         if act is not None and EMBED in sites:
             x = act(EMBED, x)
         cos, sin = (part[0].repeat(rows, 1) for part in self.rotary(x, positions[None]))
-        write, where = positions.repeat(rows), slots.repeat_interleave(length)
+        write, where = columns.repeat(rows), slots.repeat_interleave(length)
         x = x.view(rows * length, -1)
         for number, block in enumerate(self.blocks):
             held = cache.slot_layers[number].memory(*self.like)
             q = self._entered(x, block, cos, sin, held, write, where)
+            prompt = None
+            if head:
+                prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
+                shared = head[number]
+                kernels.attend_prompt(q, shared.columns, shared.values, None, block.scaling, prompt)
             q = q.view(rows, length, *q.shape[1:])
-            mixed = kernels.attend_causal(q, held, slots, block.scaling)
+            mixed = kernels.attend_causal(q, held, slots, block.scaling, prompt)
             x = _behind_in_c(x, mixed.view(rows * length, -1), block)
             if act is not None and (site := f"block.{number}") in sites:
                 x = act(site, x.view(rows, length, -1)).view(rows * length, -1)

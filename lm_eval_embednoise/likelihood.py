@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise import attention
-from lm_eval_embednoise.attention import Part, Shared
+from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.batch import EXACT_ROWS
-from lm_eval_embednoise.slots import Entries, additive, entries
+from lm_eval_embednoise.behind import BehindPrompt
+from lm_eval_embednoise.slots import entries
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.sampler import Sampler
@@ -86,7 +87,8 @@ def _teacher_forced(sampler: Sampler, ids: Tensor, prompt: DynamicCache) -> Tens
     positions = positions.expand(len(ids), -1)
     serving: AbstractContextManager[None] = nullcontext()
     if sampler.shares_prompts:
-        cache: Cache = TextCache(entries(prompt), ids.shape[1])
+        shared = [Shared(*held) for held in entries(prompt)]
+        cache: Cache = BehindPrompt(shared, ids.shape[1])
         serving = attention.serving(sampler.attention_configs, cache)  # type: ignore[arg-type]
     else:
         cache = DynamicCache()
@@ -95,69 +97,3 @@ def _teacher_forced(sampler: Sampler, ids: Tensor, prompt: DynamicCache) -> Tens
             cache.update(*of_each, number)
     with serving:
         return sampler.forward(ids, cache, positions, at=None)
-
-
-class _TextLayer(CacheLayerMixin):
-    """Keeps nothing: a text's own entries are those of the pass."""
-
-    is_sliding = False
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.length = length
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class TextCache(Cache):
-    """A prompt that all texts of one pass share, as `attention.View`."""
-
-    def __init__(self, prompt: Entries, new: int) -> None:
-        self.prompt, self.new, self.length = prompt, new, prompt[0][0].shape[2]
-        super().__init__(layers=[_TextLayer(self.length) for _ in prompt])
-        self._masks: dict[object, Tensor] = {}
-
-    def own_mask(self, window: int | None, like: Tensor, new: int) -> Tensor | None:
-        """Causal, [1, 1, new, new]."""
-        return self._mask(window, 0, new, like)
-
-    def lengths(self, window: int | None) -> None:
-        """Rows have several new entries."""
-
-    def prompts(self, layer: int) -> list[Part]:
-        """One prompt, seen by all rows."""
-        keys, values = self.prompt[layer]
-
-        def mask(window: int | None) -> Tensor | None:
-            return None if window is None else self._mask(window, -self.length, self.length, keys)
-
-        return [Part(None, Shared(keys, values), mask)]
-
-    def order(self) -> None:
-        """In order: there is one prompt."""
-
-    def _mask(self, window: int | None, start: int, width: int, like: Tensor) -> Tensor:
-        key = (window, start, like.device)
-        if key not in self._masks:
-            query = torch.arange(self.new, device=like.device)[:, None]
-            column = torch.arange(start, start + width, device=like.device)[None]
-            seen = column <= query
-            if window is not None:
-                seen &= column > query - window
-            self._masks[key] = additive(seen[None, None], like.dtype)
-        return self._masks[key]

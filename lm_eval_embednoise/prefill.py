@@ -1,21 +1,24 @@
-"""Prompts into memory before decoding: clean ones once for their job, noisy ones for each row."""
+"""Prompts into memory before decoding: what samples share once for all, the rest for each row."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
+from lm_eval_embednoise import attention
 from lm_eval_embednoise.attention import Shared
+from lm_eval_embednoise.behind import BehindPrompt
 from lm_eval_embednoise.inject import Rows, acting
 from lm_eval_embednoise.lanes import threads
 from lm_eval_embednoise.rows import Prepared
-from lm_eval_embednoise.slots import SlotCache, entries
+from lm_eval_embednoise.slots import Entries, SlotCache, entries
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.sampler import Job, Sampler
+    from lm_eval_embednoise.sampler import Sampler
 
 PASS_TOKENS = 8192  # positions of one pass
 LEAN_TOKENS = 2048  # the same in C: what lies between its operations should fit a core's caches
@@ -23,38 +26,37 @@ FILLED_UP = 1.2  # how many times their own positions prompts of unequal length 
 
 
 def prefill_clean(sampler: Sampler, jobs: list[Prepared], alone: bool) -> None:
-    """Run jobs' prompts, several in one pass: each one's entries, and the logits after it.
+    """Run the heads of jobs' prompts, several in one pass: their entries, and the logits after.
 
-    Behind its end a shorter prompt is filled up with tokens that nothing before them sees, and
-    whose entries are dropped.
+    Behind its end a shorter one is filled up with tokens that nothing before them sees, and whose
+    entries are dropped.
 
     Args:
         sampler: gives the model.
         jobs: get entries and logits.
-        alone: a pass for each prompt.
+        alone: a pass for each.
     """
     together: list[Prepared] = []
     real = 0
-    for ready in sorted(jobs, key=lambda ready: len(ready.job.prompt_ids)):
-        length = len(ready.job.prompt_ids)
-        real, padded = real + length, (len(together) + 1) * length
+    for ready in sorted(jobs, key=lambda ready: ready.head):
+        real, padded = real + ready.head, (len(together) + 1) * ready.head
         if together and (alone or padded > min(PASS_TOKENS, FILLED_UP * real)):
             _clean_pass(sampler, together)
-            together, real = [], length
+            together, real = [], ready.head
         together.append(ready)
     if together:
         _clean_pass(sampler, together)
 
 
 def _clean_pass(sampler: Sampler, jobs: list[Prepared]) -> None:
-    lengths = [len(ready.job.prompt_ids) for ready in jobs]
-    ids = [[*ready.job.prompt_ids] for ready in jobs]
+    lengths = [ready.head for ready in jobs]
+    ids = [list(ready.job.prompt_ids[: ready.head]) for ready in jobs]
     padded = [row + row[-1:] * (max(lengths) - len(row)) for row in ids]
     tokens = torch.tensor(padded, device=sampler.device)
     if sampler.lean is not None and sampler.lean.in_c:
         cache = SlotCache(len(sampler.blocks), len(jobs), max(lengths))
+        at = torch.tensor(lengths) - 1
         with threads(alone=False):
-            at = torch.tensor(lengths) - 1
             logits = sampler.lean.prefill(tokens, cache, torch.arange(len(jobs)), at)
         found = entries(cache)
     else:
@@ -71,14 +73,19 @@ def _clean_pass(sampler: Sampler, jobs: list[Prepared]) -> None:
 
 
 def prefill_noisy(
-    sampler: Sampler, cache: SlotCache, job: Job, rows: Rows, slots: Tensor, tile: int | None = None
+    sampler: Sampler,
+    cache: SlotCache,
+    ready: Prepared,
+    rows: Rows,
+    slots: Tensor,
+    tile: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a job's prompt with each row's own noise.
+    """Run what stands behind the head of a job's prompt, with each row's own noise.
 
     Args:
         sampler: gives the model and the noise.
         cache: gets the entries.
-        job: gives the prompt.
+        ready: gives the prompt and the entries of its head.
         rows: the rows' streams and soft prompts; their positions are ignored.
         slots: int64 [rows], where their entries go.
         tile: rows of every pass, filled up with copies (`exact`); None for as many as are fast.
@@ -86,32 +93,47 @@ def prefill_noisy(
     Returns:
         Logits after the prompt, float32 [rows, vocab], and site → what `inject.add_noise` measured.
     """
-    device, length, count = sampler.device, len(job.prompt_ids), len(slots)
+    device, count = sampler.device, len(slots)
     lean = sampler.lean if sampler.lean is not None and sampler.lean.in_c else None
+    tail = torch.tensor([ready.job.prompt_ids[ready.head :]], device=device)
+    length = tail.shape[1]
+    positions = torch.arange(ready.head, ready.head + length, device=device)
     step = tile or max(1, (LEAN_TOKENS if lean else PASS_TOKENS) // length)
-    prompt = torch.tensor([job.prompt_ids], device=device)
     logits: list[Tensor] = []
     measured: dict[str, list[Tensor]] = {site: [] for site in sampler.perturbation.sites}
     for start in range(0, count, step):
         real = torch.arange(start, min(start + step, count), device=device)
         chosen = real if not tile else torch.cat([real, real[:1].expand(step - len(real))])
-        ids = prompt.expand(len(chosen), -1)
-        part = rows.chosen(chosen, torch.arange(length, device=device).expand(len(chosen), -1))
+        part = rows.chosen(chosen, positions.expand(len(chosen), -1))
+        ids = tail.expand(len(chosen), -1)
         if lean is not None:
             act, found = acting(sampler.perturbation, part)
             at = torch.full((len(chosen),), length - 1)
             with threads(alone=False):
                 out = lean.prefill(
-                    ids, cache, slots[chosen], at, act, measured.keys(), part.replaced
+                    ids, cache, slots[chosen], at, ready.shared, act, measured.keys(), part.replaced
                 )
         else:
-            prefilled = DynamicCache()
-            with sampler.whole_model, threads(alone=True), sampler.injector.running(part):
-                out = sampler.forward(ids, prefilled)[:, -1]
+            out, held = _tail_pass(sampler, ready, part, ids)
             found = sampler.injector.measured
-            held = [(k[: len(real)], v[: len(real)]) for k, v in entries(prefilled)]
-            cache.fill(slots[real], held)
+            cache.fill(slots[real], [(k[: len(real)], v[: len(real)]) for k, v in held])
         logits.append(out[: len(real)].float())
         for site, sums in measured.items():
             sums.append(found[site][: len(real)])
     return torch.cat(logits), {site: torch.cat(sums) for site, sums in measured.items()}
+
+
+def _tail_pass(
+    sampler: Sampler, ready: Prepared, rows: Rows, ids: Tensor
+) -> tuple[Tensor, Entries]:
+    """The model's own forward behind the head: logits after the prompt, and the new entries."""
+    with ExitStack() as stack:
+        stack.enter_context(sampler.whole_model)
+        stack.enter_context(threads(alone=True))
+        stack.enter_context(sampler.injector.running(rows))
+        cache: Cache = DynamicCache()
+        if ready.head:
+            cache = behind = BehindPrompt(ready.shared, ids.shape[1], keep=True)
+            stack.enter_context(attention.serving(sampler.attention_configs, behind))
+        logits = sampler.forward(ids, cache, rows.positions)
+    return logits[:, -1], entries(cache)

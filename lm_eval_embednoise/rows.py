@@ -62,9 +62,10 @@ class Prepared:
         uniforms: float64 [samples, tokens] for sampling, or None.
         keys: site → int64 [samples, 2], noise streams.
         std: site → standard deviation per coordinate.
-        entries: keys and values of the clean prompt, once it was prefilled for all rows.
+        head: positions of the prompt that were prefilled once for all rows, or are about to be.
+        entries: their keys and values.
         shared: the same as rows see them that keep none of their own.
-        logits: float32 [1, vocab] after that prompt.
+        logits: float32 [1, vocab] after them.
     """
 
     job: Job
@@ -72,6 +73,7 @@ class Prepared:
     uniforms: Tensor | None
     keys: dict[str, Tensor]
     std: dict[str, float]
+    head: int
     entries: Entries | None = None
     shared: list[Shared] = field(default_factory=list)
     logits: Tensor | None = None

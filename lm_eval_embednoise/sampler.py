@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise import attention
+from lm_eval_embednoise import attention, perturb
 from lm_eval_embednoise.batch import EXACT_ROWS, Batch
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
@@ -35,6 +35,7 @@ from lm_eval_embednoise.soft_prompt import SoftPrompts
 LANE_ROWS = 16  # fewest rows that are worth a lane of their own
 LAST = (-1,)  # the position that decoding needs
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
+SHARED_HEAD = 8  # positions from which a part of it does
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,11 @@ class Sampler:
         """
         self._std = {}
         waiting: deque[Row] = deque()
+        known: dict[tuple[int, ...], int] = {}
+        alike = [known.setdefault(job.clean, number) for number, job in enumerate(jobs)]
         # Longest first: rows of like length decode together, and the estimate of time isn't rosy.
-        for number in sorted(range(len(jobs)), key=lambda n: -len(jobs[n].prompt_ids)):
+        # Jobs with one clean prompt stand together: their texts are scored together.
+        for number in sorted(range(len(jobs)), key=lambda n: (-len(jobs[n].clean), alike[n])):
             job = jobs[number]
             room = self.max_length - len(job.prompt_ids)
             if room < 1:
@@ -205,25 +209,32 @@ class Sampler:
                 waiting = deque(row for row in waiting if row.job != first)
             else:
                 waiting = deque()
-            missing = Counter(row.job for row in together)
-            yield from self._scored(jobs, missing, self._in_lanes(jobs, together))
+            missing = Counter(alike[row.job] for row in together)
+            yield from self._scored(jobs, alike, missing, self._in_lanes(jobs, together))
 
     def _scored(
-        self, jobs: Sequence[Job], missing: Counter[int], rows: Iterator[Row]
+        self, jobs: Sequence[Job], alike: list[int], missing: Counter[int], rows: Iterator[Row]
     ) -> Iterator[Sample]:
-        """Samples of finished rows; texts that need a pass of their own wait for their job's last.
+        """Samples of finished rows; texts that need a pass of their own wait for the last of it.
 
         They are scored together and in an order of their own, so that who decoded them, and when,
         doesn't show in the last digit.
+
+        Args:
+            jobs: all of them.
+            alike: of each job, the first that has its clean prompt.
+            missing: how many rows of all such jobs are to come.
+            rows: as they finish.
         """
         finished: dict[int, list[Row]] = {number: [] for number in missing}
         for row in rows:
-            finished[row.job].append(row)
-            missing[row.job] -= 1
-            if missing[row.job] and self.perplexity and not self.perturbation.plain:
+            group = alike[row.job]
+            finished[group].append(row)
+            missing[group] -= 1
+            if missing[group] and self.perplexity and not self.perturbation.plain:
                 continue
-            done, finished[row.job] = finished[row.job], []
-            yield from self._samples(jobs[row.job], done)
+            done, finished[group] = finished[group], []
+            yield from self._samples(jobs, done)
 
     def _in_lanes(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Row]:
         """Decode in one batch, or in several of fewer rows where that keeps more cores busy."""
@@ -272,11 +283,12 @@ class Sampler:
         """Memory for the rows to come, laid out as the perturbation allows."""
         share = (
             self.shares_prompts
-            and not self.perturbation.perturbs_prompt
             and (self.exact or len(waiting) >= SHARED_ROWS * len(missing))
+            and all(self.head(jobs[number]) for number in missing)
         )
         columns = max(
-            row.limit + (0 if share else len(jobs[row.job].prompt_ids)) for row in waiting
+            row.limit + len(jobs[row.job].prompt_ids) - (self.head(jobs[row.job]) if share else 0)
+            for row in waiting
         )
         slots = EXACT_ROWS if self.exact else slots
         how = self.decoding(columns)
@@ -294,18 +306,18 @@ class Sampler:
         """How rows of up to `longest` positions are decoded: see `families.decoding`."""
         return decoding(self.model, self.blocks, None if self.own_attention else longest)
 
-    def _samples(self, job: Job, rows: list[Row]) -> Iterator[Sample]:
-        """The finished rows of a job with their clean log-likelihoods."""
-        for done, nll in zip(rows, self._nlls(job, rows), strict=True):
+    def _samples(self, jobs: Sequence[Job], rows: list[Row]) -> Iterator[Sample]:
+        """Finished rows behind one clean prompt with their clean log-likelihoods."""
+        for done, nll in zip(rows, self._nlls(jobs[rows[0].job].clean, rows), strict=True):
+            std = self.site_std(done.job, jobs[done.job])
             for index in done.copies:
                 seconds = done.seconds if index == done.index else 0.0
                 yield Sample(
                     done.job, index, list(done.ids), len(done.text_ids),
-                    done.finish_reason, nll, dict(done.rho),
-                    dict(self.site_std(done.job, job)), seconds,
+                    done.finish_reason, nll, dict(done.rho), dict(std), seconds,
                 )  # fmt: skip
 
-    def _nlls(self, job: Job, rows: list[Row]) -> list[float] | list[None]:
+    def _nlls(self, clean: tuple[int, ...], rows: list[Row]) -> list[float] | list[None]:
         """The clean log-likelihood of finished rows; equal texts are scored once."""
         if not self.perplexity:
             return [None] * len(rows)
@@ -313,7 +325,7 @@ class Sampler:
             return [sum(row.nlls[: row.kept]) for row in rows]
         texts = sorted({row.text_ids for row in rows if row.text_ids})
         with self.whole_model:
-            scores = dict(zip(texts, clean_nll(self, job.clean, texts), strict=True))
+            scores = dict(zip(texts, clean_nll(self, clean, texts), strict=True))
         return [scores.get(row.text_ids, 0.0) for row in rows]
 
     @torch.no_grad()
@@ -387,6 +399,12 @@ class Sampler:
         )
         logits: Tensor = output.logits
         return logits if at is None or kept else logits[:, list(at)]
+
+    def head(self, job: Job) -> int:
+        """How many vectors of a job's prompt its samples share; 0 for too few to make use of it."""
+        length = len(job.prompt_ids)
+        head = perturb.clean_head(self.perturbation, length, job.soft_start)
+        return head if head == length or head >= SHARED_HEAD else 0
 
     def reference(self, job: Job, site: str) -> float | None:
         """The norm m that scales a site's noise on a job's prompt; None for absolute noise."""

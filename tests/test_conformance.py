@@ -128,13 +128,18 @@ def alone_as_in_company(model: PreTrainedModel) -> bool:
 
 
 def one_prompt_for_many(model: PreTrainedModel) -> bool:
-    """Samples that share a clean prompt are those of transformers' generate under `perturbed`."""
-    p = Perturbation(sigma=0.5, depth="embed+1", positions="generated")
-    sampling, many = Sampling(max_gen_toks=NEW), range(5)
-    sampler = Sampler(model, p, sampling, Stop(), batch_size=4, perplexity=False)
-    got = {s.index: s.ids for s in sampler.run([Job(PROMPTS[0], "problem", tuple(many))])}
-    with perturbed(model, p, [("problem", s) for s in many]):
-        return generate(model, [PROMPTS[0]] * len(many)) == [got[s] for s in many]
+    """Samples that share a clean prompt, or a prompt's clean head, are those of transformers'
+    generate under `perturbed`."""
+    prompt, many = PROMPTS[0] + PROMPTS[0], range(5)
+    for positions in ("generated", "last:2"):
+        p = Perturbation(sigma=0.5, depth="embed+1", positions=positions)
+        sampling = Sampling(max_gen_toks=NEW)
+        sampler = Sampler(model, p, sampling, Stop(), batch_size=4, perplexity=False)
+        got = {s.index: s.ids for s in sampler.run([Job(prompt, "problem", tuple(many))])}
+        with perturbed(model, p, [("problem", s) for s in many]):
+            if generate(model, [prompt] * len(many)) != [got[s] for s in many]:
+                return False
+    return True
 
 
 def clean_likelihood(model: PreTrainedModel) -> bool:
@@ -260,8 +265,8 @@ where there is one) and checks:
   before the site changes, and what follows is the clean model's answer to the moved vectors.
 * **alone = in company**: a noisy sample is the same alone, among other problems' rows, and as a
   row of a left-padded batch in transformers' own `generate` under `perturbed`.
-* **one prompt for many**: samples that differ only in generated positions run the prompt once,
-  and are still what `generate` gives under `perturbed`.
+* **one prompt for many**: samples that differ only in generated positions, or from near the
+  prompt's end on, run what they share once, and are still what `generate` gives under `perturbed`.
 * **clean NLL**: the reported log-likelihood of a noisy sample is that of the clean model.
 * **hooks gone**: after success, error and interrupt.
 
@@ -270,7 +275,7 @@ says which blocks attend to a sliding window or to chunks. `decoding`: with `ref
 ends makes room for another sample at once; with `no refill`, rows start together, left-padded,
 those that end are dropped, and the next batch begins when all have ended. All families outside
 the table and all code from outside transformers are decoded without refill. `prompt` says whether
-a prompt that the perturbation leaves alone is kept and attended to once for all its samples.
+what a perturbation leaves alone of a prompt is kept and attended to once for all its samples.
 
 Refused by name: encoder–decoder models, and models that carry more than keys and values:
 state-space models (Mamba, RWKV, xLSTM), linear attention and hybrids (Jamba, Zamba, Bamba,

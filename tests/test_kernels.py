@@ -132,16 +132,31 @@ def test_attention_is_one_softmax_over_prompt_and_own_entries(
                 assert torch.allclose(lse[row].double(), scores.logsumexp(-1), atol=1e-5)
 
 
-@given(DIMS, st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 40))
-def test_causal_attention(dim: int, rows: int, heads: int, group: int, length: int) -> None:
-    """Of prompts in slots, which stand in any order."""
+@given(
+    DIMS, st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 40),
+    st.sampled_from([0, 1, 19]),
+)  # fmt: skip
+def test_causal_attention(
+    dim: int, rows: int, heads: int, group: int, length: int, before: int
+) -> None:
+    """Of prompts in slots, which stand in any order, behind what all see or nothing."""
     q = random(rows, length, heads, group, dim)
     held = (random(5, heads, 41, dim), random(5, heads, 41, dim, seed=1))
     slots = torch.tensor([4, 0, 2])[:rows]
-    got = kernels.attend_causal(q, held, slots, 0.3)
-    k, v = (part[slots, :, :length].double() for part in held)
+    first = (random(1, heads, before, dim, seed=2), random(1, heads, before, dim, seed=3))
+    prompt = None
+    if before:
+        flat = q.view(rows * length, heads, group, dim)
+        prompt = (torch.empty_like(flat), q.new_empty(flat.shape[:3]))
+        kernels.attend_prompt(flat, kernels.columns(first[0]), first[1], None, 0.3, prompt)
+    got = kernels.attend_causal(q, held, slots, 0.3, prompt)
+    k, v = (
+        torch.cat([part.expand(rows, -1, -1, -1), own[slots, :, :length]], dim=2).double()
+        for part, own in zip(first, held, strict=True)
+    )
     scores = torch.einsum("rqhgd,rhkd->rhgqk", q.double(), k) * 0.3
-    scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+    unseen = torch.ones(length, before + length).triu(before + 1).bool()
+    scores = scores.masked_fill(unseen, -torch.inf)
     expected = torch.einsum("rhgqk,rhkd->rqhgd", scores.softmax(-1), v)
     assert torch.allclose(got.double(), expected, rtol=1e-4, atol=1e-5)
 

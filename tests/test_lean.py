@@ -60,8 +60,8 @@ def test_a_prefill_in_c_is_the_models_own(wide_qwen2: PreTrainedModel, threads: 
     assert lean is not None and lean.in_c
     torch.set_num_threads(threads)  # attention is dealt to as many
     got = lean.prefill(
-        ids, cache, slots, torch.tensor(at), lambda site, x: x + moved[site], moved.keys(),
-        lambda x: 2 * x,
+        ids, cache, slots, torch.tensor(at), None, lambda site, x: x + moved[site],
+        moved.keys(), lambda x: 2 * x,
     )  # fmt: skip
     torch.set_num_threads(1)
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ from slow import NEW, PROMPT, job_of, slow_g, slow_generate
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise import perturb
+from lm_eval_embednoise import sampler as sampler_module
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.sampler import Job, Sampler
@@ -33,8 +34,15 @@ def combinations():
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_sampler_equals_the_slow_reference(either: PreTrainedModel, depth: str) -> None:
-    """Every scope × positions × schedule at this site, two samples each."""
+def test_sampler_equals_the_slow_reference(
+    either: PreTrainedModel, depth: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every scope × positions × schedule at this site, two samples each.
+
+    Where noise begins within the prompt, they share what stands before.
+    """
+    monkeypatch.setattr(sampler_module, "SHARED_ROWS", 1)
+    monkeypatch.setattr(sampler_module, "SHARED_HEAD", 1)
     differs = 0
     clean = slow_generate(either, Perturbation(), {}, 0)
     cases = [p for p in combinations() if p.depth == depth]

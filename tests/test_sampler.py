@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import tiny
 from transformers import PreTrainedModel
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -13,10 +14,14 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from lm_eval_embednoise import batch
+from lm_eval_embednoise import sampler as sampler_module
 from lm_eval_embednoise.batch import EXACT_ROWS
 from lm_eval_embednoise.choose import choose
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.prefill import prefill_noisy
+from lm_eval_embednoise.rows import Prepared
 from lm_eval_embednoise.sampler import Job, Sample, Sampler, Stop
 
 PROMPTS = [(5, 17, 3), (9, 9, 2, 8, 30, 31, 7), (4,), (60, 2, 2, 2, 11), (71, 72)]
@@ -210,6 +215,73 @@ def test_prompts_prefilled_in_one_pass_are_what_they_are_alone(
     assert (4, 11) in passes and (1, 40) in passes
     alone = {key: ids for job in work for key, ids in samples([job]).items()}
     assert together == alone
+
+
+HEADS = {  # perturbations that reach a prompt's end → what of 20 positions comes before
+    "last": (Perturbation(sigma=0.4, positions="last:6", depth="embed+1"), {}, 14),
+    "dummies": (Perturbation(sigma=0.4, positions="dummy:2"), {}, 18),
+    "soft prompt": (Perturbation(rsp=3), {"soft_start": 17}, 17),
+    "both": (Perturbation(rsp=3, sigma=0.4, positions="last:6"), {"soft_start": 17}, 14),
+}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "wide qwen2", "gemma2", "gpt_oss", "gpt2", "bloom"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_prompts_clean_head_is_run_once(
+    kind: str, family: str, wide_qwen2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples are those that keep all entries themselves; also beyond windows and after refills."""
+    perturbation, more, head = HEADS[kind]
+    model = wide_qwen2 if family == "wide qwen2" else tiny(family)
+    texts = [tuple((7 * n + 3 * at) % 90 + 1 for at in range(20)) for n in range(2)]
+    work = [Job(ids, f"p{n}", tuple(range(6)), **more) for n, ids in enumerate(texts)]
+    heads: list[int] = []
+
+    def seen(sampler: Sampler, cache: Any, ready: Prepared, *rest: Any) -> Any:
+        heads.append(ready.head)
+        return prefill_noisy(sampler, cache, ready, *rest)
+
+    monkeypatch.setattr(batch, "prefill_noisy", seen)
+
+    def samples(share: bool) -> list[Sample]:
+        sampling = Sampling(temperature=1.0, max_gen_toks=8)
+        sampler = Sampler(model, perturbation, sampling, Stop(frozenset({40})), batch_size=8)
+        sampler.shares_prompts &= share
+        return sorted(sampler.run(work), key=lambda s: (s.job, s.index))
+
+    shared = samples(True)
+    assert set(heads) == ({0} if family == "bloom" else {head})
+    heads.clear()
+    for sample, alone in zip(shared, samples(False), strict=True):
+        assert sample.ids == alone.ids and sample.nll == pytest.approx(alone.nll, rel=1e-4)
+        assert sample.rho == pytest.approx(alone.rho, rel=1e-4)
+    assert set(heads) == {0}
+
+
+def test_texts_behind_one_clean_prompt_are_scored_together(
+    qwen2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random prefixes make a job of every sample; the clean prompt is run once for all of them."""
+    clean = {0: (5, 9, 3), 1: (60, 2, 8)}
+    work = [
+        Job((*range(70, 71 + (n + s) % 3), *ids), f"p{n}", (s,), clean_ids=ids)
+        for s in range(4)
+        for n, ids in clean.items()
+    ]
+    calls: list[tuple[int, ...]] = []
+
+    def counted(sampler: Sampler, ids: tuple[int, ...], texts: Any) -> list[float]:
+        calls.append(ids)
+        return clean_nll(sampler, ids, texts)
+
+    monkeypatch.setattr(sampler_module, "clean_nll", counted)
+    settings = Sampling(temperature=1.0, max_gen_toks=6)
+    sampler = Sampler(qwen2, Perturbation(prefix="random:2"), settings, batch_size=3)
+    found = list(sampler.run(work))
+    assert sorted(calls) == sorted(clean.values())
+    for sample in found:
+        (nll,) = clean_nll(sampler, work[sample.job].clean, [tuple(sample.ids)])
+        assert sample.nll == pytest.approx(nll, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -27,7 +27,7 @@ _SIGNATURES: dict[str, dict[str, list[Any]]] = {
         "enter": [*[_long] * 5, *[_array] * 10],
         "attend": [*[_long] * 5, _float, *[_array] * 8],
         "attend_prompt": [*[_long] * 6, _float, *[_array] * 6],
-        "attend_causal": [*[_long] * 7, _float, *[_array] * 5],
+        "attend_causal": [*[_long] * 7, _float, *[_array] * 7],
     },
     "draws": {
         "normals": [*[_long] * 3, *[_array] * 3],
@@ -225,7 +225,13 @@ def attend_prompt(
         raise MemoryError("no memory for attention scores")
 
 
-def attend_causal(q: Tensor, held: tuple[Tensor, Tensor], slots: Tensor, scale: float) -> Tensor:
+def attend_causal(
+    q: Tensor,
+    held: tuple[Tensor, Tensor],
+    slots: Tensor,
+    scale: float,
+    prompt: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Causal softmax attention of prompts whose entries stand at the head of slots.
 
     Args:
@@ -233,6 +239,8 @@ def attend_causal(q: Tensor, held: tuple[Tensor, Tensor], slots: Tensor, scale: 
         held: keys and values, [slots, heads, columns, dim], of which the first `length` are read.
         slots: int64 [rows].
         scale: factor on the scores.
+        prompt: attention over what stands before, and its log-sum-exps, as `attend_prompt` leaves
+            them for rows · length rows.
 
     Returns:
         The same shape as q.
@@ -242,11 +250,12 @@ def attend_causal(q: Tensor, held: tuple[Tensor, Tensor], slots: Tensor, scale: 
     """
     rows, length, heads, group, dim = q.shape
     out = torch.empty_like(q)
+    before = (None, None) if prompt is None else (prompt[0].data_ptr(), prompt[1].data_ptr())
 
     def part(first: int, last: int) -> int:
         failed: int = _step().attend_causal(
             *(first, last, dim, length, heads, group, held[0].shape[2], scale, slots.data_ptr()),
-            *(q.data_ptr(), held[0].data_ptr(), held[1].data_ptr(), out.data_ptr()),
+            *(q.data_ptr(), held[0].data_ptr(), held[1].data_ptr(), *before, out.data_ptr()),
         )
         return failed
 

@@ -180,12 +180,14 @@ typedef float vec __attribute__((vector_size(64), aligned(4))); /* 16 numbers */
  *
  * length: entries that any of the queries sees; seen: how many of them each one sees
  * columns: [dim, padded], zeros or finite numbers behind `length`; values: [length, dim]
+ * prompt, prompt_lse: attention over what stands before and its log-sum-exps, null for nothing
  * scores: [TILE, padded]; lse may be null
  */
 INLINE void attend_tile(long dim, long length, const long seen[TILE], long padded, float scale,
                         const float *const q[TILE], const float *restrict columns,
-                        const float *restrict values, float *restrict scores,
-                        float *const out[TILE], float *const *lse)
+                        const float *restrict values, const float *const *prompt,
+                        const float *prompt_lse, float *restrict scores, float *const out[TILE],
+                        float *const *lse)
 {
     for (long j = 0; j < length; j += COLUMNS) {
         vec sum[TILE] = {{0}};
@@ -195,15 +197,19 @@ INLINE void attend_tile(long dim, long length, const long seen[TILE], long padde
         }
         for (int t = 0; t < TILE; t++) STORE(scores + t * padded + j) = sum[t] * scale;
     }
-    float total[TILE];
+    float total[TILE], of_prompt[TILE] = {0};
     for (int t = 0; t < TILE; t++) {
-        float top = exponentials(seen[t], -INFINITY, scores + t * padded, &total[t]);
+        float before = prompt ? prompt_lse[t] : -INFINITY;
+        float top = exponentials(seen[t], before, scores + t * padded, &total[t]);
         for (long j = seen[t]; j < length; j++) scores[t * padded + j] = 0.0f;
+        if (prompt) total[t] += of_prompt[t] = exp_of(before - top);
         if (lse) *lse[t] = top + logf(total[t]);
         total[t] = 1.0f / total[t];
     }
     for (long i = 0; i < dim; i += COLUMNS) {
         vec sum[TILE] = {{0}};
+        if (prompt)
+            for (int t = 0; t < TILE; t++) sum[t] = of_prompt[t] * LOAD(prompt[t] + i);
         for (long j = 0; j < length; j++) {
             const vec value = LOAD(values + j * dim + i);
             for (int t = 0; t < TILE; t++) sum[t] += scores[t * padded + j] * value;
@@ -214,9 +220,12 @@ INLINE void attend_tile(long dim, long length, const long seen[TILE], long padde
 
 static void attend_tile_of(long dim, long length, const long seen[TILE], long padded, float scale,
                            const float *const q[TILE], const float *columns, const float *values,
-                           float *scores, float *const out[TILE], float *const *lse)
+                           const float *const *prompt, const float *prompt_lse, float *scores,
+                           float *const out[TILE], float *const *lse)
 {
-#define CALL(width) attend_tile(width, length, seen, padded, scale, q, columns, values, scores, out, lse)
+#define CALL(width)                                                                                \
+    attend_tile(width, length, seen, padded, scale, q, columns, values, prompt, prompt_lse,        \
+                scores, out, lse)
     WITH_KNOWN_WIDTH(dim, CALL);
 #undef CALL
 }
@@ -250,7 +259,8 @@ int attend_prompt(long dim, long count, long heads, long group, long length, lon
                 sums[t] = lse + at;
                 seen[t] = length;
             }
-            attend_tile_of(dim, length, seen, padded, scale, from, columns, values, scores, to, sums);
+            attend_tile_of(dim, length, seen, padded, scale, from, columns, values, 0, 0, scores,
+                           to, sums);
         }
         columns += dim * padded;
         values += length * dim;
@@ -264,12 +274,15 @@ int attend_prompt(long dim, long count, long heads, long group, long length, lon
  * first, last: of the rows · heads problems, those to solve
  * q, out: [rows, length, heads, group, dim]; dim is a multiple of 16
  * slots: [rows]; keys, values: [slots, heads, columns, dim]
+ * prompt, prompt_lse: attention over what stands before all of them, like out, and its log-sum-exps,
+ *     [rows, length, heads, group]; null for nothing
  * Returns 1 where memory is short.
  */
 int attend_causal(long first, long last, long dim, long length, long heads, long group,
                   long columns, float scale, const int64_t *restrict slots,
                   const float *restrict q, const float *restrict keys,
-                  const float *restrict values, float *restrict out)
+                  const float *restrict values, const float *restrict prompt,
+                  const float *restrict prompt_lse, float *restrict out)
 {
     long padded = (length + COLUMNS - 1) / COLUMNS * COLUMNS;
     float *scores = calloc((size_t)((TILE + dim) * padded), sizeof(float));
@@ -283,8 +296,8 @@ int attend_causal(long first, long last, long dim, long length, long heads, long
                 transposed[i * padded + j] = keys[of_slot + j * dim + i];
         for (long member = 0; member < group; member++)
             for (long start = 0; start < length; start += TILE) {
-                const float *from[TILE];
-                float *to[TILE];
+                const float *from[TILE], *before[TILE];
+                float *to[TILE], before_lse[TILE];
                 long seen[TILE], end = start + TILE < length ? start + TILE : length;
                 for (int t = 0; t < TILE; t++) { /* as above */
                     long query = start + t < end ? start + t : end - 1;
@@ -292,9 +305,11 @@ int attend_causal(long first, long last, long dim, long length, long heads, long
                     from[t] = q + at * dim;
                     to[t] = out + at * dim;
                     seen[t] = query + 1;
+                    before[t] = prompt + (prompt ? at * dim : 0);
+                    before_lse[t] = prompt ? prompt_lse[at] : 0;
                 }
                 attend_tile_of(dim, end, seen, padded, scale, from, transposed, values + of_slot,
-                               scores, to, 0);
+                               prompt ? before : 0, before_lse, scores, to, 0);
             }
     }
     free(scores);
