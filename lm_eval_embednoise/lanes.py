@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -41,7 +41,7 @@ def threads(alone: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run_lanes(lanes: list[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item]:
+def run_lanes(lanes: Sequence[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item]:
     """The items of all iterators as they come, each iterator run by a thread of its own.
 
     PyTorch's own threads are switched off meanwhile. Each lane is given a function that says

@@ -175,7 +175,7 @@ class Lean:
         ids: Tensor,
         cache: SlotCache,
         slots: Tensor,
-        at: Tensor,
+        at: Tensor | None,
         head: list[Shared] | None = None,
         act: Act | None = None,
         sites: Sites = frozenset(),
@@ -187,13 +187,13 @@ class Lean:
             ids: int64 [rows, length].
             cache: gets the entries.
             slots: int64 [rows]; rows of one slot must be equal.
-            at: int64 [rows], which of the ids' logits are wanted.
+            at: int64 [rows], which of the ids' logits are wanted; None for all.
             head: of each block, what stands before the ids and is seen by all rows.
             act, sites: see `step`; vectors are [rows, length, dim].
             replaced: what becomes of the tokens' vectors, [rows, length, dim], before all else.
 
         Returns:
-            [rows, vocab].
+            [rows, vocab], or [rows, length, vocab].
         """
         rows, length = ids.shape
         columns = torch.arange(length)
@@ -219,7 +219,9 @@ class Lean:
             x = _behind_in_c(x, mixed.view(rows * length, -1), block)
             if act is not None and (site := f"block.{number}") in sites:
                 x = act(site, x.view(rows, length, -1)).view(rows * length, -1)
-        x = x.view(rows, length, -1)[torch.arange(rows), at]
+        x = x.view(rows, length, -1)
+        if at is not None:
+            x = x[torch.arange(rows), at]
         return _linear(_norm(x, self.norm), self.head)
 
     def _entered(

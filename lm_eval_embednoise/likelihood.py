@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,14 @@ from lm_eval_embednoise import attention
 from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.batch import EXACT_ROWS
 from lm_eval_embednoise.behind import BehindPrompt
-from lm_eval_embednoise.slots import entries
+from lm_eval_embednoise.lanes import Stopped, run_lanes
+from lm_eval_embednoise.prefill import run_prompts
+from lm_eval_embednoise.slots import SlotCache
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.sampler import Sampler
 
-ROWS = 32  # texts of like length scored together
+TOKENS = 1024  # positions of a pass: products run at full speed, and little is filled up
 LOGITS = 1 << 26  # most logits of one pass: 256 MiB in float32
 BUCKET = 32  # lengths of an exact run's passes are multiples of this
 
@@ -38,22 +41,33 @@ def clean_nll(
     Returns:
         Summed nats, one a text.
     """
-    prefilled = DynamicCache()
-    prompt = torch.tensor([list(prompt_ids)], device=sampler.device)
-    first = sampler.forward(prompt, prefilled)[:, -1:]
-    scores: dict[int, float] = {}
-    for chosen, length in _passes(sampler, texts, first.shape[-1]):
-        rows = EXACT_ROWS if sampler.exact else len(chosen)
-        padded = [[*texts[i], *([0] * (length - len(texts[i])))] for i in chosen]
-        padded += [[0] * length] * (rows - len(chosen))
+    ((first, prompt),) = run_prompts(sampler, [prompt_ids])
+    passes = _passes(sampler, texts, first.shape[-1])
+    shared = [Shared(*held) for held in prompt]
+
+    def score(numbers: list[int], length: int) -> list[float]:
+        rows = EXACT_ROWS if sampler.exact else len(numbers)
+        padded = [[*texts[i], *([0] * (length - len(texts[i])))] for i in numbers]
+        padded += [[0] * length] * (rows - len(numbers))
         ids = torch.tensor(padded, device=sampler.device)
-        logits = first.expand(rows, -1, -1)
+        logits = first[None].expand(rows, -1, -1)
         if length > 1:
-            after = _teacher_forced(sampler, ids[:, :-1], prefilled)
-            logits = torch.cat([logits, after], dim=1)
-        logprobs = logits.float().log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
-        for row, i in enumerate(chosen):
-            scores[i] = -float(logprobs[row, : len(texts[i])].double().sum())
+            after = _teacher_forced(sampler, ids[:, :-1], shared)
+            logits = torch.cat([logits, after.float()], dim=1)
+        logprobs = logits.log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
+        return [
+            -float(logprobs[row, : len(texts[i])].double().sum()) for row, i in enumerate(numbers)
+        ]
+
+    def lane(start: int, stopped: Stopped) -> Iterator[tuple[list[int], list[float]]]:
+        for numbers, length in passes[start::lanes]:
+            yield numbers, score(numbers, length)
+
+    in_c = sampler.lean is not None and sampler.lean.in_c
+    lanes = max(1, min(torch.get_num_threads(), len(passes))) if in_c else 1
+    work = [functools.partial(lane, start) for start in range(lanes)]
+    scored = run_lanes(work) if in_c else lane(0, lambda: False)
+    scores = {i: nll for numbers, nlls in scored for i, nll in zip(numbers, nlls, strict=True)}
     return [scores[i] for i in range(len(texts))]
 
 
@@ -74,26 +88,28 @@ def _passes(
         return passes
     while order:
         length = max(1, len(texts[order[-1]]))
-        most = max(1, min(ROWS, sampler.batch_size, LOGITS // (length * vocabulary)))
+        most = max(1, min(TOKENS // length, sampler.batch_size, LOGITS // (length * vocabulary)))
         chosen, order = order[-most:], order[:-most]
         passes.append((chosen, length))
     return passes
 
 
-def _teacher_forced(sampler: Sampler, ids: Tensor, prompt: DynamicCache) -> Tensor:
-    """Logits after each of the ids, [rows, pos, vocab], behind a prompt of one row."""
-    length = prompt.get_seq_length()
-    positions = torch.arange(length, length + ids.shape[1], device=ids.device)
+def _teacher_forced(sampler: Sampler, ids: Tensor, prompt: list[Shared]) -> Tensor:
+    """Logits after each of the ids, [rows, pos, vocab], behind a prompt that all rows see."""
+    if sampler.lean is not None and sampler.lean.in_c:
+        memory = SlotCache(len(prompt), len(ids), ids.shape[1], keep=False)
+        return sampler.lean.prefill(ids, memory, torch.arange(len(ids)), None, prompt)
+    start = prompt[0].keys.shape[2]
+    positions = torch.arange(start, start + ids.shape[1], device=ids.device)
     positions = positions.expand(len(ids), -1)
     serving: AbstractContextManager[None] = nullcontext()
     if sampler.shares_prompts:
-        shared = [Shared(*held) for held in entries(prompt)]
-        cache: Cache = BehindPrompt(shared, ids.shape[1])
+        cache: Cache = BehindPrompt(prompt, ids.shape[1])
         serving = attention.serving(sampler.attention_configs, cache)  # type: ignore[arg-type]
     else:
         cache = DynamicCache()
-        for number, (keys, values) in enumerate(entries(prompt)):
-            of_each = keys.repeat(len(ids), 1, 1, 1), values.repeat(len(ids), 1, 1, 1)
-            cache.update(*of_each, number)
-    with serving:
+        for number, held in enumerate(prompt):
+            keys, values = (part.repeat(len(ids), 1, 1, 1) for part in (held.keys, held.values))
+            cache.update(keys, values, number)
+    with sampler.whole_model, serving:
         return sampler.forward(ids, cache, positions, at=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,7 @@ FILLED_UP = 1.2  # how many times their own positions prompts of unequal length 
 
 
 def prefill_clean(sampler: Sampler, jobs: list[Prepared], alone: bool) -> None:
-    """Run the heads of jobs' prompts, several in one pass: their entries, and the logits after.
-
-    Behind its end a shorter one is filled up with tokens that nothing before them sees, and whose
-    entries are dropped.
+    """Run the heads of jobs' prompts, several in one pass.
 
     Args:
         sampler: gives the model.
@@ -38,26 +36,37 @@ def prefill_clean(sampler: Sampler, jobs: list[Prepared], alone: bool) -> None:
     """
     together: list[Prepared] = []
     real = 0
+
+    def run() -> None:
+        heads = [ready.job.prompt_ids[: ready.head] for ready in together]
+        for ready, (logits, found) in zip(together, run_prompts(sampler, heads), strict=True):
+            ready.logits, ready.entries = logits, found
+            ready.shared = [Shared(*held) for held in found]
+
     for ready in sorted(jobs, key=lambda ready: ready.head):
         real, padded = real + ready.head, (len(together) + 1) * ready.head
         if together and (alone or padded > min(PASS_TOKENS, FILLED_UP * real)):
-            _clean_pass(sampler, together)
+            run()
             together, real = [], ready.head
         together.append(ready)
     if together:
-        _clean_pass(sampler, together)
+        run()
 
 
-def _clean_pass(sampler: Sampler, jobs: list[Prepared]) -> None:
-    lengths = [ready.head for ready in jobs]
-    ids = [list(ready.job.prompt_ids[: ready.head]) for ready in jobs]
-    padded = [row + row[-1:] * (max(lengths) - len(row)) for row in ids]
+def run_prompts(sampler: Sampler, prompts: Sequence[Sequence[int]]) -> list[tuple[Tensor, Entries]]:
+    """Run prompts in one pass: of each the logits after it, float32 [1, vocab], and its entries.
+
+    Behind its end a shorter one is filled up with tokens that nothing before them sees, and whose
+    entries are dropped.
+    """
+    lengths = [len(ids) for ids in prompts]
+    padded = [[*ids, *[ids[-1]] * (max(lengths) - len(ids))] for ids in prompts]
     tokens = torch.tensor(padded, device=sampler.device)
     if sampler.lean is not None and sampler.lean.in_c:
-        cache = SlotCache(len(sampler.blocks), len(jobs), max(lengths))
+        cache = SlotCache(len(sampler.blocks), len(prompts), max(lengths))
         at = torch.tensor(lengths) - 1
         with threads(alone=False):
-            logits = sampler.lean.prefill(tokens, cache, torch.arange(len(jobs)), at)
+            logits = sampler.lean.prefill(tokens, cache, torch.arange(len(prompts)), at)
         found = entries(cache)
     else:
         last, prefilled = sorted(set(lengths)), DynamicCache()
@@ -65,11 +74,11 @@ def _clean_pass(sampler: Sampler, jobs: list[Prepared]) -> None:
             seen = sampler.forward(tokens, prefilled, at=[length - 1 for length in last])
         logits = torch.stack([seen[row, last.index(n)] for row, n in enumerate(lengths)])
         found = entries(prefilled)
-    for row, (ready, length) in enumerate(zip(jobs, lengths, strict=True)):
-        ready.logits = logits[row][None].float()
-        one = (slice(row, row + 1), slice(None), slice(length))
-        ready.entries = [(k[one].contiguous(), v[one].contiguous()) for k, v in found]
-        ready.shared = [Shared(keys, values) for keys, values in ready.entries]
+    ones = [(slice(row, row + 1), slice(None), slice(n)) for row, n in enumerate(lengths)]
+    return [
+        (of[None].float(), [(k[one].contiguous(), v[one].contiguous()) for k, v in found])
+        for of, one in zip(logits, ones, strict=True)
+    ]
 
 
 def prefill_noisy(

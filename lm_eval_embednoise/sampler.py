@@ -324,8 +324,7 @@ class Sampler:
         if self.perturbation.plain:
             return [sum(row.nlls[: row.kept]) for row in rows]
         texts = sorted({row.text_ids for row in rows if row.text_ids})
-        with self.whole_model:
-            scores = dict(zip(texts, clean_nll(self, clean, texts), strict=True))
+        scores = dict(zip(texts, clean_nll(self, clean, texts), strict=True))
         return [scores.get(row.text_ids, 0.0) for row in rows]
 
     @torch.no_grad()

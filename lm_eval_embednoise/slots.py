@@ -98,12 +98,18 @@ class SlotCache(Cache):
 
     Own entry j of a row is input vector j of its sample or, where the prompt is shared, the one
     that comes j after the prompt.
+
+    Args:
+        layers: the model's decoder blocks.
+        slots, columns: see above.
+        keep: False for a pass whose entries nobody reads later: all blocks use the same memory.
     """
 
-    def __init__(self, layers: int, slots: int, columns: int) -> None:
+    def __init__(self, layers: int, slots: int, columns: int, keep: bool = True) -> None:
         self.slots, self.columns = slots, columns
         self.width = 0
-        self.slot_layers = [SlotLayer(self) for _ in range(layers)]
+        made = [SlotLayer(self) for _ in range(layers if keep else 1)]
+        self.slot_layers = made if keep else made * layers
         super().__init__(layers=list(self.slot_layers))
         self._parts: list[list[Part]] = []
         self._order: Tensor | None = None
