@@ -108,6 +108,30 @@ def test_only_the_plain_architecture_is_served(qwen2: PreTrainedModel) -> None:
     assert Lean.of(adapted) is None
 
 
+@torch.no_grad()
+def test_merged_weights_are_the_models_own(qwen2: PreTrainedModel) -> None:
+    """Layers of one input lie side by side: nothing is held twice, and nothing else changes."""
+    model = copy.deepcopy(qwen2)
+    ids = torch.tensor([[5, 17, 3]])
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    logits = model(input_ids=ids).logits
+    found = [Lean.of(model), Lean.of(model)]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name])
+    assert torch.allclose(model(input_ids=ids).logits, logits, atol=1e-5)
+    first, second = (lean.blocks[1] for lean in found if lean is not None)
+    assert first.qkv.weight.data_ptr() == second.qkv.weight.data_ptr()  # laid out once
+    attention = model.model.layers[1].self_attn
+    attention.k_proj.weight += 1.0  # in place: seen by both
+    kept = first.qkv.weight[attention.q_proj.out_features :][: attention.k_proj.out_features]
+    assert torch.equal(kept, attention.k_proj.weight)
+    attention.v_proj.weight.data = torch.zeros_like(attention.v_proj.weight)  # a weight of its own
+    third = Lean.of(model)
+    assert third is not None
+    assert not third.blocks[1].qkv.weight[-attention.v_proj.out_features :].any()
+    assert torch.equal(third.blocks[1].gate_up.weight, first.gate_up.weight)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_lanes_change_no_sample(
     qwen2: PreTrainedModel, method: str, monkeypatch: pytest.MonkeyPatch

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 from lm_eval_embednoise.kernels import build
 
-COLUMNS = 16  # as in step.c
+COLUMNS, WIDEST = 16, 256  # as in step.c
 _long, _float, _array = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, dict[str, list[Any]]] = {
     "step": {
         "rms_norm": [_long, _long, _float, *[_array] * 3],
-        "silu_product": [_long, *[_array] * 3],
-        "enter": [*[_long] * 5, *[_array] * 10],
+        "silu_product": [*[_long] * 2, *[_array] * 2],
+        "enter": [*[_long] * 5, *[_array] * 8],
         "attend": [*[_long] * 5, _float, *[_array] * 8],
         "attend_prompt": [*[_long] * 6, _float, *[_array] * 6],
         "attend_causal": [*[_long] * 7, _float, *[_array] * 7],
@@ -99,6 +99,11 @@ def serve(*tensors: Tensor) -> bool:
     return _library("step") is not None
 
 
+def serve_heads(dim: int) -> bool:
+    """Whether the functions for attention take heads of this width."""
+    return dim % COLUMNS == 0 and dim <= WIDEST
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last of [rows, dim]."""
     out = torch.empty_like(x)
@@ -107,17 +112,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def silu_product(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up of two contiguous tensors of one shape."""
-    out = torch.empty_like(gate)
-    _step().silu_product(gate.numel(), gate.data_ptr(), up.data_ptr(), out.data_ptr())
+def silu_product(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up, [rows, dim], of the two side by side, contiguous [rows, 2 · dim]."""
+    rows, both = gate_up.shape
+    out = gate_up.new_empty(rows, both // 2)
+    _step().silu_product(rows, both // 2, gate_up.data_ptr(), out.data_ptr())
     return out
 
 
 def enter(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
     write: Tensor,
@@ -127,8 +131,8 @@ def enter(
     """Rotate queries and keys to their positions and store keys and values.
 
     Args:
-        q: [rows, heads · group · dim], the queries of a key head side by side.
-        k, v: [rows, heads · dim].
+        qkv: [rows, heads · (group + 2) · dim]: queries, those of a key head side by side, keys and
+            values; contiguous.
         cos, sin: [rows, dim].
         write: int64 [rows], the column of each row's new entry.
         held: keys and values, [slots, heads, columns, dim], changed in place.
@@ -137,14 +141,13 @@ def enter(
     Returns:
         The rotated queries, [rows, heads, group, dim].
     """
-    rows = len(q)
     _, heads, columns, dim = held[0].shape
-    group = q.shape[1] // (heads * dim)
-    out = q.new_empty(rows, heads, group, dim)
+    rows, group = len(qkv), qkv.shape[1] // (heads * dim) - 2
+    out = qkv.new_empty(rows, heads, group, dim)
     _step().enter(
-        *(rows, heads, group, dim, columns, q.data_ptr(), k.data_ptr(), v.data_ptr()),
-        *(cos.data_ptr(), sin.data_ptr(), None if slots is None else slots.data_ptr()),
-        *(write.data_ptr(), held[0].data_ptr(), held[1].data_ptr(), out.data_ptr()),
+        *(rows, heads, group, dim, columns, qkv.data_ptr(), cos.data_ptr(), sin.data_ptr()),
+        *(None if slots is None else slots.data_ptr(), write.data_ptr()),
+        *(held[0].data_ptr(), held[1].data_ptr(), out.data_ptr()),
     )
     return out
 
@@ -274,11 +277,11 @@ def attend_causal(
 def in_slots(key: Tensor, value: Tensor) -> bool:
     """Whether keys and values, [rows, heads, width, dim], lie as `attend` reads them.
 
-    That is as views of memory [rows, heads, columns, dim], dim a multiple of 16.
+    That is as views of memory [rows, heads, columns, dim], dim a multiple of 16 and at most 256.
     """
     heads, dim = key.shape[1], key.shape[3]
     return (
-        dim % COLUMNS == 0
+        serve_heads(dim)
         and key.shape == value.shape
         and key.stride() == value.stride()
         and key.stride()[2:] == (dim, 1)

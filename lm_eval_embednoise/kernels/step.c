@@ -53,11 +53,19 @@ void rms_norm(long rows, long dim, float eps, const float *restrict x,
     }
 }
 
-/* out = silu(gate) · up, elementwise */
-void silu_product(long count, const float *restrict gate, const float *restrict up,
-                  float *restrict out)
+/* Not inlined: in the loop over rows gcc 12 makes it take twice as long */
+static __attribute__((noinline)) void silu_product_of(long dim, const float *restrict gate,
+                                                      const float *restrict up,
+                                                      float *restrict out)
 {
-    EACH for (long i = 0; i < count; i++) out[i] = gate[i] / (1.0f + exp_of(-gate[i])) * up[i];
+    EACH for (long i = 0; i < dim; i++) out[i] = gate[i] / (1.0f + exp_of(-gate[i])) * up[i];
+}
+
+/* out = silu(gate) · up, for gate_up: [rows, 2 * dim], out: [rows, dim] */
+void silu_product(long rows, long dim, const float *gate_up, float *out)
+{
+    for (long row = 0; row < rows; row++, gate_up += 2 * dim, out += dim)
+        silu_product_of(dim, gate_up, gate_up + dim, out);
 }
 
 /* v · cos + rotate_half(v) · sin for one head; `out` may have its heads anywhere */
@@ -73,24 +81,24 @@ INLINE void rotate(long dim, const float *restrict v, const float *restrict cos,
 
 /* Rotary positions on queries and keys; keys and values into slots.
  *
- * q, rotated: [rows, heads * group, dim]; k, v: [rows, heads, dim]; cos, sin: [rows, dim]
+ * qkv: [rows, heads * (group + 2), dim], queries before keys before values; cos, sin: [rows, dim]
  * slots, write: slot and column of each row's entry, slots null for 0 to rows - 1
- * keys, values: [slots, heads, columns, dim]
+ * keys, values: [slots, heads, columns, dim]; rotated: [rows, heads * group, dim]
  */
-void enter(long rows, long heads, long group, long dim, long columns, const float *restrict q,
-           const float *restrict k, const float *restrict v, const float *restrict cos,
-           const float *restrict sin, const int64_t *restrict slots, const int64_t *restrict write,
-           float *restrict keys, float *restrict values, float *restrict rotated)
+void enter(long rows, long heads, long group, long dim, long columns, const float *restrict qkv,
+           const float *restrict cos, const float *restrict sin, const int64_t *restrict slots,
+           const int64_t *restrict write, float *restrict keys, float *restrict values,
+           float *restrict rotated)
 {
-    for (long row = 0; row < rows; row++, cos += dim, sin += dim)
-        for (long head = 0; head < heads; head++, k += dim, v += dim) {
-            for (long i = 0; i < group; i++, q += dim, rotated += dim)
-                rotate(dim, q, cos, sin, rotated);
-            long slot = slots ? slots[row] : row;
-            long at = ((slot * heads + head) * columns + write[row]) * dim;
-            rotate(dim, k, cos, sin, keys + at);
-            EACH for (long i = 0; i < dim; i++) values[at + i] = v[i];
-        }
+    for (long row = 0; row < rows; row++, cos += dim, sin += dim) {
+        for (long i = 0; i < heads * group; i++, qkv += dim, rotated += dim)
+            rotate(dim, qkv, cos, sin, rotated);
+        long at = ((slots ? slots[row] : row) * heads * columns + write[row]) * dim;
+        for (long head = 0; head < heads; head++, qkv += dim)
+            rotate(dim, qkv, cos, sin, keys + at + head * columns * dim);
+        for (long head = 0; head < heads; head++, qkv += dim)
+            EACH for (long i = 0; i < dim; i++) values[at + head * columns * dim + i] = qkv[i];
+    }
 }
 
 /* Softmax of `count` scores in place, unnormalised; their sum goes to `total`. The largest score. */
@@ -106,30 +114,80 @@ INLINE float exponentials(long count, float top, float *restrict scores, float *
     return top;
 }
 
+typedef float vec __attribute__((vector_size(64), aligned(4))); /* 16 numbers */
+#define TILE 8                                                  /* queries that share a read */
+#define COLUMNS 16                                              /* keys, or coordinates, at a time */
+#define WIDEST 256                                              /* heads */
+#define LOAD(p) (*(const vec *)(p))
+#define STORE(p) (*(vec *)(p))
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int which __attribute__((vector_size(64)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (which){__VA_ARGS__})
+#endif
+
+/* The sums of 16 vectors' elements, as one vector: neighbours are added up four times over */
+INLINE vec sums_of(vec v[16])
+{
+    for (int i = 0; i < 8; i++) {
+        vec a = v[2 * i], b = v[2 * i + 1];
+        v[i] = SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+               SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    }
+    for (int i = 0; i < 4; i++) {
+        vec a = v[2 * i], b = v[2 * i + 1];
+        v[i] = SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+    for (int i = 0; i < 2; i++) {
+        vec a = v[2 * i], b = v[2 * i + 1];
+        v[i] = SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+    return SHUFFLE(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           SHUFFLE(v[0], v[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+
 /* One query over `count` entries and a prompt that is given by its result; the log-sum-exp.
- * Meanwhile the entries that come next in memory are fetched: reading them is what takes time. */
-INLINE float attend_one(long dim, long count, long columns, float scale, const float *restrict q,
+ * Meanwhile entries `next` numbers further on are fetched: reading them is what takes time. */
+INLINE float attend_one(long dim, long count, long next, float scale, const float *restrict q,
                         const float *restrict keys, const float *restrict values,
                         const float *restrict prompt, float prompt_lse, float *restrict scores,
                         float *restrict out)
 {
-    const float *next_keys = keys + columns * dim, *next_values = values + columns * dim;
-    for (long j = 0; j < count; j++) {
-        float s = 0;
-        for (long i = 0; i < dim; i += 16) __builtin_prefetch(next_keys + j * dim + i, 0, 2);
-        SUM(s) for (long i = 0; i < dim; i++) s += q[i] * keys[j * dim + i];
-        scores[j] = s * scale;
+    for (long j = 0; j < count; j += COLUMNS) {
+        vec products[COLUMNS];
+        for (long t = 0; t < COLUMNS; t++) { /* behind the last key, that one again */
+            const float *key = keys + (j + t < count ? j + t : count - 1) * dim;
+            products[t] = LOAD(q) * LOAD(key);
+            for (long i = COLUMNS; i < dim; i += COLUMNS) products[t] += LOAD(q + i) * LOAD(key + i);
+            if (next)
+                for (long i = 0; i < dim; i += COLUMNS) __builtin_prefetch(key + next + i, 0, 2);
+        }
+        STORE(scores + j) = sums_of(products) * scale;
     }
     float total, top = exponentials(count, prompt_lse, scores, &total);
     float of_prompt = prompt ? exp_of(prompt_lse - top) : 0.0f;
     total += of_prompt;
-    for (long i = 0; i < dim; i++) out[i] = prompt ? of_prompt * prompt[i] : 0.0f;
-    for (long j = 0; j < count; j++) {
-        float weight = scores[j];
-        for (long i = 0; i < dim; i += 16) __builtin_prefetch(next_values + j * dim + i, 0, 2);
-        EACH for (long i = 0; i < dim; i++) out[i] += weight * values[j * dim + i];
+    vec even[WIDEST / COLUMNS], odd[WIDEST / COLUMNS]; /* entries in turn */
+    for (long i = 0; i < dim / COLUMNS; i++)
+        even[i] = (vec){0}, odd[i] = prompt ? of_prompt * LOAD(prompt + i * COLUMNS) : (vec){0};
+    long j = 0;
+    for (; j + 2 <= count; j += 2) {
+        const float *value = values + j * dim;
+        for (long i = 0; i < dim / COLUMNS; i++, value += COLUMNS) {
+            even[i] += scores[j] * LOAD(value);
+            odd[i] += scores[j + 1] * LOAD(value + dim);
+            if (next) __builtin_prefetch(value + next, 0, 2);
+            if (next) __builtin_prefetch(value + next + dim, 0, 2);
+        }
     }
-    EACH for (long i = 0; i < dim; i++) out[i] /= total;
+    for (long i = 0; i < dim / COLUMNS; i++) {
+        if (j < count) even[i] += scores[j] * LOAD(values + j * dim + i * COLUMNS);
+        STORE(out + i * COLUMNS) = (even[i] + odd[i]) / total;
+    }
     return top + logf(total);
 }
 
@@ -139,13 +197,13 @@ INLINE int attend_all(long dim, long rows, long heads, long group, long columns,
                       const float *restrict prompt, const float *restrict prompt_lse,
                       float *restrict out, float *restrict lse)
 {
-    float *scores = malloc(sizeof(float) * (size_t)columns);
+    float *scores = malloc(sizeof(float) * (size_t)(columns + COLUMNS));
     if (!scores) return 1;
     for (long row = 0; row < rows; row++)
         for (long head = 0; head < heads; head++, keys += columns * dim, values += columns * dim)
             for (long i = 0; i < group; i++, q += dim, out += dim, lse++) {
-                *lse = attend_one(dim, lengths[row], columns, scale, q, keys, values, prompt,
-                                  prompt ? *prompt_lse++ : -INFINITY, scores, out);
+                *lse = attend_one(dim, lengths[row], i ? 0 : columns * dim, scale, q, keys, values,
+                                  prompt, prompt ? *prompt_lse++ : -INFINITY, scores, out);
                 if (prompt) prompt += dim;
             }
     free(scores);
@@ -155,8 +213,8 @@ INLINE int attend_all(long dim, long rows, long heads, long group, long columns,
 /* Softmax attention of each row over its first `lengths[row]` entries and, unless `prompt` is null,
  * over a prompt, of which attention's result and log-sum-exp are given: in one softmax.
  *
- * q, prompt, out: [rows, heads, group, dim]; keys, values: [rows, heads, columns, dim]
- * prompt_lse, lse: [rows, heads, group]
+ * q, prompt, out: [rows, heads, group, dim], dim a multiple of 16, at most 256
+ * keys, values: [rows, heads, columns, dim]; prompt_lse, lse: [rows, heads, group]
  * Returns 1 where memory is short.
  */
 int attend(long dim, long rows, long heads, long group, long columns, float scale, const float *q,
@@ -169,12 +227,6 @@ int attend(long dim, long rows, long heads, long group, long columns, float scal
     WITH_KNOWN_WIDTH(dim, return CALL);
 #undef CALL
 }
-
-typedef float vec __attribute__((vector_size(64), aligned(4))); /* 16 numbers */
-#define TILE 8                                                  /* queries that share a read */
-#define COLUMNS 16                                              /* keys, or coordinates, at a time */
-#define LOAD(p) (*(const vec *)(p))
-#define STORE(p) (*(vec *)(p))
 
 /* A tile of queries over entries in memory: what a key or value costs to read serves all of them.
  *
