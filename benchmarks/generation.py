@@ -373,7 +373,10 @@ def bandwidth(options: argparse.Namespace, medians: dict[str, Any]) -> dict[str,
     with torch.device("meta"):
         from transformers import AutoModelForCausalLM
 
-        weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        model = AutoModelForCausalLM.from_config(config)
+    weights = sum(p.numel() for p in model.parameters())
+    if not config.tie_word_embeddings:
+        weights -= model.get_input_embeddings().weight.numel()  # a row for each token, no more
     size = getattr(torch, options.dtype).itemsize
     heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
     entries_read = config.num_hidden_layers * 2 * heads * options.tokens / 2 * options.rows

@@ -22,14 +22,9 @@ from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.sampler import Job, Sampler
 
-pytestmark = pytest.mark.skipif(not build.find_compiler(), reason="no C compiler here")
+LIBRARIES = [build.library(name) for name in ("step", "draws")]  # here: hypothesis times its tests
+pytestmark = pytest.mark.skipif(None in LIBRARIES, reason="nothing compiled here")
 DIMS = st.sampled_from([16, 32, 48, 64, 128])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    """Hypothesis times its examples: the first must not be the one that compiles."""
-    build.library("draws"), build.library("step")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

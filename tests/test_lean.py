@@ -48,7 +48,7 @@ def test_the_lean_step_is_the_models_own(family: str) -> None:
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not build.find_compiler(), reason="no C compiler here")
+@pytest.mark.skipif(build.library("step") is None, reason="nothing compiled here")
 @pytest.mark.parametrize("threads", [1, 3])
 @torch.no_grad()
 def test_a_prefill_in_c_is_the_models_own(wide_qwen2: PreTrainedModel, threads: int) -> None:
