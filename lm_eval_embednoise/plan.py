@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from lm_eval_embednoise.noise_file import with_noise_file
+
 _METHOD_KEYS = {"model", "model_args", "gen_kwargs", "metadata"}
 STAR, TUNED = "embednoise-star", "temp-tuned"  # σ* and T*, as calibrate names them
 CALIBRATED = (STAR, TUNED)
@@ -43,19 +45,31 @@ class Method:
         given = self.perturbation
         doses, dummies = given.get("depth"), str(given.get("positions")).startswith("dummy")
         return (
-            any(given.get(key) for key in ("sigma", "rsp", "prefix", "noise"))
+            any(given.get(key) for key in ("sigma", "rsp", "prefix"))
             or isinstance(doses, Mapping)
             or dummies
         )
 
     @classmethod
     def load(cls, name: str, beside: Path | None = None) -> Method:
-        """Read a method file by packaged name or by path (also relative to the study file)."""
+        """Read a method file by packaged name or by path (also relative to the study file).
+
+        A file that its `noise` names (beside it, or from the working folder) is read with it, so
+        that a changed one makes another method.
+        """
+        from lm_eval_embednoise.config import Perturbation
+
         path = find_file(name, "methods", beside)
         content = read_file(path, _METHOD_KEYS)
+        perturbation = dict(content.get("model_args") or {})
+        if "noise" in perturbation:
+            noise = str(perturbation.pop("noise"))
+            near = path.parent / noise
+            found = near if near.is_file() else Path(noise)
+            perturbation = with_noise_file(found, perturbation, Perturbation.names())
         return cls(
             name=path.stem,
-            perturbation=dict(content.get("model_args") or {}),
+            perturbation=perturbation,
             gen_kwargs=dict(content.get("gen_kwargs") or {}),
             calibration=(content.get("metadata") or {}).get("calibration"),
         )

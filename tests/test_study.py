@@ -369,6 +369,27 @@ def test_the_grid_of_doses_is_the_papers():
     assert {f"{unit}-{sigma}" for unit in ("embednoise", "literal") for sigma in GRID} <= names
 
 
+def test_a_methods_noise_file_is_read_with_it(tmp_path, monkeypatch):
+    """Beside the method file or from the working folder; what it says is part of the cell."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    method, noise = tmp_path / "mine" / "sites.yaml", tmp_path / "mine" / "noise.yaml"
+    method.write_text("model_args: {noise: noise.yaml, positions: all}")
+    noise.write_text("depth: {embed: 0.1, 5: 0.3}")
+    first = Method.load(str(method))
+    assert first.noisy and first.perturbation == {
+        "depth": {"embed": 0.1, 5: 0.3},
+        "positions": "all",
+    }
+    noise.write_text("depth: {embed: 0.2, 5: 0.3}")
+    assert Method.load(str(method)) != first
+    noise.rename(tmp_path / "noise.yaml")
+    assert Method.load(str(method)).perturbation["depth"] == {"embed": 0.2, 5: 0.3}
+    (tmp_path / "noise.yaml").write_text("sigmas: 3")
+    with pytest.raises(ValueError, match=r"noise.yaml: unknown argument 'sigmas'.*sigma"):
+        Method.load(str(method))
+
+
 def test_a_packaged_method_is_noisy_unless_it_leaves_the_input_alone():
     """Also where sigmas stand in a mapping, or dummies alone are added."""
     folder = resources.files("lm_eval_embednoise.model_configs") / "methods"
