@@ -23,6 +23,8 @@ STYLES = {
     "nucleus": ("#CC79A7", "D"),
     "noise": ("#0072B2", "^"),
     "literal": ("#56B4E9", "<"),
+    "soft prompt": ("#E69F00", "P"),
+    "prefix": ("#999999", "X"),
     "other": ("#009E73", "v"),
 }
 # The same for letters, dark enough on white (contrast 4.5 and more).
@@ -31,6 +33,8 @@ TEXT = {
     "temperature": "#B34E00",
     "nucleus": "#A3527F",
     "literal": "#1F77A8",
+    "soft prompt": "#8A5F00",
+    "prefix": "#666666",
     "other": "#007A57",
 }
 NAMED = 16  # points with a name in one panel
@@ -40,6 +44,8 @@ _PREFIXES = {
     "nucleus-": "nucleus",
     "embednoise": "noise",
     "literal-": "literal",
+    "rsp-": "soft prompt",
+    "prefix-": "prefix",
 }
 _AXIS = {
     "distinct_2": "distinct-2  (diversity →)",

@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "COMPARISON.JSON unless told)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="report.html beside the comparison unless told"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page, or a folder for report.html; beside the comparison unless told",
     )
 
 
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     runs = read_runs(folders) if folders else []
     check_same(comparison, runs)
     out = args.out or args.comparison.with_name("report.html")
+    out = out / "report.html" if out.is_dir() else out
     report = Report(comparison, runs, out.with_name("figures"))
     text = report.render()
     schema.write_text(out, text)

@@ -374,3 +374,18 @@ def test_a_page_without_results_or_candidate(tmp_path):
     found = compare(read_runs([tmp_path]), draws=50)
     text = report.Report(found, [], tmp_path / "figures").render()
     assert "No verdict" in text and "differ most" not in text
+
+
+def test_the_page_goes_to_a_file_or_into_a_folder(tmp_path):
+    for name in ("temp-0.8", "odd"):
+        write_run(tmp_path / "runs", name, Method(), n=5, k=4)
+    found = tmp_path / "comparison.json"
+    found.write_text(json.dumps(compare(read_runs([tmp_path / "runs"]), draws=50)))
+    (tmp_path / "pages").mkdir()
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    for out, page in (("pages", "pages/report.html"), ("mine.html", "mine.html")):
+        arguments = parser.parse_args([str(found), "--out", str(tmp_path / out)])
+        assert report.run(arguments) == 0
+        assert (tmp_path / page).read_text()[:9].lower() == "<!doctype"
+        assert any((tmp_path / page).with_name("figures").iterdir())
