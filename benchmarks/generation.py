@@ -41,9 +41,24 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {**NOISE, "perplexity": False},
         TEMPERATURE,
     ),
-    "ours compiled": ("hf-embednoise", {"compile": True}, TEMPERATURE),  # on a GPU
+    "ours soft prompt": ("hf-embednoise", {"rsp": 16}, TEMPERATURE),
+    "ours noise at the end": ("hf-embednoise", {"sigma": 0.3, "positions": "last:8"}, TEMPERATURE),
+    "ours exact": ("hf-embednoise", {"exact": True}, TEMPERATURE),
+    "ours compiled": ("hf-embednoise", {"compile": True}, TEMPERATURE),
     "stock greedy": ("hf", {}, GREEDY),
     "ours greedy": ("hf-embednoise", {}, GREEDY),
+}
+SAMPLED = [
+    "stock temperature",
+    "ours temperature",
+    "ours noise everywhere",
+    "ours noise, no perplexity",
+]
+CONTESTS = {  # part → who takes part
+    "short": SAMPLED,
+    "long": [*SAMPLED, "ours soft prompt", "ours noise at the end"],
+    "greedy": ["stock greedy", "ours greedy"],
+    "exact": ["ours temperature", "ours exact"],
 }
 RATIOS = (  # what, numerator, denominator, goal
     ("temperature", "ours temperature", "stock temperature", 3.0),
@@ -438,20 +453,17 @@ def main() -> None:
     for name, value in report.items():
         print(f"{name:14} {value}")
     parts = ["short", "where", "overhead"] if options.shape else options.parts.split(",")
-    unwanted = "greedy" if options.device == "cuda" else ("greedy", "compiled")
-    sampled = [name for name in CONTENDERS if not name.endswith(unwanted)]
     report["medians"], report["ratios"] = {}, {}
-    for kind, problems in (("short", options.problems), ("long", 1)):
-        if kind in parts:
-            names = [*sampled]
-            if options.vllm and kind == "short":
+    for part, contenders in CONTESTS.items():
+        if part in parts:
+            names = [*contenders]
+            if part == "short" and options.device == "cuda":
+                names.append("ours compiled")
+            if part == "short" and options.vllm:
                 names.append("vllm temperature")
-            report["medians"][kind] = compare(kind, problems, names, options)
-            report["ratios"][kind] = ratios(kind, report["medians"][kind], options)
-    if "greedy" in parts:
-        names = ["stock greedy", "ours greedy"]
-        report["medians"]["greedy"] = compare("short", options.problems, names, options)
-        report["ratios"]["greedy"] = ratios("short", report["medians"]["greedy"], options)
+            kind, problems = ("long", 1) if part == "long" else ("short", options.problems)
+            report["medians"][part] = compare(kind, problems, names, options)
+            report["ratios"][part] = ratios(kind, report["medians"][part], options)
     if "where" in parts:
         report["where"] = where(options)
     if "overhead" in parts:

@@ -60,7 +60,7 @@ class Batch:
         self.tokens = torch.zeros(slots, dtype=torch.int64, device=sampler.device)
         self._prepared: dict[int, Prepared] = {}
         self._noisy_steps = sampler.perturbation.perturbs_generated
-        self._ahead = self._noisy_steps and not kernels.serve(sampler.weight)
+        self._ahead = self._noisy_steps and not kernels.serve(sampler.embedding)
         stop = sampler.stop
         self._may_end = None if stop.may_end is None else stop.may_end.tolist()
         self._membership_changed = True

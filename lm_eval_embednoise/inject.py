@@ -117,8 +117,9 @@ class Rows:
 
     def replaced(self, embedded: Tensor) -> Tensor:
         """Token vectors [rows, pos, dim] with the soft prompts in their places."""
-        if self.soft is None or self.soft_start is None:
+        if self.soft is None:
             return embedded
+        assert self.soft_start is not None
         device = embedded.device
         soft, start, positions = (
             value.to(device) for value in (self.soft, self.soft_start, self.positions)

@@ -121,7 +121,7 @@ class Lean:
         self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
         self.norm = _Norm.of(body.norm)
         self.head = _Linear.of(model.lm_head)
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.kv_heads = config.num_key_value_heads
         self.dim = body.layers[0].self_attn.head_dim
         self.blocks = [_Block.of(block, config) for block in body.layers]
         self.compiled = compiled

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.noise_file import with_noise_file
 
 _METHOD_KEYS = {"model", "model_args", "gen_kwargs", "metadata"}
@@ -57,8 +58,6 @@ class Method:
         A file that its `noise` names (beside it, or from the working folder) is read with it, so
         that a changed one makes another method.
         """
-        from lm_eval_embednoise.config import Perturbation
-
         path = find_file(name, "methods", beside)
         content = read_file(path, _METHOD_KEYS)
         perturbation = dict(content.get("model_args") or {})

@@ -168,8 +168,8 @@ class Sampler:
         self.shares_prompts = self.own_attention and attends_to_entries(model)
         self.attention_configs = attention.configs(model)
         self.injector = Injector(model, perturbation, blocks)
-        self.weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-        self.device, self.dtype = self.weight.device, self.weight.dtype
+        self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+        self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.references = References(model, perturbation, token_ids, blocks)
         self.soft_prompts = SoftPrompts(model, perturbation, token_ids)
         self._std: dict[int, dict[str, float]] = {}
@@ -215,7 +215,7 @@ class Sampler:
     def _scored(
         self, jobs: Sequence[Job], alike: list[int], missing: Counter[int], rows: Iterator[Row]
     ) -> Iterator[Sample]:
-        """Samples of finished rows; texts that need a pass of their own wait for the last of it.
+        """Samples of finished rows; texts to be scored wait for all behind their clean prompt.
 
         They are scored together and in an order of their own, so that who decoded them, and when,
         doesn't show in the last digit.

@@ -128,8 +128,7 @@ def alone_as_in_company(model: PreTrainedModel) -> bool:
 
 
 def one_prompt_for_many(model: PreTrainedModel) -> bool:
-    """Samples that share a clean prompt, or a prompt's clean head, are those of transformers'
-    generate under `perturbed`."""
+    """Samples that share a prompt, or its clean head, are those of generate under `perturbed`."""
     prompt, many = PROMPTS[0] + PROMPTS[0], range(5)
     for positions in ("generated", "last:2"):
         p = Perturbation(sigma=0.5, depth="embed+1", positions=positions)

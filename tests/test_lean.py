@@ -134,10 +134,10 @@ def test_merged_weights_are_the_models_own(qwen2: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_lanes_change_no_sample(
-    qwen2: PreTrainedModel, method: str, monkeypatch: pytest.MonkeyPatch
+    either: PreTrainedModel, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> dict[tuple[int, int], list[int]]:
-        sampler = Sampler(qwen2, *METHODS[method], Stop(frozenset({40})), batch_size=6)
+        sampler = Sampler(either, *METHODS[method], Stop(frozenset({40})), batch_size=6)
         return {(s.job, s.index): s.ids for s in sampler.run(jobs())}
 
     before = torch.get_num_threads()
