@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from lm_eval_embednoise import attention, kernels, perturb, streams
 from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.choose import choose
-from lm_eval_embednoise.inject import Rows, acting, noise_keys
+from lm_eval_embednoise.inject import Rows, acting, mean_ratio, noise_keys
 from lm_eval_embednoise.prefill import prefill_clean, prefill_noisy
 from lm_eval_embednoise.rows import Prepared, Row
 from lm_eval_embednoise.slots import SlotCache, decode_mask, seen
@@ -178,14 +178,15 @@ class Batch:
         keep = self.live
         holes = [slot for slot in range(keep) if self.rows[slot] is None]
         movers = [slot for slot in range(keep, len(self.rows)) if self.rows[slot] is not None]
+        moved = [row for slot in movers if (row := self.rows[slot]) is not None]
         if holes:
             source = torch.tensor(movers, device=self.tokens.device)
             target = torch.tensor(holes, device=self.tokens.device)
-            self.cache.move(source, target)
+            self.cache.move(source, target, max(row.entered for row in moved))
             for held in (self.tokens, *self.state.values()):
                 held[target] = held[source]
-            for hole, mover in zip(holes, movers, strict=True):
-                self.rows[hole] = self.rows[mover]
+            for hole, row in zip(holes, moved, strict=True):
+                self.rows[hole] = row
         del self.rows[keep:]
 
     def advance(self) -> None:
@@ -208,7 +209,7 @@ class Batch:
     def _enter(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
         """The forward pass over one token a row: logits [rows, 1, vocab]."""
         sampler = self.sampler
-        used = [row.base + len(row.ids) for row in self.rows if row is not None]
+        used = [row.entered + 1 for row in self.rows if row is not None]
         write, width = state["write"], self.cache.columns if self.fixed else max(used)
         self.cache.write_at(write, width, even=not self.fixed and min(used) == width)
         if sampler.lean is not None:
@@ -243,9 +244,9 @@ class Batch:
         sampler = self.sampler
         if not self._noisy_steps:
             return sampler.forward(tokens, cache, positions, mask)
-        with sampler.injector.running(self._noise(state, positions)):
+        with sampler.perturbed(self._noise(state, positions)) as measured:
             logits = sampler.forward(tokens, cache, positions, mask)
-        _add_up(state, sampler.injector.measured)
+        _add_up(state, measured)
         return logits
 
     def _prompts(self) -> list[tuple[Tensor | None, list[Shared]]]:
@@ -361,11 +362,8 @@ class Batch:
             row.finish_reason = "length"
 
     def _rho(self, slot: int) -> dict[str, float]:
-        sums = {
-            site: self.state[f"rho {site}"][slot].tolist()
-            for site in self.sampler.perturbation.sites
-        }
-        return {site: total / count for site, (total, count) in sums.items() if count}
+        sites = self.sampler.perturbation.sites
+        return mean_ratio({site: self.state[f"rho {site}"] for site in sites}, slot)
 
     def forget(self, number: int) -> None:
         """A job is done: let go of its prompt."""

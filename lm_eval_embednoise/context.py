@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lm_eval_embednoise import streams
 from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.families import find_blocks, find_owner
-from lm_eval_embednoise.inject import Injector, Rows, hooked, noise_keys
+from lm_eval_embednoise.inject import Rows, add_noise, find_site, hooked, mean_ratio, noise_keys
 from lm_eval_embednoise.reference import References
 
 Key = tuple[str, int]  # a problem's name and a sample index
@@ -113,7 +113,7 @@ def perturbed(
         yield state
 
 
-class PerturbedModel(Injector):
+class PerturbedModel:
     """The rows that a perturbed model is running.
 
     Attributes:
@@ -140,13 +140,16 @@ class PerturbedModel(Injector):
                     f"perturbed(): {name}={value!r} adds vectors to the prompt, which only "
                     "hf-embednoise does; perturbed() takes prompts as they are"
                 )
-        super().__init__(model, perturbation, blocks)
+        for site in perturbation.sites:
+            find_site(model, site, blocks)
+        self.perturbation = perturbation
         self.keys: list[Key] = []
         self._name: Keys | list[Key]
         self._name = ByPrompt() if keys is None else keys if callable(keys) else _checked(keys)
         self._references = References(model, perturbation, token_ids, blocks)
         self._std: dict[tuple[int, ...], dict[str, float]] = {}
-        self._totals = dict.fromkeys(perturbation.sites, (0.0, 0.0))
+        self._rows: Rows | None = None  # of the passes to come
+        self._sums = {site: torch.zeros(2, dtype=torch.float64) for site in perturbation.sites}
         self._generating = 0  # depth of calls of generate
         self._expects_prompt = False
         self._measuring = False
@@ -154,14 +157,7 @@ class PerturbedModel(Injector):
     @property
     def rho(self) -> dict[str, float]:
         """Site → measured ‖ε‖/‖h‖, mean over all perturbed positions so far."""
-        found = {}
-        for site, (total, count) in self._totals.items():
-            if site in self.measured:
-                more = self.measured[site].sum(dim=0).tolist()
-                total, count = total + more[0], count + more[1]
-            if count:
-                found[site] = total / count
-        return found
+        return mean_ratio({site: sums[None] for site, sums in self._sums.items()}, 0)
 
     def _enter(
         self, signature: inspect.Signature, module: nn.Module, args: Any, kwargs: Any
@@ -190,14 +186,14 @@ class PerturbedModel(Injector):
                 raise ValueError("perturbed() can't continue a cache filled outside of it")
             self._begin(ids, real)
             self._expects_prompt = False
-        assert self.rows is not None
+        assert self._rows is not None
         if len(ids) != len(self.keys):
             raise ValueError(
                 f"this pass has {len(ids)} rows and its prompt had {len(self.keys)}; perturbed() "
                 "needs rows that stay what they are"
             )
         positions = (real.long().cumsum(dim=1) - 1).masked_fill(~real, -1)
-        self.rows.positions = positions[:, -ids.shape[1] :]
+        self._rows.positions = positions[:, -ids.shape[1] :]
 
     def _begin(self, ids: Tensor, real: Tensor) -> None:
         """Name the rows of a new batch of prompts, and measure what scales their noise."""
@@ -215,10 +211,6 @@ class PerturbedModel(Injector):
                 self._std[prompt] = self._references.std(prompt)
         finally:
             self._measuring = False
-        for site, (total, count) in self._totals.items():
-            if site in self.measured:
-                more = self.measured[site].sum(dim=0).tolist()
-                self._totals[site] = (total + more[0], count + more[1])
         self.keys = list(keys)
         std = {
             site: torch.tensor(
@@ -227,10 +219,16 @@ class PerturbedModel(Injector):
             for site in self.perturbation.sites
         }
         names = noise_keys(self.perturbation, self.keys, ids.device)
-        self.start(Rows(names, std, real.sum(dim=1)))
+        self._rows = Rows(names, std, real.sum(dim=1))
 
     def _add(self, site: str, hidden: Tensor) -> Tensor:
-        return hidden if self._measuring else super()._add(site, hidden)
+        """The noise of the present rows at a site; `hooked` calls it."""
+        if self._measuring:
+            return hidden
+        assert self._rows is not None
+        noisy, measured = add_noise(self.perturbation, self._rows, site, hidden)
+        self._sums[site] = self._sums[site].to(measured.device) + measured.sum(dim=0)
+        return noisy
 
 
 # Arguments of generate under which rows don't stay what they were, and their harmless values.

@@ -138,63 +138,30 @@ class Rows:
         )
 
 
-class Injector:
-    """Adds the noise of one perturbation to whatever rows it is told are running.
+@contextmanager
+def running(
+    model: nn.Module, perturbation: Perturbation, rows: Rows, blocks: str | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Within the context, the model's next pass is perturbed as these rows.
 
-    `measured[site]` is float64 [rows, 2] for the current rows: the sum of ‖ε‖/‖h‖ over perturbed
-    positions, and their number.
+    Args:
+        model: a causal LM.
+        perturbation: names the sites.
+        rows: the rows of the pass, with their positions and soft prompts.
+        blocks: dotted name of the decoder blocks' list, if it can't be found.
+
+    Yields:
+        What the pass measures, as `add_noise` gives it: site → float64 [rows, 2].
     """
-
-    def __init__(
-        self, model: nn.Module, perturbation: Perturbation, blocks: str | None = None
-    ) -> None:
-        self.model = model
-        self.perturbation = perturbation
-        self.blocks = blocks
-        self.rows: Rows | None = None
-        self.measured: dict[str, Tensor] = {}
-        for site in perturbation.sites:
-            find_site(model, site, blocks)
-
-    @contextmanager
-    def running(self, rows: Rows) -> Iterator[None]:
-        """Within the context, forward passes are perturbed as these rows."""
-        self.start(rows)
-        try:
-            with ExitStack() as stack:
-                sites = tuple(self.perturbation.sites)
-                stack.enter_context(hooked(self.model, sites, self._add, self.blocks))
-                if rows.soft is not None:
-                    embedding = find_embedding(self.model)
-                    stack.callback(embedding.register_forward_hook(self._replace).remove)
-                yield
-        finally:
-            self.rows = None
-
-    def start(self, rows: Rows) -> None:
-        """Take these rows as the current ones; nothing of them is measured yet."""
-        self.rows = rows
-        device = rows.prompt_length.device
-        count = len(rows.prompt_length)
-        self.measured = {
-            site: torch.zeros(count, 2, dtype=torch.float64, device=device)
-            for site in self.perturbation.sites
-        }
-
-    def row_rho(self, row: int) -> dict[str, float]:
-        """Site → ‖ε‖/‖h‖ of one of the latest rows, mean over its perturbed positions."""
-        sums = {site: measured[row].tolist() for site, measured in self.measured.items()}
-        return {site: total / count for site, (total, count) in sums.items() if count}
-
-    def _replace(self, module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
-        assert self.rows is not None
-        return self.rows.replaced(embedded)
-
-    def _add(self, site: str, hidden: Tensor) -> Tensor:
-        assert self.rows is not None
-        noisy, measured = add_noise(self.perturbation, self.rows, site, hidden)
-        self.measured[site] += measured.to(self.measured[site])
-        return noisy
+    act, measured = acting(perturbation, rows)
+    with ExitStack() as stack:
+        stack.enter_context(hooked(model, tuple(perturbation.sites), act, blocks))
+        if rows.soft is not None:
+            hook = find_embedding(model).register_forward_hook(
+                lambda module, args, embedded: rows.replaced(embedded)
+            )
+            stack.callback(hook.remove)
+        yield measured
 
 
 def add_noise(
@@ -229,6 +196,12 @@ def acting(perturbation: Perturbation, rows: Rows) -> tuple[Act, dict[str, Tenso
         return noisy
 
     return act, measured
+
+
+def mean_ratio(measured: dict[str, Tensor], row: int) -> dict[str, float]:
+    """Site → ‖ε‖/‖h‖ of one row, mean over its perturbed positions; sites without any left out."""
+    sums = {site: values[row].tolist() for site, values in measured.items()}
+    return {site: total / count for site, (total, count) in sums.items() if count}
 
 
 def noise_keys(

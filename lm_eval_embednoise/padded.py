@@ -38,8 +38,8 @@ class PaddedCache:
         self._prefilled.append((len(slots), prefilled))
         self._together = DynamicCache()
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy rows over others."""
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        """Copy rows over others, whole: their entries end in one column."""
         for layer in self._layers():
             for held in (layer.keys, layer.values):
                 held[target.to(held.device)] = held[source.to(held.device)]

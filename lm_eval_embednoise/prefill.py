@@ -123,8 +123,7 @@ def prefill_noisy(
                     ids, cache, slots[chosen], at, ready.shared, act, measured.keys(), part.replaced
                 )
         else:
-            out, held = _tail_pass(sampler, ready, part, ids)
-            found = sampler.injector.measured
+            out, held, found = _tail_pass(sampler, ready, part, ids)
             cache.fill(slots[real], [(k[: len(real)], v[: len(real)]) for k, v in held])
         logits.append(out[: len(real)].float())
         for site, sums in measured.items():
@@ -134,15 +133,19 @@ def prefill_noisy(
 
 def _tail_pass(
     sampler: Sampler, ready: Prepared, rows: Rows, ids: Tensor
-) -> tuple[Tensor, Entries]:
-    """The model's own forward behind the head: logits after the prompt, and the new entries."""
+) -> tuple[Tensor, Entries, dict[str, Tensor]]:
+    """The model's own forward behind the head.
+
+    Returns:
+        Logits after the prompt, the new entries, and site → what `inject.add_noise` measured.
+    """
     with ExitStack() as stack:
         stack.enter_context(sampler.whole_model)
         stack.enter_context(threads(alone=True))
-        stack.enter_context(sampler.injector.running(rows))
+        measured = stack.enter_context(sampler.perturbed(rows))
         cache: Cache = DynamicCache()
         if ready.head:
             cache = behind = BehindPrompt(ready.shared, ids.shape[1], keep=True)
             stack.enter_context(attention.serving(sampler.attention_configs, behind))
         logits = sampler.forward(ids, cache, rows.positions)
-    return logits[:, -1], entries(cache)
+    return logits[:, -1], entries(cache), measured

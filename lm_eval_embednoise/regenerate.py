@@ -181,7 +181,7 @@ def activations(made: Regenerated) -> dict[str, Any]:
     with (
         torch.no_grad(),
         hooked(sampler.model, sites, note("pre_noise"), blocks),
-        sampler.injector.running(rows),
+        sampler.perturbed(rows),
         hooked(sampler.model, tuple(perturbation.sites), note("post_noise"), blocks),
     ):
         sampler.forward(ids, DynamicCache())

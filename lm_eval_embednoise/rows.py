@@ -47,6 +47,11 @@ class Row:
     drawn: int = 0
 
     @property
+    def entered(self) -> int:
+        """Own columns that hold its entries: all but that of its latest token, still to come."""
+        return self.base + len(self.ids) - 1
+
+    @property
     def text_ids(self) -> tuple[int, ...]:
         """The generated ids without those that spell the stop string."""
         return tuple(self.ids[: self.kept])

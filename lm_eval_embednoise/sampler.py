@@ -12,6 +12,7 @@ import inspect
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from lm_eval_embednoise import attention, perturb
 from lm_eval_embednoise.batch import EXACT_ROWS, Batch
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
-from lm_eval_embednoise.inject import Injector, Rows, noise_keys
+from lm_eval_embednoise.inject import Rows, find_site, mean_ratio, noise_keys, running
 from lm_eval_embednoise.lanes import Stopped, run_lanes, threads
 from lm_eval_embednoise.lean import CLASSES, Lean
 from lm_eval_embednoise.likelihood import clean_nll
@@ -167,7 +168,9 @@ class Sampler:
             )
         self.shares_prompts = self.own_attention and attends_to_entries(model)
         self.attention_configs = attention.configs(model)
-        self.injector = Injector(model, perturbation, blocks)
+        for site in perturbation.sites:
+            find_site(model, site, blocks)
+        self._list_name = blocks
         self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.references = References(model, perturbation, token_ids, blocks)
@@ -185,6 +188,8 @@ class Sampler:
         A sample whose clean log-likelihood needs a pass of its own comes when its job is complete.
         """
         self._std = {}
+        if self.perturbation.rsp:  # now: it runs the embedding, which lanes put hooks on
+            _ = self.soft_prompts.fit
         waiting: deque[Row] = deque()
         known: dict[tuple[int, ...], int] = {}
         alike = [known.setdefault(job.clean, number) for number, job in enumerate(jobs)]
@@ -330,8 +335,8 @@ class Sampler:
     @torch.no_grad()
     def loglikelihood(
         self, number: int, job: Job, continuation: Sequence[int]
-    ) -> tuple[float, bool]:
-        """Log-probability of a continuation under a perturbed prompt, and whether it is greedy.
+    ) -> tuple[float, bool, dict[str, float]]:
+        """Log-probability of a continuation under a perturbed prompt, whether it is greedy, and ρ.
 
         Args:
             number: the job's number in its run (its noise scale is computed once).
@@ -353,12 +358,17 @@ class Sampler:
             soft=self.soft_prompts.vectors([pair]),
             soft_start=job.soft_starts(1, self.device),
         )
-        with self.injector.running(rows):
+        with self.perturbed(rows) as measured:
             logits = self.forward(ids, DynamicCache(), at=None)
         logprobs = logits[0, length - 1 :].float().log_softmax(dim=-1)
         target = torch.tensor(list(continuation), device=self.device)
         chosen = logprobs.gather(1, target[:, None])[:, 0]
-        return float(chosen.double().sum()), bool((logprobs.argmax(dim=-1) == target).all())
+        greedy = bool((logprobs.argmax(dim=-1) == target).all())
+        return float(chosen.double().sum()), greedy, mean_ratio(measured, 0)
+
+    def perturbed(self, rows: Rows) -> AbstractContextManager[dict[str, Tensor]]:
+        """See `inject.running`; the model's hooks are everybody's, so hold `whole_model`."""
+        return running(self.model, self.perturbation, rows, self._list_name)
 
     def forward(
         self,

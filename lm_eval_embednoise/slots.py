@@ -119,10 +119,10 @@ class SlotCache(Cache):
         for mine, (keys, values) in zip(self.slot_layers, prefilled, strict=True):
             mine.fill(slots, keys, values)
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy rows over others, in every layer."""
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        """Copy the first `width` columns of rows over those of others, in every layer."""
         for layer in self.slot_layers:
-            layer.move(source, target, self.width)
+            layer.move(source, target, width)
 
     def share(self, prompts: Sequence[tuple[Tensor | None, list[Shared]]]) -> None:
         """Say which rows see which shared prompt: int64 [n] row numbers, None for all rows."""

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import find_blocks, find_embedding
-from lm_eval_embednoise.inject import Injector, Rows, hooked, noise_keys
+from lm_eval_embednoise.inject import Rows, hooked, noise_keys, running
+from lm_eval_embednoise.sampler import Sampler
 
 IDS = torch.tensor([[5, 17, 3, 88], [9, 9, 9, 9]])
 
@@ -48,7 +49,7 @@ def test_noise_lands_at_the_named_site(qwen2: PreTrainedModel, depth: str) -> No
     p = Perturbation(sigma=1.0, sigma_unit="absolute", depth=depth)
     (site,) = p.sites
     clean = outputs(qwen2, IDS)
-    with Injector(qwen2, p).running(rows_for(p, 0.3)):
+    with running(qwen2, p, rows_for(p, 0.3)):
         noisy = outputs(qwen2, IDS)
     order = list(clean)
     for name in order[: order.index(site)]:
@@ -61,15 +62,14 @@ def test_noise_lands_at_the_named_site(qwen2: PreTrainedModel, depth: str) -> No
 
 def test_rows_keep_their_noise_in_other_company(qwen2: PreTrainedModel) -> None:
     p = Perturbation(sigma=1.0, sigma_unit="absolute")
-    injector = Injector(qwen2, p)
     rows = rows_for(p, 0.3)
-    with injector.running(rows):
+    with running(qwen2, p, rows):
         both = outputs(qwen2, IDS)["embed"]
     rows = rows_for(p, 0.3)
     rows.keys = {site: keys[1:] for site, keys in rows.keys.items()}
     rows.prompt_length, rows.positions = rows.prompt_length[1:], rows.positions[1:]
     rows.std = {site: std[1:] for site, std in rows.std.items()}
-    with injector.running(rows):
+    with running(qwen2, p, rows):
         alone = outputs(qwen2, IDS[1:])["embed"]
     assert torch.equal(both[1:], alone)
 
@@ -77,12 +77,11 @@ def test_rows_keep_their_noise_in_other_company(qwen2: PreTrainedModel) -> None:
 def test_hooks_are_gone_after_success_error_and_interrupt(qwen2: PreTrainedModel) -> None:
     before = hook_count(qwen2)
     p = Perturbation(sigma=1.0, sigma_unit="absolute", depth="embed+1")
-    injector = Injector(qwen2, p)
-    with injector.running(rows_for(p, 0.1)):
+    with running(qwen2, p, rows_for(p, 0.1)):
         assert hook_count(qwen2) == before + 2
     assert hook_count(qwen2) == before
     for error in (RuntimeError, KeyboardInterrupt):
-        with pytest.raises(error), injector.running(rows_for(p, 0.1)):
+        with pytest.raises(error), running(qwen2, p, rows_for(p, 0.1)):
             raise error
         assert hook_count(qwen2) == before
 
@@ -96,7 +95,7 @@ def test_a_missing_site_attaches_nothing(qwen2: PreTrainedModel) -> None:
         pass
     assert hook_count(qwen2) == before
     with pytest.raises(ValueError, match="has 3 blocks"):
-        Injector(qwen2, Perturbation(sigma=0.1, depth=3))
+        Sampler(qwen2, Perturbation(sigma=0.1, depth=3), Sampling())
 
 
 def test_blocks_are_found_by_family_or_by_name(qwen2: PreTrainedModel) -> None:

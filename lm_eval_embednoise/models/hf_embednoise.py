@@ -399,8 +399,8 @@ class HFEmbedNoise(HFLM):
         scores = []
         bar = tqdm(requests, desc="scoring", disable=disable_tqdm or self.rank != 0)
         for number, (_, _, continuation) in enumerate(bar):
-            scores.append(sampler.loglikelihood(number, jobs[number], continuation))
-            rho = sampler.injector.row_rho(0)
+            score, greedy, rho = sampler.loglikelihood(number, jobs[number], continuation)
+            scores.append((score, greedy))
             self._measured.add("rho", {site: [value] for site, value in rho.items()})
         self._note(sampler)
         self._measured.gather(1)  # rolling requests call this unequally often in each process

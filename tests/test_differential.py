@@ -1,0 +1,22 @@
+"""A fixed stretch of the differential test: engine against the pass without a cache.
+
+`python -m tests.differential --minutes N` runs on, over cases of any seed.
+"""
+
+from __future__ import annotations
+
+import pytest
+from differential import Result, draw, run_case
+
+CASES, PARTS = 88, 8
+SEED = 0
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_sample_is_the_references(part: int) -> None:
+    result = Result()
+    for number in range(part, CASES, PARTS):
+        assert run_case(SEED, number, result) == [], f"case {number}: {draw(SEED, number)}"
+    counts = result.counts
+    assert counts["tokens"] > 300 and counts["log-likelihoods"] > 30  # something was compared
+    assert counts["near ties"] <= 0.02 * counts["tokens"]
