@@ -94,6 +94,47 @@ def smallest_window(model: nn.Module) -> int | None:
     return min(windows, default=None)
 
 
+def steady_positions(model: nn.Module) -> int | None:
+    """How many positions a sample may have before its company could change it; None for any number.
+
+    Rotary embeddings of the types `longrope` and `dynamic` take other frequencies once the longest
+    position of the whole batch is beyond a bound. Up to it they are those of a sample on its own.
+    """
+    bounds = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for layer, kind in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
+            if kind == "longrope":
+                rope = module.config.rope_parameters  # type: ignore[union-attr]
+                rope = rope if layer is None else rope[layer]  # type: ignore[index]
+                bounds.append(int(rope["original_max_position_embeddings"]))  # type: ignore
+            elif kind is not None and "dynamic" in str(kind):
+                bounds.append(int(module.original_max_seq_len))  # type: ignore[arg-type]
+    return min(bounds, default=None)
+
+
+def check_exact(model: nn.Module) -> None:
+    """Refuse `exact=true` for models in which rows round by their company at any shape of a batch.
+
+    An expert's product has as many rows as tokens were sent to it, and int8 layers take out the
+    columns in which any row has an outlier.
+
+    Raises:
+        ValueError: naming the module and the reason.
+    """
+    for name, module in model.named_modules():
+        why = ""
+        if name.rpartition(".")[2] == "experts":
+            why = "sends tokens to experts, and how an expert rounds depends on all tokens it gets"
+        elif type(module).__name__ == "Linear8bitLt":
+            why = "is an int8 layer, whose outlier columns are those of the whole batch"
+        if why:
+            raise ValueError(
+                f"exact=true is not available for this {type(model).__name__}: {name} {why}; "
+                "leave exact out"
+            )
+
+
 def _cache(config: Any) -> list[Any]:
     if config is None or not hasattr(config, "num_hidden_layers"):
         return []

@@ -23,7 +23,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from lm_eval_embednoise import attention, perturb
 from lm_eval_embednoise.batch import EXACT_ROWS, Batch
 from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
+from lm_eval_embednoise.families import (
+    attends_to_entries,
+    check_exact,
+    decoding,
+    find_blocks,
+    steady_positions,
+)
 from lm_eval_embednoise.inject import Rows, find_site, mean_ratio, noise_keys, running
 from lm_eval_embednoise.lanes import Stopped, run_lanes, threads
 from lm_eval_embednoise.lean import CLASSES, Lean
@@ -139,7 +145,8 @@ class Sampler:
             sampling: greedy, or temperature with truncation, and the token limit.
             stop: end tokens and stop strings.
             batch_size: rows decoded at a time.
-            max_length: most input vectors a sample may have.
+            max_length: most input vectors a sample may have; fewer where the model's rotary
+                frequencies would depend on other samples (`families.steady_positions`).
             token_ids: int64, tokens the `table` reference averages over; None for all.
             perplexity: also compute the clean negative log-likelihood of every sample.
             exact: run every pass in one shape, so that rounding is the same in any company.
@@ -147,16 +154,19 @@ class Sampler:
             blocks: dotted name of the model's list of decoder blocks, if it can't be found.
 
         Raises:
-            ValueError: for a site the model doesn't have, or where nothing can be compiled.
+            ValueError: for a site the model doesn't have, where nothing can be compiled, or for
+                `exact` with a model that can't be.
         """
         self.model = model
         self.perturbation = perturbation
         self.sampling = sampling
         self.stop = stop or Stop()
         self.batch_size = batch_size
-        self.max_length = max_length
+        self.max_length = min(max_length, steady_positions(model) or max_length)
         self.perplexity = perplexity
         self.exact = exact
+        if exact:
+            check_exact(model)
         self.blocks = find_blocks(model, blocks)
         how = decoding(model, self.blocks)
         self.own_attention = how == "rows" and attention.supported(model)

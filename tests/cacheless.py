@@ -216,8 +216,7 @@ class Cacheless:
             return 0.0
         plain = Cacheless(self.model, Perturbation())
         logits = plain.run(Job(tuple(clean), "", (0,)), 0, ids[:-1], {}, jitter).logits
-        logprobs = logits.double().log_softmax(dim=-1)
-        return -float(logprobs.gather(1, torch.tensor(list(ids))[:, None]).sum())
+        return nll_of(logits, ids)
 
     @contextmanager
     def _at(self, site: str, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -239,6 +238,12 @@ class Cacheless:
             yield
         finally:
             handle.remove()
+
+
+def nll_of(logits: Tensor, ids: Sequence[int]) -> float:
+    """Summed negative log-likelihood of ids in nats; logits [tokens, vocab] stand before each."""
+    logprobs = logits[: len(ids)].double().log_softmax(dim=-1)
+    return -float(logprobs.gather(1, torch.tensor(list(ids), dtype=torch.int64)[:, None]).sum())
 
 
 def cdf(logits: Tensor, sampling: Sampling) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from differential import Result, draw, run_case
 
-CASES, PARTS = 88, 8
+CASES, PARTS = 64, 8
 SEED = 0
 
 
@@ -18,5 +18,5 @@ def test_every_sample_is_the_references(part: int) -> None:
     for number in range(part, CASES, PARTS):
         assert run_case(SEED, number, result) == [], f"case {number}: {draw(SEED, number)}"
     counts = result.counts
-    assert counts["tokens"] > 300 and counts["log-likelihoods"] > 30  # something was compared
+    assert counts["tokens"] > 200 and counts["log-likelihoods"] > 20  # something was compared
     assert counts["near ties"] <= 0.02 * counts["tokens"]

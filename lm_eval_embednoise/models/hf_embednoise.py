@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lm_eval_embednoise import streams
 from lm_eval_embednoise.config import Perturbation, Sampling, suggest
-from lm_eval_embednoise.families import check_config
+from lm_eval_embednoise.families import check_config, check_exact, steady_positions
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
 from lm_eval_embednoise.launch import start_missing_processes
@@ -108,8 +108,29 @@ class HFEmbedNoise(HFLM):
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None:  # HFLM does this only for several GPUs, by local rank
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        self._check_length(hf_args.get("max_length"))
+        if exact:
+            check_exact(self.model)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         self.set_perturbation(perturbation, method)
+
+    def _check_length(self, given: Any) -> None:
+        """Bound `max_length` by what a sample may have without depending on its company.
+
+        Raises:
+            ValueError: for a larger one that was asked for.
+        """
+        bound = steady_positions(self.model)
+        if bound is None or self.max_length <= bound:
+            return
+        why = (
+            f"beyond {bound} positions the rotary frequencies of {type(self.model).__name__} are "
+            "those of the longest row of a batch, and a sample would depend on its company"
+        )
+        if given is not None:
+            raise ValueError(f"max_length={given} is not supported: {why}; give at most {bound}")
+        log.warning("max_length=%d: %s", bound, why)
+        self._max_length = bound
 
     @classmethod
     def create_from_arg_obj(
