@@ -1,9 +1,9 @@
 """Is σ = 0 the plain model? `python -m tests.company MODEL`: text alone against text in company.
 
-Short prompts, each decoded greedily up to a line's end: alone, by transformers' `generate`, and all
-together by `hf-embednoise` at several batch sizes. MODEL is what `pretrained=` takes; without one it
-is the embedded model. Where texts differ, the margin of the plain model's choice is printed: near
-ties (a gap of logits that rounding can close) are told from faults.
+Short prompts, each decoded greedily up to a line's end: alone, by transformers' `generate`, and
+all together by `hf-embednoise` at several batch sizes. MODEL is what `pretrained=` takes; without
+one it is the embedded model. Texts that differ are near ties where rounding can close the gap
+between the plain model's two best tokens, and faults otherwise.
 """
 
 from __future__ import annotations

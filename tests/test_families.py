@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
+from families import build, tiny
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartConfig, BartForCausalLM
 
 from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.families import find_blocks, find_embedding, find_owner, hidden_width
+from lm_eval_embednoise.families import (
+    find_blocks,
+    find_embedding,
+    find_owner,
+    hidden_width,
+    steady_positions,
+)
+from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.reference import token_norms
 from lm_eval_embednoise.sampler import Job, Sampler
@@ -121,3 +128,64 @@ def test_norms_are_the_models_own_scaling_of_the_table(family: str, factor: floa
     ids = torch.arange(3, 50)
     rows = find_embedding(model).weight[ids].norm(dim=-1).double()
     assert torch.allclose(token_norms(model, ids), factor * rows, rtol=1e-5)
+
+
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 24,
+    "short_factor": [1.0] * 4,
+    "long_factor": [3.0] * 4,
+}
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("phi3", {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 24}),
+        ("llama", {"rope_parameters": DYNAMIC_ROPE, "max_position_embeddings": 24}),
+    ],
+)
+def test_rotary_frequencies_of_a_long_row_do_not_reach_a_short_one(
+    family: str, more: dict[str, Any]
+) -> None:
+    """Beyond a bound the frequencies are those of the batch's longest row: no row gets there."""
+    model = build(family, **more)
+    assert steady_positions(model) == 24 and steady_positions(tiny(family)) is None
+    short, long = Job((5, 9, 7), "short", (0,)), Job(tuple(range(20)), "long", (0,))
+    beyond = Job(tuple(range(40)), "beyond", (0,))
+    sampler = Sampler(model, Perturbation(), Sampling(max_gen_toks=30), max_length=128)
+    together = {s.job: s for s in sampler.run([short, long, beyond])}
+    assert [len(together[n].ids) for n in range(3)] == [21, 4, 0]
+    assert together[2].finish_reason == "prompt_too_long"
+    ids = torch.tensor([short.prompt_ids])
+    alone = model.generate(ids, max_new_tokens=21, do_sample=False, pad_token_id=0)
+    assert together[0].ids == alone[0, 3:].tolist()
+
+
+def test_max_length_is_bounded_where_a_sample_would_depend_on_its_company(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build("llama", rope_parameters=DYNAMIC_ROPE, max_position_embeddings=24, vocab_size=600)
+    args = {"tokenizer": str(MODEL_DIR), "batch_size": 1}
+    with pytest.raises(
+        ValueError, match=r"max_length=64 is not supported: beyond 24 positions.*24"
+    ):
+        HFEmbedNoise(model, max_length=64, **args)
+    model.config.max_position_embeddings = 100  # what the harness's class reads
+    with caplog.at_level("WARNING"):
+        assert HFEmbedNoise(model, **args).max_length == 24
+    assert "max_length=24: beyond 24 positions the rotary frequencies" in caplog.text
+
+
+MIXTURES = (
+    "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "phimoe", "dbrx",
+    "granitemoe", "olmoe", "jetmoe", "llama4_text",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_exact_is_refused_for_mixtures_of_experts(family: str) -> None:
+    with pytest.raises(ValueError, match=r"exact=true is not available.*experts.*leave exact out"):
+        Sampler(tiny(family), Perturbation(), Sampling(), exact=True)

@@ -71,6 +71,11 @@ def test_quantized_models_generate_under_noise(quantization: str, plain: HFEmbed
     assert info["quantization"] == quantization and info["dtype"] == "bfloat16"
 
 
+def test_exact_is_refused_in_int8() -> None:
+    with pytest.raises(ValueError, match=r"exact=true is not available.*an int8 layer.*exact out"):
+        load(quantization="int8", exact=True)
+
+
 def test_eager_attention_gives_the_same_texts(plain: HFEmbedNoise) -> None:
     eager = load(attn_implementation="eager")
     assert eager.get_model_info()["embednoise"]["model"]["attn_implementation"] == "eager"
