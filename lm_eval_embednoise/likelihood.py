@@ -41,6 +41,13 @@ def clean_nll(
     Returns:
         Summed nats, one a text.
     """
+    with sampler.ready():
+        return _clean_nll(sampler, prompt_ids, texts)
+
+
+def _clean_nll(
+    sampler: Sampler, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]
+) -> list[float]:
     ((first, prompt),) = run_prompts(sampler, [prompt_ids])
     passes = _passes(sampler, texts, first.shape[-1])
     shared = [Shared(*held) for held in prompt]

@@ -12,6 +12,7 @@ import inspect
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,8 @@ from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
 from lm_eval_embednoise.lanes import Stopped, run_lanes, threads
-from lm_eval_embednoise.lean import CLASSES, Lean
+from lm_eval_embednoise.lean import Lean
+from lm_eval_embednoise.lean_checks import obstacle
 from lm_eval_embednoise.likelihood import clean_nll
 from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
@@ -161,10 +163,7 @@ class Sampler:
         self.own_attention = how == "rows" and attention.supported(model)
         self.lean = Lean.of(model, compiled) if self.own_attention else None
         if compiled and self.lean is None:
-            raise ValueError(
-                f"compile=true is not available for {type(model).__name__}, only for "
-                f"{', '.join(CLASSES)} with ordinary linear layers on one device; leave compile out"
-            )
+            raise self._cannot_compile(obstacle(model) or "its attention is not served")
         self.shares_prompts = self.own_attention and attends_to_entries(model)
         self.attention_configs = attention.configs(model)
         self.injector = Injector(model, perturbation, blocks)
@@ -178,12 +177,43 @@ class Sampler:
         parameters = inspect.signature(model.forward).parameters
         self.keeps_logits = "logits_to_keep" in parameters
 
+    def _cannot_compile(self, why: str) -> ValueError:
+        name = type(self.model).__name__
+        return ValueError(f"compile=true is not available for {name}: {why}; leave compile out")
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within the context the short passes are laid out, if the model still allows them.
+
+        `run` enters it by itself; around several calls it spares the work of doing so each time.
+
+        Raises:
+            ValueError: they should be compiled and can't be run.
+        """
+        lean = self.lean
+        if lean is None:
+            yield
+            return
+        with lean.ready() as why:
+            if why is not None and lean.compiled:
+                raise self._cannot_compile(why)
+            try:
+                self.lean = lean if why is None else None
+                yield
+            finally:
+                self.lean = lean
+
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
         """Generate all samples of all jobs, each given out as it finishes.
 
         A sample whose clean log-likelihood needs a pass of its own comes when its job is complete.
+        Until the iterator ends or is closed, the model's weights may be laid out for speed.
         """
+        with self.ready():
+            yield from self._run(jobs)
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
         self._std = {}
         waiting: deque[Row] = deque()
         known: dict[tuple[int, ...], int] = {}
