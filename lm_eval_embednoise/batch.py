@@ -6,6 +6,7 @@ which waiting rows take or the last rows move into.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from lm_eval_embednoise import attention, kernels, perturb, streams
 from lm_eval_embednoise.attention import Shared
-from lm_eval_embednoise.choose import choose
+from lm_eval_embednoise.choose import NO_TOKEN, choose
 from lm_eval_embednoise.inject import Rows, acting, noise_keys
 from lm_eval_embednoise.prefill import prefill_clean, prefill_noisy
 from lm_eval_embednoise.rows import Prepared, Row
@@ -166,6 +167,8 @@ class Batch:
         """Take out the rows that have ended; their slots are free."""
         for slot, row in enumerate(self.rows):
             if row is not None and row.finish_reason:
+                if row.finish_reason == "numeric":
+                    self.cache.wipe(slot)
                 row.rho = self._rho(slot)
                 self.rows[slot] = None
                 self._membership_changed = True
@@ -328,7 +331,8 @@ class Batch:
                 step, uniform = step[slots], state["uniform"][slots]
             step = step.clamp_max(uniform.shape[1] - 1)
             uniforms = uniform.gather(1, step[:, None])[:, 0]
-        tokens = choose(logits, sampler.sampling, uniforms)
+        found = choose(logits, sampler.sampling, uniforms)
+        tokens = found.clamp_min(0)  # a row without a token ends, but may run along once more
         nlls: list[float] | None = None
         if sampler.perplexity and sampler.perturbation.plain:
             chosen = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
@@ -337,7 +341,7 @@ class Batch:
             self.tokens[: len(tokens)] = tokens
         else:
             self.tokens[slots] = tokens
-        listed = tokens.tolist()
+        listed = found.tolist()
         for place, slot in enumerate(present):
             at = slot if slots is None else place
             row = self.rows[slot]
@@ -347,6 +351,9 @@ class Batch:
     def _settle(self, row: Row, token: int, nll: float | None) -> None:
         """Append a token to its row, or end the row."""
         stop = self.sampler.stop
+        if token == NO_TOKEN:
+            row.finish_reason = "numeric"
+            return
         if token in stop.end_tokens:
             row.finish_reason = "end_token"
             return
@@ -365,7 +372,8 @@ class Batch:
             site: self.state[f"rho {site}"][slot].tolist()
             for site in self.sampler.perturbation.sites
         }
-        return {site: total / count for site, (total, count) in sums.items() if count}
+        rho = {site: total / count for site, (total, count) in sums.items() if count}
+        return {site: value for site, value in rho.items() if math.isfinite(value)}
 
     def forget(self, number: int) -> None:
         """A job is done: let go of its prompt."""

@@ -22,19 +22,21 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise import attention, perturb
 from lm_eval_embednoise.batch import EXACT_ROWS, Batch
+from lm_eval_embednoise.choose import choose
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import attends_to_entries, decoding, find_blocks
 from lm_eval_embednoise.inject import Injector, Rows, noise_keys
 from lm_eval_embednoise.lanes import Stopped, run_lanes, threads
 from lm_eval_embednoise.lean import Lean
 from lm_eval_embednoise.lean_checks import obstacle
-from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.likelihood import clean_nll, unscorable
 from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
 from lm_eval_embednoise.rows import Row
 from lm_eval_embednoise.soft_prompt import SoftPrompts
 
 LANE_ROWS = 16  # fewest rows that are worth a lane of their own
+GREEDY = Sampling()
 LAST = (-1,)  # the position that decoding needs
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
 SHARED_HEAD = 8  # positions from which a part of it does
@@ -51,6 +53,7 @@ class Job:
         clean_ids: the prompt with nothing added to it, which the clean log-likelihood and the
             norm m refer to; None where that is `prompt_ids`.
         soft_start: position of the first placeholder that a random soft prompt takes.
+        too_long: what was added to the prompt leaves no room for any of it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -58,6 +61,7 @@ class Job:
     samples: tuple[int, ...]
     clean_ids: tuple[int, ...] | None = None
     soft_start: int | None = None
+    too_long: bool = False
 
     @property
     def clean(self) -> tuple[int, ...]:
@@ -80,9 +84,10 @@ class Sample:
         index: the sample index, as in `Job.samples`.
         ids: generated token ids without the end token, with those that spell the stop string.
         kept: how many of `ids` stand wholly before the stop string; all of them without one.
-        finish_reason: "end_token", "stop_string", "length" or "prompt_too_long".
-        nll: summed negative log-likelihood of `ids[:kept]` under the clean model in nats, None if
-            unasked.
+        finish_reason: "end_token", "stop_string", "length", "prompt_too_long", or "numeric": the
+            logits after `ids` were not numbers, so no token could be chosen.
+        nll: summed negative log-likelihood of `ids[:kept]` under the clean model in nats; None if
+            unasked, or undefined (see `likelihood.unscorable`).
         rho: site → measured ‖ε‖/‖h‖, mean over the perturbed positions.
         std: site → standard deviation of the noise per coordinate, before the schedule.
         seconds: share of the wall time; 0 for a copy of identical work.
@@ -222,7 +227,7 @@ class Sampler:
         # Jobs with one clean prompt stand together: their texts are scored together.
         for number in sorted(range(len(jobs)), key=lambda n: (-len(jobs[n].clean), alike[n])):
             job = jobs[number]
-            room = self.max_length - len(job.prompt_ids)
+            room = self.room(job)
             if room < 1:
                 for index in job.samples:
                     yield Sample(number, index, [], 0, "prompt_too_long")
@@ -347,21 +352,30 @@ class Sampler:
                     done.finish_reason, nll, dict(done.rho), dict(std), seconds,
                 )  # fmt: skip
 
-    def _nlls(self, clean: tuple[int, ...], rows: list[Row]) -> list[float] | list[None]:
+    def _nlls(self, clean: tuple[int, ...], rows: list[Row]) -> list[float | None]:
         """The clean log-likelihood of finished rows; equal texts are scored once."""
         if not self.perplexity:
             return [None] * len(rows)
+        scores: list[float | None]
         if self.perturbation.plain:
-            return [sum(row.nlls[: row.kept]) for row in rows]
-        texts = sorted({row.text_ids for row in rows if row.text_ids})
-        scores = dict(zip(texts, clean_nll(self, clean, texts), strict=True))
-        return [scores.get(row.text_ids, 0.0) for row in rows]
+            scores = [sum(row.nlls[: row.kept]) for row in rows]
+        else:
+            texts = sorted({row.text_ids for row in rows if row.text_ids})
+            known = dict(zip(texts, clean_nll(self, clean, texts) if texts else [], strict=True))
+            scores = [known.get(row.text_ids, 0.0) for row in rows]
+        return [
+            None if unscorable(row.finish_reason, len(row.text_ids)) else score
+            for row, score in zip(rows, scores, strict=True)
+        ]
 
     @torch.no_grad()
     def loglikelihood(
         self, number: int, job: Job, continuation: Sequence[int]
     ) -> tuple[float, bool]:
         """Log-probability of a continuation under a perturbed prompt, and whether it is greedy.
+
+        Both refer to the model's logits: where these are not numbers the first is NaN and the
+        second False.
 
         Args:
             number: the job's number in its run (its noise scale is computed once).
@@ -388,7 +402,8 @@ class Sampler:
         logprobs = logits[0, length - 1 :].float().log_softmax(dim=-1)
         target = torch.tensor(list(continuation), device=self.device)
         chosen = logprobs.gather(1, target[:, None])[:, 0]
-        return float(chosen.double().sum()), bool((logprobs.argmax(dim=-1) == target).all())
+        greedy = choose(logits[0, length - 1 :].float(), GREEDY, None)
+        return float(chosen.double().sum()), bool((greedy == target).all())
 
     def forward(
         self,
@@ -428,6 +443,10 @@ class Sampler:
         )
         logits: Tensor = output.logits
         return logits if at is None or kept else logits[:, list(at)]
+
+    def room(self, job: Job) -> int:
+        """How many tokens the model's length leaves behind a job's prompt; none if below 1."""
+        return 0 if job.too_long else self.max_length - len(job.prompt_ids)
 
     def head(self, job: Job) -> int:
         """How many vectors of a job's prompt its samples share; 0 for too few to make use of it."""
