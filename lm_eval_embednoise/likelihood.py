@@ -58,14 +58,20 @@ def _clean_nll(
     passes = _passes(sampler, texts, first.shape[-1])
     shared = [Shared(*held) for held in prompt]
 
+    def filled_up(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
+        padded = [[*row, *[0] * (width - len(row))] for row in rows]
+        return torch.tensor(padded, device=sampler.device)
+
     def score(numbers: list[int], length: int) -> list[float | None]:
         rows = EXACT_ROWS if sampler.exact else len(numbers)
-        padded = [[*texts[i], *([0] * (length - len(texts[i])))] for i in numbers]
-        padded += [[0] * length] * (rows - len(numbers))
-        ids = torch.tensor(padded, device=sampler.device)
+        chosen = [texts[i] for i in numbers] + [()] * (rows - len(numbers))
+        ids = filled_up(chosen, length)
         logits = first[None].expand(rows, -1, -1)
         if length > 1:
-            after = _teacher_forced(sampler, ids[:, :-1], shared)
+            # A text's last token is not entered: it may be one that the model makes NaN of, which
+            # masks don't hide from the tokens before it.
+            entered = filled_up([text[:-1] for text in chosen], length - 1)
+            after = _teacher_forced(sampler, entered, shared)
             logits = torch.cat([logits, after.float()], dim=1)
         logprobs = logits.log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
         summed = [
