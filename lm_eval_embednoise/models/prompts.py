@@ -136,9 +136,12 @@ class Prompts:
 
     @property
     def most(self) -> int:
-        """The same with a random prefix, which takes no more tokens than characters and one."""
+        """The same with a random prefix: a token a character, a line break, and one to spare.
+
+        Tokenizers of word pieces put a blank before the first.
+        """
         length = self.perturbation.prefix_length
-        return self.vectors + (length + 1 if length else 0)
+        return self.vectors + (length + 2 if length else 0)
 
     def jobs(
         self,
