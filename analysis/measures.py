@@ -61,6 +61,7 @@ MEASURES = {
     "bits_per_byte": _COST,
     "rep_4": _BAD_SHARE,
     "truncated": _BAD_RATE,
+    "numeric": _BAD_RATE,
     "missing": _BAD_RATE,
     "mean_tokens": _NEUTRAL,
     "mean_seconds": _COST,

@@ -355,7 +355,8 @@ def where(options: argparse.Namespace) -> dict[str, float]:
             cache = SlotCache(len(prompt), count, 64)
             cache.share([(None, prompt)])
             cache.write_at(torch.full((count,), 30, device=lm.device), 31, even=True)
-            return best(lambda: lean.step(ids, cache, torch.full_like(ids, 70)))
+            with lean.ready():
+                return best(lambda: lean.step(ids, cache, torch.full_like(ids, 70)))
 
         found = {
             "matrix_products_ms": products,

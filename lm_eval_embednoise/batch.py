@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from lm_eval_embednoise import attention, kernels, perturb, streams
 from lm_eval_embednoise.attention import Shared
-from lm_eval_embednoise.choose import choose
+from lm_eval_embednoise.choose import NO_TOKEN, choose
 from lm_eval_embednoise.inject import Rows, acting, mean_ratio, noise_keys
 from lm_eval_embednoise.prefill import prefill_clean, prefill_noisy
 from lm_eval_embednoise.rows import Prepared, Row
@@ -166,6 +166,8 @@ class Batch:
         """Take out the rows that have ended; their slots are free."""
         for slot, row in enumerate(self.rows):
             if row is not None and row.finish_reason:
+                if row.finish_reason == "numeric":
+                    self.cache.wipe(slot)
                 row.rho = self._rho(slot)
                 self.rows[slot] = None
                 self._membership_changed = True
@@ -329,7 +331,8 @@ class Batch:
                 step, uniform = step[slots], state["uniform"][slots]
             step = step.clamp_max(uniform.shape[1] - 1)
             uniforms = uniform.gather(1, step[:, None])[:, 0]
-        tokens = choose(logits, sampler.sampling, uniforms)
+        found = choose(logits, sampler.sampling, uniforms)
+        tokens = found.clamp_min(0)  # a row without a token ends, but may run along once more
         nlls: list[float] | None = None
         if sampler.perplexity and sampler.perturbation.plain:
             chosen = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
@@ -338,7 +341,7 @@ class Batch:
             self.tokens[: len(tokens)] = tokens
         else:
             self.tokens[slots] = tokens
-        listed = tokens.tolist()
+        listed = found.tolist()
         for place, slot in enumerate(present):
             at = slot if slots is None else place
             row = self.rows[slot]
@@ -348,6 +351,9 @@ class Batch:
     def _settle(self, row: Row, token: int, nll: float | None) -> None:
         """Append a token to its row, or end the row."""
         stop = self.sampler.stop
+        if token == NO_TOKEN:
+            row.finish_reason = "numeric"
+            return
         if token in stop.end_tokens:
             row.finish_reason = "end_token"
             return

@@ -1,4 +1,8 @@
-"""The next token of each row: the argmax, or the inverse distribution function at a uniform."""
+"""The next token of each row: the argmax, or the inverse distribution function at a uniform.
+
+Logits that are not numbers (overflow in half precision under a large dose) choose no token. The
+greatest logit shows it, and so does the sum of the probabilities: neither costs a pass of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lm_eval_embednoise.config import Sampling
+
+NO_TOKEN = -1
 
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tensor:
@@ -18,10 +24,12 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tenso
         uniforms: float64 [rows] in [0, 1); unused when greedy.
 
     Returns:
-        int64 [rows].
+        int64 [rows]; NO_TOKEN where the logits have no softmax: one of them is NaN or +inf, or all
+        are -inf.
     """
     if sampling.greedy:
-        return logits.argmax(dim=-1)
+        most, tokens = logits.max(dim=-1)
+        return tokens.masked_fill(~most.isfinite(), NO_TOKEN)
     assert uniforms is not None
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -38,5 +46,7 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tenso
         least = sampling.min_p * probabilities.max(dim=-1, keepdim=True).values
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     cumulative = probabilities.to(torch.float64).cumsum(dim=-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+    total = cumulative[:, -1:]
+    found = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
+    tokens = found.clamp_max(logits.shape[-1] - 1)
+    return tokens.masked_fill(~total.isfinite(), NO_TOKEN)[:, 0]

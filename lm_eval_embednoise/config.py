@@ -7,6 +7,7 @@ arguments under our rules (nothing inherited silently, nothing unknown accepted)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -248,6 +249,7 @@ class Perturbation:
 
 GREEDY_KEYS = ("do_sample", "temperature")
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+LEAST_TEMPERATURE = 1e-30  # logits up to 3e8 divided by it are float32 numbers
 SAMPLING_KEYS = (*GREEDY_KEYS, "top_p", "top_k", "min_p", "until", *TOKEN_LIMITS)
 
 
@@ -270,6 +272,13 @@ class Sampling:
     min_p: float = 0.0
     max_gen_toks: int = 256
     until: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature={self.temperature!r} is not allowed; it must be 0 (greedy) or from "
+                f"{LEAST_TEMPERATURE:g} on: below, logits divided by it overflow in float32"
+            )
 
     @property
     def greedy(self) -> bool:

@@ -13,9 +13,10 @@ class Generation(str):
     Attributes:
         sample_index: which of the problem's K samples this is, from 0.
         tokens: number of generated tokens, end token and stop string excluded.
-        finish_reason: "end_token", "stop_string", "length" or "prompt_too_long"; "missing" for a
-            sample that `replay` doesn't have.
-        nll: summed negative log-likelihood of those tokens under the clean model, in nats.
+        finish_reason: "end_token", "stop_string", "length", "prompt_too_long", or "numeric" (the
+            logits were not numbers); "missing" for a sample that `replay` doesn't have.
+        nll: summed negative log-likelihood of those tokens under the clean model, in nats; None
+            where it is undefined.
         nll_tokens: how many tokens `nll` sums over.
         rho: measured ‖ε‖/‖h‖, mean over the perturbed positions (the largest over several sites).
         sites: site → {"rho": its ρ, "std": its noise's standard deviation per coordinate}.

@@ -7,6 +7,7 @@ model itself does to it (scaling, learned positions, normalisation). Block k is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -199,9 +200,10 @@ def acting(perturbation: Perturbation, rows: Rows) -> tuple[Act, dict[str, Tenso
 
 
 def mean_ratio(measured: dict[str, Tensor], row: int) -> dict[str, float]:
-    """Site → ‖ε‖/‖h‖ of one row, mean over its perturbed positions; sites without any left out."""
+    """Site → ‖ε‖/‖h‖ of one row, mean over its perturbed positions; undefined ones left out."""
     sums = {site: values[row].tolist() for site, values in measured.items()}
-    return {site: total / count for site, (total, count) in sums.items() if count}
+    means = {site: total / count for site, (total, count) in sums.items() if count}
+    return {site: mean for site, mean in means.items() if math.isfinite(mean)}
 
 
 def noise_keys(

@@ -4,13 +4,18 @@ Decoding one token a row is bound by the number of operations more than by their
 blocks take some 55 each. For the plainest and commonest architecture (Llama, DeepSeek-Coder, Qwen2,
 Mistral; ordinary linear layers, one device) the same arithmetic on the same weights takes 19, or 10
 with functions in C; these also shorten the prefill of prompts, each with noise of its own. Every
-other model, and any with hooks, adapters or quantized layers, is run by its own forward.
+other model, and any with hooks, adapters, quantized or other layers, is run by its own forward:
+lean_checks.py looks. For a run the weights are laid out for speed; afterwards they are as before.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Set
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -21,54 +26,16 @@ from lm_eval_embednoise import attention, kernels
 from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.config import EMBED
 from lm_eval_embednoise.inject import Act
+from lm_eval_embednoise.lean_checks import CLASSES, ROUNDING, deviation, obstacle
 from lm_eval_embednoise.slots import SlotCache
+from lm_eval_embednoise.weights import Linear, SideBySide
 
-CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 Sites = Set[str]
 
-
-class _Linear(NamedTuple):
-    weight: Tensor
-    bias: Tensor | None
-    transposed: Tensor  # a view of the weight
-
-    @classmethod
-    def of(cls, *layers: nn.Linear, by_input: bool = False) -> _Linear:
-        """Layers of one input as one layer, whose outputs stand side by side.
-
-        Their weights become views of its memory: values and modules stay what they are, and
-        nothing is held twice.
-
-        Args:
-            layers: at least one.
-            by_input: lay the memory out input by input: products of few rows take a tenth less.
-        """
-        weights = [layer.weight.detach() for layer in layers]
-        weight = _side_by_side(weights)
-        if weight is None or (by_input and weight.is_contiguous()):
-            weight = torch.cat(weights)
-            if by_input:
-                weight = weight.t().contiguous().t()
-            for layer, part in zip(layers, weight.split([len(w) for w in weights]), strict=True):
-                layer.weight.data = part
-        biases = [layer.bias for layer in layers]
-        bias = None
-        if any(b is not None for b in biases):
-            parts = zip(biases, weights, strict=True)
-            bias = torch.cat([w.new_zeros(len(w)) if b is None else b for b, w in parts]).detach()
-        return cls(weight, bias, weight.t())
-
-
-def _side_by_side(weights: list[Tensor]) -> Tensor | None:
-    """The memory that holds all of them one after the other, [outputs, inputs]; None without."""
-    first, at = weights[0], weights[0].data_ptr()
-    for weight in weights:
-        if weight.data_ptr() != at or weight.stride() != first.stride():
-            return None
-        if weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-            return None
-        at += len(weight) * weight.stride(0) * weight.element_size()
-    return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+log = logging.getLogger(f"lm_eval.{__name__}")
+# Of each model, what was said of it, and the ways to run it whose trial it has passed.
+_said: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+_passed: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
 class _Norm(NamedTuple):
@@ -84,76 +51,129 @@ class _Block(NamedTuple):
     """A decoder block's weights: looking them up in modules takes longer than some operations."""
 
     before_attention: _Norm
-    qkv: _Linear
-    o: _Linear
+    qkv: Linear
+    o: Linear
     before_mlp: _Norm
-    gate_up: _Linear
-    down: _Linear
+    gate_up: Linear
+    down: Linear
     scaling: float
     window: int | None
 
     @classmethod
-    def of(cls, block: Any, config: Any) -> _Block:
+    def of(cls, block: Any, config: Any, weights: SideBySide) -> _Block:
         at, mlp = block.self_attn, block.mlp
         cpu = at.q_proj.weight.device.type == "cpu"
         return cls(
             _Norm.of(block.input_layernorm),
-            _Linear.of(at.q_proj, at.k_proj, at.v_proj, by_input=cpu),
-            _Linear.of(at.o_proj, by_input=cpu),
+            weights.join(at.q_proj, at.k_proj, at.v_proj, by_input=cpu),
+            weights.join(at.o_proj, by_input=cpu),
             _Norm.of(block.post_attention_layernorm),
-            _Linear.of(mlp.gate_proj, mlp.up_proj, by_input=cpu),
-            _Linear.of(mlp.down_proj, by_input=cpu),
+            weights.join(mlp.gate_proj, mlp.up_proj, by_input=cpu),
+            weights.join(mlp.down_proj, by_input=cpu),
             at.scaling,
             _window(at, config),
         )
 
 
 class Lean:
-    """The model's passes over a `SlotCache`.
+    """The model's passes over a `SlotCache`, within `ready`.
 
     Their small operations are `kernels`' where those serve. Elsewhere there is the decode step
     alone, in PyTorch's operations; compiled, PyTorch's own compiler fuses what stands before
     attention, attention, and what stands behind it.
     """
 
+    embedding: Tensor
+    norm: _Norm
+    head: Linear
+    like: tuple[Tensor, Tensor]
+
     def __init__(self, model: Any, compiled: bool = False) -> None:
-        config, body = model.config, model.model
-        self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
-        self.norm = _Norm.of(body.norm)
-        self.head = _Linear.of(model.lm_head)
-        self.kv_heads = config.num_key_value_heads
-        self.dim = body.layers[0].self_attn.head_dim
-        self.blocks = [_Block.of(block, config) for block in body.layers]
+        self.model, self.rotary = model, model.model.rotary_emb
+        self.kv_heads = model.config.num_key_value_heads
+        self.dim = model.model.layers[0].self_attn.head_dim
+        self.blocks: list[_Block] = []
         self.compiled = compiled
         self.before, self.behind = _halves(compiled)
-        self.like = (self.embedding.new_empty(0, self.kv_heads, 1, self.dim),) * 2
-        windows = any(block.window is not None for block in self.blocks)
+        windows = any(
+            _window(block.self_attn, model.config) is not None for block in model.model.layers
+        )
         self.suits_kernels = not compiled and not windows and kernels.serve_heads(self.dim)
 
     @classmethod
     def of(cls, model: Any, compiled: bool = False) -> Lean | None:
         """The short passes of a model that has this architecture to the letter, None for any other.
 
+        What keeps a model of a class that is served from them is logged, once.
+
         Args:
             model: a causal LM.
             compiled: by torch.compile, in its first steps; meant for GPUs.
         """
-        kind = type(model)
-        if kind.__name__ not in CLASSES or not kind.__module__.startswith("transformers.models."):
-            return None
-        if getattr(model.config, "hidden_act", None) != "silu":
-            return None
-        for module in model.modules():
-            if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-                return None
-        for block in model.model.layers:
-            parts = [getattr(block.self_attn, f"{name}_proj") for name in "qkvo"]
-            parts += [getattr(block.mlp, f"{name}_proj") for name in ("gate", "up", "down")]
-            if any(type(part) is not nn.Linear for part in parts):  # adapters, quantized layers
-                return None
-        if len({(p.device, p.dtype) for p in model.parameters()}) != 1:
+        if (why := obstacle(model)) is not None:
+            _say(model, why)
             return None
         return cls(model, compiled)
+
+    @contextmanager
+    def ready(self) -> Iterator[str | None]:
+        """Within the context the passes can be run; afterwards the model's weights are as before.
+
+        Gives None, or why the passes can't be run after all: the model has changed since it was
+        looked at, or its own logits are others. That is logged as well.
+        """
+        if self.blocks:  # within another such context
+            yield None
+            return
+        weights = SideBySide(self.model)
+        try:
+            why = obstacle(self.model)
+            if why is None:
+                self._lay_out(weights)
+                why = self._trial()
+            if why is not None:
+                _say(self.model, why)
+                self._let_go(weights)
+            yield why
+        finally:
+            self._let_go(weights)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _lay_out(self, weights: SideBySide) -> None:
+        config, body = self.model.config, self.model.model
+        self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
+        self.norm = _Norm.of(body.norm)
+        self.head = weights.join(self.model.lm_head)
+        self.like = (self.embedding.new_empty(0, self.kv_heads, 1, self.dim),) * 2
+        for block in body.layers:
+            self.blocks.append(_Block.of(block, config, weights))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _let_go(self, weights: SideBySide) -> None:
+        self.blocks.clear()
+        weights.restore()
+
+    def _trial(self) -> str | None:
+        """In what way a small pass differs from the model's own, None if it doesn't.
+
+        Tried once a model and way to run it: its modules are looked at before every run, and other
+        weights change nothing.
+        """
+        way = (self.embedding.dtype, self.embedding.device, self.in_c)
+        if way in _passed.setdefault(self.model, set()):
+            return None
+        plain = copy.copy(self)  # what is compiled is the same, and compiling takes long
+        plain.compiled, (plain.before, plain.behind) = False, _halves(False)
+        found, most = deviation(self.model, plain), ROUNDING[self.embedding.dtype]
+        if found <= most:
+            _passed[self.model].add(way)
+            return None
+        return (
+            f"its own logits differ from the short step's by {found:.2g} of their standard "
+            f"deviation (rounding explains {most:g}), so something in its code was replaced"
+        )
 
     @property
     def in_c(self) -> bool:
@@ -314,6 +334,14 @@ def _behind_attention(x: Tensor, mixed: Tensor, block: _Block) -> Tensor:
     return _added(x, F.silu(gate) * up, block.down)
 
 
+def _say(model: nn.Module, why: str) -> None:
+    """Log why a model of a class that is served runs its own forward: once for each reason."""
+    name = type(model).__name__
+    if name in CLASSES and why not in _said.setdefault(model, set()):
+        _said[model].add(why)
+        log.info("%s is decoded by its own forward, not by the short step: %s", name, why)
+
+
 @functools.cache
 def _halves(compiled: bool) -> tuple[Any, Any]:
     """The two functions above, as they are or compiled: once for all blocks and all runs."""
@@ -326,14 +354,14 @@ def _norm(x: Tensor, norm: _Norm) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
 
 
-def _linear(x: Tensor, linear: _Linear) -> Tensor:
+def _linear(x: Tensor, linear: Linear) -> Tensor:
     """The layer's output for [rows, inputs]."""
     if linear.bias is None:
         return torch.mm(x, linear.transposed)
     return torch.addmm(linear.bias, x, linear.transposed)
 
 
-def _added(x: Tensor, y: Tensor, linear: _Linear) -> Tensor:
+def _added(x: Tensor, y: Tensor, linear: Linear) -> Tensor:
     """x + linear(y)"""
     if linear.bias is not None:
         return x + _linear(y, linear)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -27,10 +28,15 @@ LOGITS = 1 << 26  # most logits of one pass: 256 MiB in float32
 BUCKET = 32  # lengths of an exact run's passes are multiples of this
 
 
+def unscorable(finish_reason: str | None, kept: int | None) -> bool:
+    """Whether a sample has no clean log-likelihood, by how it ended: no token could be chosen."""
+    return finish_reason == "prompt_too_long" or (finish_reason == "numeric" and not kept)
+
+
 @torch.no_grad()
 def clean_nll(
     sampler: Sampler, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]
-) -> list[float]:
+) -> list[float | None]:
     """Negative log-likelihood of texts after a prompt, at T = 1, teacher-forced.
 
     Args:
@@ -39,27 +45,41 @@ def clean_nll(
         texts: generated ids; an empty text scores 0.
 
     Returns:
-        Summed nats, one a text.
+        Summed nats, one a text; None where the clean model's own logits are not numbers.
     """
+    with sampler.ready():
+        return _clean_nll(sampler, prompt_ids, texts)
+
+
+def _clean_nll(
+    sampler: Sampler, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]
+) -> list[float | None]:
     ((first, prompt),) = run_prompts(sampler, [prompt_ids])
     passes = _passes(sampler, texts, first.shape[-1])
     shared = [Shared(*held) for held in prompt]
 
-    def score(numbers: list[int], length: int) -> list[float]:
+    def filled_up(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
+        padded = [[*row, *[0] * (width - len(row))] for row in rows]
+        return torch.tensor(padded, device=sampler.device)
+
+    def score(numbers: list[int], length: int) -> list[float | None]:
         rows = EXACT_ROWS if sampler.exact else len(numbers)
-        padded = [[*texts[i], *([0] * (length - len(texts[i])))] for i in numbers]
-        padded += [[0] * length] * (rows - len(numbers))
-        ids = torch.tensor(padded, device=sampler.device)
+        chosen = [texts[i] for i in numbers] + [()] * (rows - len(numbers))
+        ids = filled_up(chosen, length)
         logits = first[None].expand(rows, -1, -1)
         if length > 1:
-            after = _teacher_forced(sampler, ids[:, :-1], shared)
+            # A text's last token is not entered: it may be one that the model makes NaN of, which
+            # masks don't hide from the tokens before it.
+            entered = filled_up([text[:-1] for text in chosen], length - 1)
+            after = _teacher_forced(sampler, entered, shared)
             logits = torch.cat([logits, after.float()], dim=1)
         logprobs = logits.log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
-        return [
+        summed = [
             -float(logprobs[row, : len(texts[i])].double().sum()) for row, i in enumerate(numbers)
         ]
+        return [None if math.isnan(nll) else nll for nll in summed]
 
-    def lane(start: int, stopped: Stopped) -> Iterator[tuple[list[int], list[float]]]:
+    def lane(start: int, stopped: Stopped) -> Iterator[tuple[list[int], list[float | None]]]:
         for numbers, length in passes[start::lanes]:
             yield numbers, score(numbers, length)
 

@@ -44,6 +44,9 @@ class PaddedCache:
             for held in (layer.keys, layer.values):
                 held[target.to(held.device)] = held[source.to(held.device)]
 
+    def wipe(self, slot: int) -> None:
+        """Nothing: no other row takes this one's place."""
+
     def of(self, count: int) -> DynamicCache:
         """The cache of the first `count` rows, as the model takes it."""
         for layer in self._layers():

@@ -26,7 +26,7 @@ class Row:
         ids: generated so far.
         kept: how many of `ids` stand before a stop string, once there is one.
         nlls: clean negative log-likelihood of each of `ids`, where decoding itself is clean.
-        finish_reason: why it ended; empty while it hasn't.
+        finish_reason: why it ended, as in `Sample`; empty while it hasn't.
         rho: site → measured ‖ε‖/‖h‖.
         seconds: share of the wall time.
         base: own columns that its prompt takes.

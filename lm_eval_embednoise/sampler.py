@@ -12,7 +12,7 @@ import inspect
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise import attention, perturb
 from lm_eval_embednoise.batch import EXACT_ROWS, Batch
+from lm_eval_embednoise.choose import choose
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import (
     attends_to_entries,
@@ -32,14 +33,16 @@ from lm_eval_embednoise.families import (
 )
 from lm_eval_embednoise.inject import Rows, find_site, mean_ratio, noise_keys, running
 from lm_eval_embednoise.lanes import Stopped, run_lanes, threads
-from lm_eval_embednoise.lean import CLASSES, Lean
-from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.lean import Lean
+from lm_eval_embednoise.lean_checks import obstacle
+from lm_eval_embednoise.likelihood import clean_nll, unscorable
 from lm_eval_embednoise.padded import PaddedBatch
 from lm_eval_embednoise.reference import References
 from lm_eval_embednoise.rows import Row
 from lm_eval_embednoise.soft_prompt import SoftPrompts
 
 LANE_ROWS = 16  # fewest rows that are worth a lane of their own
+GREEDY = Sampling()
 LAST = (-1,)  # the position that decoding needs
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
 SHARED_HEAD = 8  # positions from which a part of it does
@@ -56,6 +59,7 @@ class Job:
         clean_ids: the prompt with nothing added to it, which the clean log-likelihood and the
             norm m refer to; None where that is `prompt_ids`.
         soft_start: position of the first placeholder that a random soft prompt takes.
+        too_long: what was added to the prompt leaves no room for any of it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -63,6 +67,7 @@ class Job:
     samples: tuple[int, ...]
     clean_ids: tuple[int, ...] | None = None
     soft_start: int | None = None
+    too_long: bool = False
 
     @property
     def clean(self) -> tuple[int, ...]:
@@ -85,9 +90,10 @@ class Sample:
         index: the sample index, as in `Job.samples`.
         ids: generated token ids without the end token, with those that spell the stop string.
         kept: how many of `ids` stand wholly before the stop string; all of them without one.
-        finish_reason: "end_token", "stop_string", "length" or "prompt_too_long".
-        nll: summed negative log-likelihood of `ids[:kept]` under the clean model in nats, None if
-            unasked.
+        finish_reason: "end_token", "stop_string", "length", "prompt_too_long", or "numeric": the
+            logits after `ids` were not numbers, so no token could be chosen.
+        nll: summed negative log-likelihood of `ids[:kept]` under the clean model in nats; None if
+            unasked, or undefined (see `likelihood.unscorable`).
         rho: site → measured ‖ε‖/‖h‖, mean over the perturbed positions.
         std: site → standard deviation of the noise per coordinate, before the schedule.
         seconds: share of the wall time; 0 for a copy of identical work.
@@ -172,10 +178,7 @@ class Sampler:
         self.own_attention = how == "rows" and attention.supported(model)
         self.lean = Lean.of(model, compiled) if self.own_attention else None
         if compiled and self.lean is None:
-            raise ValueError(
-                f"compile=true is not available for {type(model).__name__}, only for "
-                f"{', '.join(CLASSES)} with ordinary linear layers on one device; leave compile out"
-            )
+            raise self._cannot_compile(obstacle(model) or "its attention is not served")
         self.shares_prompts = self.own_attention and attends_to_entries(model)
         self.attention_configs = attention.configs(model)
         for site in perturbation.sites:
@@ -191,12 +194,43 @@ class Sampler:
         parameters = inspect.signature(model.forward).parameters
         self.keeps_logits = "logits_to_keep" in parameters
 
+    def _cannot_compile(self, why: str) -> ValueError:
+        name = type(self.model).__name__
+        return ValueError(f"compile=true is not available for {name}: {why}; leave compile out")
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within the context the short passes are laid out, if the model still allows them.
+
+        `run` enters it by itself; around several calls it spares the work of doing so each time.
+
+        Raises:
+            ValueError: they should be compiled and can't be run.
+        """
+        lean = self.lean
+        if lean is None:
+            yield
+            return
+        with lean.ready() as why:
+            if why is not None and lean.compiled:
+                raise self._cannot_compile(why)
+            try:
+                self.lean = lean if why is None else None
+                yield
+            finally:
+                self.lean = lean
+
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
         """Generate all samples of all jobs, each given out as it finishes.
 
         A sample whose clean log-likelihood needs a pass of its own comes when its job is complete.
+        Until the iterator ends or is closed, the model's weights may be laid out for speed.
         """
+        with self.ready():
+            yield from self._run(jobs)
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
         self._std = {}
         if self.perturbation.rsp:  # now: it runs the embedding, which lanes put hooks on
             _ = self.soft_prompts.fit
@@ -207,7 +241,7 @@ class Sampler:
         # Jobs with one clean prompt stand together: their texts are scored together.
         for number in sorted(range(len(jobs)), key=lambda n: (-len(jobs[n].clean), alike[n])):
             job = jobs[number]
-            room = self.max_length - len(job.prompt_ids)
+            room = self.room(job)
             if room < 1:
                 for index in job.samples:
                     yield Sample(number, index, [], 0, "prompt_too_long")
@@ -332,21 +366,30 @@ class Sampler:
                     done.finish_reason, nll, dict(done.rho), dict(std), seconds,
                 )  # fmt: skip
 
-    def _nlls(self, clean: tuple[int, ...], rows: list[Row]) -> list[float] | list[None]:
+    def _nlls(self, clean: tuple[int, ...], rows: list[Row]) -> list[float | None]:
         """The clean log-likelihood of finished rows; equal texts are scored once."""
         if not self.perplexity:
             return [None] * len(rows)
+        scores: list[float | None]
         if self.perturbation.plain:
-            return [sum(row.nlls[: row.kept]) for row in rows]
-        texts = sorted({row.text_ids for row in rows if row.text_ids})
-        scores = dict(zip(texts, clean_nll(self, clean, texts), strict=True))
-        return [scores.get(row.text_ids, 0.0) for row in rows]
+            scores = [sum(row.nlls[: row.kept]) for row in rows]
+        else:
+            texts = sorted({row.text_ids for row in rows if row.text_ids})
+            known = dict(zip(texts, clean_nll(self, clean, texts) if texts else [], strict=True))
+            scores = [known.get(row.text_ids, 0.0) for row in rows]
+        return [
+            None if unscorable(row.finish_reason, len(row.text_ids)) else score
+            for row, score in zip(rows, scores, strict=True)
+        ]
 
     @torch.no_grad()
     def loglikelihood(
         self, number: int, job: Job, continuation: Sequence[int]
     ) -> tuple[float, bool, dict[str, float]]:
         """Log-probability of a continuation under a perturbed prompt, whether it is greedy, and ρ.
+
+        Both refer to the model's logits: where these are not numbers the first is NaN and the
+        second False.
 
         Args:
             number: the job's number in its run (its noise scale is computed once).
@@ -373,8 +416,9 @@ class Sampler:
         logprobs = logits[0, length - 1 :].float().log_softmax(dim=-1)
         target = torch.tensor(list(continuation), device=self.device)
         chosen = logprobs.gather(1, target[:, None])[:, 0]
-        greedy = bool((logprobs.argmax(dim=-1) == target).all())
-        return float(chosen.double().sum()), greedy, mean_ratio(measured, 0)
+        greedy = choose(logits[0, length - 1 :].float(), GREEDY, None)
+        score = float(chosen.double().sum())
+        return score, bool((greedy == target).all()), mean_ratio(measured, 0)
 
     def perturbed(self, rows: Rows) -> AbstractContextManager[dict[str, Tensor]]:
         """See `inject.running`; the model's hooks are everybody's, so hold `whole_model`."""
@@ -418,6 +462,10 @@ class Sampler:
         )
         logits: Tensor = output.logits
         return logits if at is None or kept else logits[:, list(at)]
+
+    def room(self, job: Job) -> int:
+        """How many tokens the model's length leaves behind a job's prompt; none if below 1."""
+        return 0 if job.too_long else self.max_length - len(job.prompt_ids)
 
     def head(self, job: Job) -> int:
         """How many vectors of a job's prompt its samples share; 0 for too few to make use of it."""

@@ -83,6 +83,12 @@ class SlotLayer(CacheLayerMixin):
                 moved = held[source.to(held.device), :, :width]
                 held[target.to(held.device), :, :width] = moved
 
+    def wipe(self, slot: int) -> None:
+        """Zero a row's entries: a mask hides a number from other rows, but not a NaN."""
+        for held in (self.keys, self.values):
+            if held is not None:
+                held[slot] = 0
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.width, 0
 
@@ -113,6 +119,11 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.slot_layers))
         self._parts: list[list[Part]] = []
         self._order: Tensor | None = None
+
+    def wipe(self, slot: int) -> None:
+        """Zero all of a row's entries."""
+        for layer in self.slot_layers:
+            layer.wipe(slot)
 
     def fill(self, slots: Tensor, prefilled: Entries) -> None:
         """Copy a prefill's entries to the head of rows; one prefilled row serves all of them."""

@@ -170,6 +170,8 @@ def _perturbation(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.8:
         unit = rng.choice(["relative", "relative", "norm", "absolute"])
         sigma = rng.choice([0.05, 0.3, 1.0]) * (0.1 if unit == "norm" else 1)
+        if unit == "absolute" and rng.random() < 0.2:
+            sigma = 3e5  # beyond float16
         depth = rng.choice(["embed", "0", "1", "2", "embed+1", "0+2", "map"])
         given |= {"sigma": sigma, "depth": depth, "sigma_unit": unit}
         if depth == "map":
@@ -385,7 +387,7 @@ class _Judge:
         std = self._std(job)
         self._near(sample, "std", sample.std, std, 0.03 if self.half else 1e-4)
         self._check_end(sample, job)
-        ended = sample.finish_reason == "end_token"
+        ended = sample.finish_reason in ("end_token", "numeric")
         entered = sample.ids if ended else sample.ids[:-1]
         passed = self.reference.run(job, sample.index, entered, std)
         self._near(sample, "ρ", sample.rho, passed.rho, 0.03 if self.half else 1e-4)
@@ -417,8 +419,8 @@ class _Judge:
         right &= sample.kept == (len(ids) if cut is None else cut)
         right &= (reason == "stop_string") == (cut is not None)
         right &= reason != "length" or len(ids) == limit
-        right &= reason != "end_token" or len(ids) < limit
-        if not right or reason not in ("stop_string", "length", "end_token"):
+        right &= reason not in ("end_token", "numeric") or len(ids) < limit
+        if not right or reason not in ("stop_string", "length", "end_token", "numeric"):
             self._fault(sample, f"ended wrongly: {reason}, kept {sample.kept} of {len(ids)}")
 
     def _check_tokens(
@@ -428,6 +430,14 @@ class _Judge:
         if sample.finish_reason == "end_token":
             chosen.append(None)  # one of the end tokens
         self.result.counts["tokens"] += len(chosen)
+        numbers = passed.logits.amax(dim=-1).isfinite().tolist()
+        if sample.finish_reason == "numeric":
+            self.result.counts["numeric"] += 1
+            if numbers.pop():
+                self._fault(sample, "ended as numeric, and the reference's logits are numbers")
+        if not all(numbers):
+            self._fault(sample, "tokens were chosen from logits that are not numbers")
+            return
         off = 1e-4 * (1 + passed.logits.abs().amax(dim=-1))
         if self.half:
             wide = self.wide.run(job, sample.index, entered, std)

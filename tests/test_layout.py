@@ -16,7 +16,8 @@ FOLDERS = {
 }
 CHAIN = (
     "config", "kernels", "streams", "perturb", "families", "inject", "reference", "soft_prompt",
-    "context", "attention", "slots", "behind", "lean", "choose", "lanes", "rows", "prefill",
+    "context", "attention", "slots", "behind", "weights", "lean_checks",
+    "lean", "choose", "lanes", "rows", "prefill",
     "batch", "padded", "likelihood", "sampler", "models",
 )  # fmt: skip
 

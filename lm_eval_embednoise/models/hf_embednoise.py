@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -36,6 +37,12 @@ from lm_eval_embednoise.store import Store
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
 OWN_ARGS = ("method", "perplexity", "exact", "compile", "blocks", "store")
+# Finish reasons that a user should hear of.
+ENDED_BADLY = {
+    "numeric": "their logits were not numbers ({dose}); lower sigma, or use dtype=bfloat16 or "
+    "dtype=float32",
+    "prompt_too_long": "their prompts leave no room in max_length; they count as failures",
+}
 AUTO_ROWS_CPU = 512
 AUTO_ROWS_MOST = 512
 
@@ -130,7 +137,7 @@ class HFEmbedNoise(HFLM):
         if given is not None:
             raise ValueError(f"max_length={given} is not supported: {why}; give at most {bound}")
         log.warning("max_length=%d: %s", bound, why)
-        self._max_length = bound
+        self._max_length: int | None = bound
 
     @classmethod
     def create_from_arg_obj(
@@ -192,6 +199,7 @@ class HFEmbedNoise(HFLM):
         self.method = method
         self._measured = Measured(perturbation.sites)
         self._soft_std: float | None = None
+        self._set_aside = 0  # positions that windows of a whole text leave free
         self._warned: set[str] = set()
         self._scores_announced = False
 
@@ -224,6 +232,8 @@ class HFEmbedNoise(HFLM):
             Sampling.from_gen_kwargs(requests[numbers[0]].args[1], self.max_gen_toks)
             for numbers in groups.values()
         ]  # all of them are checked before any work is done
+        for sampling in settings:
+            self._check_room(sampling)
         with tqdm(
             total=len(requests),
             desc="generating",
@@ -291,6 +301,28 @@ class HFEmbedNoise(HFLM):
                 bar.set_postfix_str(f"{tokens / elapsed:.0f} tokens/s", refresh=False)
         self._note(sampler, ledger)
 
+    def _check_room(self, sampling: Sampling) -> None:
+        """Refuse settings under which no prompt fits, however short.
+
+        Raises:
+            ValueError: naming them.
+        """
+        tokens = sampling.max_gen_toks if self.truncation else 1
+        if self.max_length - tokens - self._prompts.vectors < 1:
+            whose = [f"max_gen_toks={tokens} with truncation=true"] if self.truncation else []
+            raise ValueError(
+                f"{' and '.join(whose + self._additions())} leave no room for a prompt in "
+                f"max_length={self.max_length}; lower them"
+                + (", or leave truncation out" if self.truncation else "")
+            )
+
+    def _additions(self) -> list[str]:
+        """What is added to every prompt, as the user wrote it."""
+        p = self.perturbation
+        added = {f"rsp={p.rsp}": p.rsp, f"positions={p.positions}": p.where.dummies}
+        added[f"prefix={p.prefix}"] = p.prefix_length
+        return [name for name, count in added.items() if count]
+
     def _note(self, sampler: Sampler, ledger: Ledger | None = None) -> None:
         """Keep how large the sampler's draws were."""
         self._measured.add("std", ledger.stds(sampler) if ledger else sampler.stds())
@@ -310,13 +342,13 @@ class HFEmbedNoise(HFLM):
 
     def _sampler(self, sampling: Sampling, strings: StopStrings, jobs: list[Job]) -> Sampler:
         width = self.model.get_input_embeddings().weight.shape[0]
-        longest = max((len(job.prompt_ids) for job in jobs), default=1)
+        longest = max((len(job.prompt_ids) for job in jobs), default=1) + sampling.max_gen_toks
         return Sampler(
             self.model,
             self.perturbation,
             sampling,
             strings.stop(end_tokens(self.model, self.tokenizer), self.device),
-            batch_size=self._rows or self._rows_that_fit(longest + sampling.max_gen_toks),
+            batch_size=self._rows or self._rows_that_fit(min(longest, self.max_length)),
             max_length=self.max_length,
             token_ids=emittable_ids(self.tokenizer, width),
             perplexity=self.perplexity,
@@ -349,6 +381,7 @@ class HFEmbedNoise(HFLM):
 
     def _generation(self, sample: Sample, sampling: Sampling) -> Generation:
         self._measured.add("rho", {site: [rho] for site, rho in sample.rho.items()})
+        self._measured.add("ended", {sample.finish_reason: [1.0]})
         return Generation(
             self.text_of(sample.ids, sampling.until),
             sample_index=sample.index,
@@ -387,6 +420,40 @@ class HFEmbedNoise(HFLM):
                     site,
                     rho,
                 )
+        for reason, advice in ENDED_BADLY.items():
+            count, samples = self._measured.ended(reason)
+            if count and reason not in self._warned:
+                self._warned.add(reason)
+                log.warning(
+                    "%d of %d samples ended with the finish reason %s: %s",
+                    *(count, samples, reason, advice.format(dose=self._dose())),
+                )
+
+    def _dose(self) -> str:
+        """The noise and the number format that it acts in, in words."""
+        stds = self._measured.mean("std")
+        noise = [
+            f"sigma={sigma:g} at {site} (std per coordinate {stds.get(site, float('nan')):.4g})"
+            for site, sigma in self.perturbation.sites.items()
+        ]
+        return f"{', '.join(noise) or 'no noise'}, {str(self.model.dtype).removeprefix('torch.')}"
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts, in windows that leave room for what is added to each."""
+        before = self._max_length
+        self._set_aside = self._prompts.most
+        if self.max_length - self._set_aside < 1:
+            added, self._set_aside = self._set_aside, 0
+            raise ValueError(
+                f"{' and '.join(self._additions())} take up to {added} of "
+                f"max_length={self.max_length} positions: no text fits beside them; lower them"
+            )
+        try:
+            self._max_length = self.max_length - self._set_aside
+            scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+            return scores
+        finally:
+            self._max_length, self._set_aside = before, 0
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, **kwargs: Any
@@ -410,13 +477,27 @@ class HFEmbedNoise(HFLM):
             ),
             blocks=self.blocks,
         )
-        jobs = []
+        jobs: list[Job] = []
+        longest = self.max_length + self._set_aside
         for strings, context, continuation in requests:
             # The harness moves a context's trailing space into the continuation.
             text = strings[0].rstrip() if strings and strings[0] else None
             problem = streams.problem_id("loglikelihood", context)
-            limit = self.max_length + 1 - len(continuation)  # its last token is not an input
-            jobs += self._prompts.jobs(text, context, problem, (0,), limit)
+            limit = longest + 1 - len(continuation)  # its last token is not an input
+            (job,) = self._prompts.jobs(text, context, problem, (0,), limit)
+            if job.too_long:
+                raise ValueError(
+                    f"a continuation of {len(continuation)} tokens"
+                    + "".join(f" and {added}" for added in self._additions())
+                    + f" leave no room for its context in max_length={longest}"
+                )
+            if len(context) > len(job.clean):
+                log.warning(
+                    "context (%d tokens) and continuation (%d) are longer than max_length=%d: "
+                    "%d tokens of the context are cut from the left",
+                    *(len(context), len(continuation), longest, len(context) - len(job.clean)),
+                )
+            jobs.append(job)
         scores = []
         bar = tqdm(requests, desc="scoring", disable=disable_tqdm or self.rank != 0)
         for number, (_, _, continuation) in enumerate(bar):
@@ -424,8 +505,15 @@ class HFEmbedNoise(HFLM):
             scores.append((score, greedy))
             self._measured.add("rho", {site: [value] for site, value in rho.items()})
         self._note(sampler)
+        undefined = sum(math.isnan(score) for score, _ in scores)
         self._measured.gather(1)  # rolling requests call this unequally often in each process
         self._report()
+        if undefined and "scores" not in self._warned:
+            self._warned.add("scores")
+            log.warning(
+                "%d of %d log-likelihoods are NaN: the logits were not numbers (%s)",
+                *(undefined, len(scores), self._dose()),
+            )
         return scores
 
     def get_model_info(self) -> dict[str, Any]:

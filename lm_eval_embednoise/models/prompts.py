@@ -129,6 +129,20 @@ class Prompts:
         if perturbation.rsp and perturbation.rsp_slot == "before-assistant":
             self._answer = generation_prompt(tokenizer, template_args or {})
 
+    @property
+    def vectors(self) -> int:
+        """How many vectors are added to every prompt, of a soft prompt and of dummies."""
+        return self.perturbation.rsp + len(self._dummies)
+
+    @property
+    def most(self) -> int:
+        """The same with a random prefix: a token a character, a line break, and one to spare.
+
+        Tokenizers of word pieces put a blank before the first.
+        """
+        length = self.perturbation.prefix_length
+        return self.vectors + (length + 2 if length else 0)
+
     def jobs(
         self,
         text: str | None,
@@ -144,7 +158,9 @@ class Prompts:
             ids: its token ids, with nothing added.
             problem: its name in the random streams.
             samples: the sample indices wanted.
-            limit: most vectors of a prompt; what is too much goes from the problem's beginning.
+            limit: most vectors of a prompt; what is too much goes from the problem's beginning. The
+                clean prompt is what then remains of it, but for what a random prefix takes, so that
+                all samples of a problem have one. A job of which nothing remains is `too_long`.
 
         Raises:
             ValueError: for a soft prompt before the assistant's turn in a prompt without one.
@@ -184,11 +200,16 @@ class Prompts:
     ) -> Job:
         """A job of the ids with soft prompt and dummies; a cut for `limit` spares the first."""
         soft = [_PLACEHOLDER] * self.perturbation.rsp
-        room = len(ids) if limit is None else limit - len(soft) - len(self._dummies)
-        ids = ids[:kept] + ids[kept + max(0, len(ids) - room) :]
+        room = len(ids) if limit is None else limit - self.vectors
+        own = len(ids) - kept
+        too_long = room < kept + min(own, 1)
+        if limit is not None and not too_long:
+            ids = ids[:kept] + ids[kept + max(0, len(ids) - room) :]
+            clean = clean[-room:]
         at = self._slot(text, ids) if soft else 0
         whole = [*ids[:at], *soft, *ids[at:], *self._dummies]
-        return Job(tuple(whole), problem, tuple(samples), tuple(clean), at if soft else None)
+        start = at if soft else None
+        return Job(tuple(whole), problem, tuple(samples), tuple(clean), start, too_long)
 
     def _slot(self, text: str | None, ids: list[int]) -> int:
         """Where in the ids the soft prompt starts."""

@@ -58,15 +58,20 @@ def _in_turn(parts: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 class Measured:
-    """ρ and std of every sample and problem at each site, summed exactly: in any order the same."""
+    """ρ and std of every sample and problem at each site, summed exactly: in any order the same.
+
+    And how many samples ended for which reason.
+    """
+
+    WHAT = ("rho", "std", "ended")
 
     def __init__(self, sites: Iterable[str]) -> None:
-        self._all: dict[str, dict[str, list[float]]] = {"rho": {}, "std": {}}
-        self._new: dict[str, dict[str, list[float]]] = {"rho": {}, "std": {}}
+        self._all: dict[str, dict[str, list[float]]] = {what: {} for what in self.WHAT}
+        self._new: dict[str, dict[str, list[float]]] = {what: {} for what in self.WHAT}
         self._sites = tuple(sites)
 
     def add(self, what: str, values: Mapping[str, Iterable[float]]) -> None:
-        """Note values of this process: `what` is rho or std, values are by site."""
+        """Note values of this process: `what` is rho or std, by site, or ended, by reason."""
         for site, several in values.items():
             self._new[what].setdefault(site, []).extend(several)
 
@@ -80,7 +85,12 @@ class Measured:
             for what, by_site in new.items():
                 for site, values in by_site.items():
                     self._all[what].setdefault(site, []).extend(values)
-        self._new = {"rho": {}, "std": {}}
+        self._new = {what: {} for what in self.WHAT}
+
+    def ended(self, reason: str) -> tuple[int, int]:
+        """How many samples ended for a reason, and of how many, as of the last `gather`."""
+        counts = {name: len(values) for name, values in self._all["ended"].items()}
+        return counts.get(reason, 0), sum(counts.values())
 
     def mean(self, what: str) -> dict[str, float]:
         """Site → mean over all processes, as of the last `gather`."""

@@ -19,7 +19,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from lm_eval_embednoise import fingerprint, streams
 from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.likelihood import clean_nll, unscorable
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
 from lm_eval_embednoise.store import Document, Prompt, Store, Stored, digest
@@ -198,7 +198,9 @@ class Ledger:
             self.store.append(settings=self.settings, prompts=prompts, documents=new)
 
     def _unscored_yet(self, row: Stored) -> bool:
-        return self.lm.perplexity and row.nll is None and row.finish_reason != "prompt_too_long"
+        if unscorable(row.finish_reason, row.kept):
+            return False
+        return self.lm.perplexity and row.nll is None and row.nll_tokens is None
 
     def _problem(self, number: int) -> str | None:
         return None if self.fixed else self.jobs[number].problem
@@ -238,6 +240,10 @@ class Ledger:
         Under noise a problem's texts are scored together when all are there. They are stored
         without their scores as they finish, so a crash costs scores, not texts.
         """
+        with sampler.ready():
+            yield from self._run(sampler)
+
+    def _run(self, sampler: Sampler) -> Iterator[Sample]:
         missing = [len(job.samples) for job in self.left]
         waiting = [rows[:] for rows in self._unscored]
         run = run_of(self.lm, self.sampling, sampler.batch_size)
@@ -254,7 +260,7 @@ class Ledger:
                     [row], settings=self.settings, run=run, prompts=[self.prompts[number]]
                 )
                 missing[number] -= 1
-                if not later or sample.finish_reason == "prompt_too_long":
+                if not later or unscorable(sample.finish_reason, sample.kept):
                     yield sample
                     continue
                 waiting[number].append(row)
@@ -316,6 +322,6 @@ class Ledger:
         known += [
             sampler.site_std(number, job)
             for number, job in enumerate(self.left)
-            if job.samples and not self._stored[number]
+            if job.samples and not self._stored[number] and sampler.room(job) > 0
         ]
         return {site: [std[site] for std in known if std] for site in self.lm.perturbation.sites}

@@ -118,6 +118,7 @@ def _language(records: Sequence[Record]) -> Metrics:
         "mean_tokens": _mean(record["tokens"] for record in records),
         "mean_seconds": _mean(record.get("seconds") for record in records),
         "truncated": _mean(reason == "length" for reason in ended),
+        "numeric": _mean(reason == "numeric" for reason in ended),
         "rho": _mean(record["rho"] for record in records),
     }
 
