@@ -18,5 +18,5 @@ def test_every_sample_is_the_references(part: int) -> None:
     for number in range(part, CASES, PARTS):
         assert run_case(SEED, number, result) == [], f"case {number}: {draw(SEED, number)}"
     counts = result.counts
-    assert counts["tokens"] > 200 and counts["log-likelihoods"] > 20  # something was compared
+    assert counts["tokens"] > 100 and counts["log-likelihoods"] > 10  # something was compared
     assert counts["near ties"] <= 0.02 * counts["tokens"]
