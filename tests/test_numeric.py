@@ -127,7 +127,7 @@ def test_a_model_without_numbers_gives_no_tokens_and_no_likelihood(qwen2: PreTra
         for sample in samples:
             assert (sample.ids, sample.finish_reason, sample.nll) == ([], "numeric", None)
     assert clean_nll(sampler, PROMPTS[0], [(4, 5), ()]) == [None, pytest.approx(0)]
-    score, greedy = sampler.loglikelihood(0, Job(PROMPTS[0], "p", (0,)), [0])
+    score, greedy, _ = sampler.loglikelihood(0, Job(PROMPTS[0], "p", (0,)), [0])
     assert math.isnan(score) and not greedy
 
 
