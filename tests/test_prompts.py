@@ -172,8 +172,8 @@ def test_a_limit_cuts_the_problem_and_spares_what_is_added(tokenizer: Any) -> No
     options = {"prefix": "random:4", "rsp": 3, "positions": "dummy:2"}
     whole, cut = job(tokenizer, TEXT, **options), job(tokenizer, TEXT, limit=20, **options)
     head = len(whole.prompt_ids) - len(ids) - 5
-    assert len(cut.prompt_ids) == 20 and cut.clean == tuple(ids[-20:])
+    assert len(cut.prompt_ids) == 20 and cut.clean == tuple(ids[-15:])
     assert cut.prompt_ids[:head] == whole.prompt_ids[:head]
     assert cut.prompt_ids[head:] == whole.prompt_ids[head - 20 :]
     plain = job(tokenizer, TEXT, limit=20, positions="dummy:2")
-    assert plain.prompt_ids[:18] == tuple(ids[-18:])
+    assert plain.prompt_ids[:18] == tuple(ids[-18:]) == plain.clean
