@@ -361,7 +361,7 @@ class Batch:
         if nll is not None:
             row.nlls.append(nll)
         if stop.kept and self._may_end and self._may_end[token]:
-            row.kept = stop.kept(row.ids)
+            row.kept = stop.kept(row.ids, self._prepared[row.job].job.clean)
         if row.kept is not None:
             row.finish_reason = "stop_string"
         elif len(row.ids) >= row.limit:

@@ -138,7 +138,7 @@ def regenerate(
     (job,) = lm._prompts.jobs(prompt.text, prompt.ids, row.problem or "", [row.sample], limit)
     sampler = lm._sampler(sampling, lm._stop_strings(sampling.until), [job])
     (sample,) = sampler.run([job])
-    text = lm.text_of(sample.ids, sampling.until)
+    text = lm.text_of(sample.ids, sampling.until, job.clean)
     return Regenerated(lm, sampler, job, tuple(sample.ids), text, sample.finish_reason)
 
 

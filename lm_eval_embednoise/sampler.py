@@ -117,12 +117,13 @@ class Stop:
     Attributes:
         end_tokens: ids that end a text.
         may_end: bool [vocab], tokens that can complete a stop string; the others skip the check.
-        kept: given the generated ids, how many stand before a stop string, or None without one.
+        kept: given the generated ids and the clean prompt's, how many of the first stand before a
+            stop string, or None without one.
     """
 
     end_tokens: frozenset[int] = frozenset()
     may_end: Tensor | None = None
-    kept: Callable[[list[int]], int | None] | None = None
+    kept: Callable[[list[int], tuple[int, ...]], int | None] | None = None
 
 
 class Sampler:

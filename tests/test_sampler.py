@@ -141,7 +141,7 @@ def test_stop_rule_cuts_ids_and_nll(qwen2: PreTrainedModel) -> None:
     first = free.ids.index(ends)
     may_end = torch.zeros(97, dtype=torch.bool)
     may_end[ends] = True
-    stop = Stop(frozenset(), may_end, lambda ids: len(ids) - 2 if ids[-1] == ends else None)
+    stop = Stop(frozenset(), may_end, lambda ids, _: len(ids) - 2 if ids[-1] == ends else None)
     sampler = Sampler(qwen2, *METHODS["greedy"], stop)
     (sample,) = sampler.run([Job(PROMPTS[0], "problem 0", (0,))])
     assert sample.finish_reason == "stop_string"

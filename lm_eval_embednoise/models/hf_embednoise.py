@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from lm_eval_embednoise.models.loaded import (
 from lm_eval_embednoise.models.loading import HOST_ARGS, INSTEAD, LOADING_ARGS, Loading
 from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
+from lm_eval_embednoise.models.spelling import Spelling
 from lm_eval_embednoise.models.stored import Ledger
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
@@ -119,6 +120,7 @@ class HFEmbedNoise(HFLM):
         if exact:
             check_exact(self.model)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
+        self._spelling: Spelling | None = None
         self.set_perturbation(perturbation, method)
 
     def _check_length(self, given: Any) -> None:
@@ -280,7 +282,7 @@ class HFEmbedNoise(HFLM):
         sampler = self._sampler(sampling, strings, jobs)
 
         def put(sample: Sample) -> None:
-            generation = self._generation(sample, sampling)
+            generation = self._generation(sample, sampling, jobs[sample.job].clean)
             of_one, wanted = places[sample.job]
             for place in of_one[sample.index :: wanted]:
                 results[place] = generation
@@ -337,7 +339,9 @@ class HFEmbedNoise(HFLM):
     def _stop_strings(self, until: tuple[str, ...]) -> StopStrings:
         if until not in self._stops:
             width = self.model.get_input_embeddings().weight.shape[0]
-            self._stops[until] = StopStrings(self.tokenizer, until, width)
+            if self._spelling is None:
+                self._spelling = Spelling(self.tokenizer, width)
+            self._stops[until] = StopStrings(self.tokenizer, until, width, self._spelling)
         return self._stops[until]
 
     def _sampler(self, sampling: Sampling, strings: StopStrings, jobs: list[Job]) -> Sampler:
@@ -375,15 +379,24 @@ class HFEmbedNoise(HFLM):
         log.info("batch_size=auto: %d rows", rows)
         return rows
 
-    def text_of(self, ids: list[int], until: tuple[str, ...]) -> str:
-        """The text of generated ids, up to a stop string and behind the model's thinking."""
-        return after_thinking(self._stop_strings(until), ids, self.think_end_token)
+    def text_of(
+        self, ids: Sequence[int], until: tuple[str, ...], prompt: Sequence[int] = ()
+    ) -> str:
+        """The text of generated ids, up to a stop string and behind the model's thinking.
 
-    def _generation(self, sample: Sample, sampling: Sampling) -> Generation:
+        Args:
+            ids: generated ids.
+            until: stop strings.
+            prompt: ids of the clean prompt that they continue; a SentencePiece vocabulary loses
+                the text's first blank without it.
+        """
+        return after_thinking(self._stop_strings(until), ids, self.think_end_token, prompt)
+
+    def _generation(self, sample: Sample, sampling: Sampling, prompt: Sequence[int]) -> Generation:
         self._measured.add("rho", {site: [rho] for site, rho in sample.rho.items()})
         self._measured.add("ended", {sample.finish_reason: [1.0]})
         return Generation(
-            self.text_of(sample.ids, sampling.until),
+            self.text_of(sample.ids, sampling.until, prompt),
             sample_index=sample.index,
             tokens=sample.kept,
             finish_reason=sample.finish_reason,

@@ -9,6 +9,15 @@ from typing import Any
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
+_BEFORE = "x:\n"
+_LINES = (
+    "    return x\n",
+    "\tif x:\n\t\treturn [x]\n\n\n",
+    "  a  b \n",
+    "print(\"it's\", 'X' , `y`) ; z != 1 ?\n",
+    "naïve λ → 日本語 😀 “x”\n",
+)
+
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
@@ -21,7 +30,7 @@ def one_line(what: str) -> Iterator[None]:
 
 
 def check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
-    """Refuse a tokenizer that can't serve generation; warn about one of another model.
+    """Refuse a tokenizer that can't serve generation; warn of another model's, or one that garbles.
 
     Raises:
         ValueError: its files are missing, or it has neither an end token nor a start token.
@@ -41,6 +50,33 @@ def check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
             highest,
             rows,
         )
+    lost = garbled(tokenizer)
+    if lost is not None:
+        log.warning(
+            "%s garbles text: %r comes back as %r after encoding and decoding, so prompts and "
+            "samples are not what they seem",
+            name,
+            *lost,
+        )
+
+
+def garbled(tokenizer: Any) -> tuple[str, str] | None:
+    """A line of text or code that encoding and decoding change, and what comes back of it.
+
+    Each stands behind a line of its own, as a sample stands behind its prompt: what some tokenizers
+    do to the blanks at the very beginning of a text doesn't matter.
+    """
+    for line in _LINES:
+        try:
+            ids = tokenizer.encode(_BEFORE + line, add_special_tokens=False)
+            text = str(
+                tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            )
+        except Exception as error:  # a tokenizer of anybody's code; it is only looked at here
+            return line, f"{type(error).__name__}: {error}"
+        if text != _BEFORE + line:
+            return line, text.removeprefix(_BEFORE)
+    return None
 
 
 def without_wrapper(model: Any) -> Any:

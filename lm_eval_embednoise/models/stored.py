@@ -291,7 +291,7 @@ class Ledger:
             self.prompts[number].hash,
             self._problem(number),
             sample.index,
-            self.lm.text_of(sample.ids, self.sampling.until),
+            self.lm.text_of(sample.ids, self.sampling.until, self.jobs[number].clean),
             tuple(sample.ids),
             sample.kept,
             sample.finish_reason,

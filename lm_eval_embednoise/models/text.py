@@ -7,77 +7,106 @@ from typing import Any
 
 import torch
 
+from lm_eval_embednoise.models.spelling import Spelling, shown
 from lm_eval_embednoise.sampler import Stop
 
-_UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are not yet a character
+_UNFINISHED = "\ufffd"
 
 
 class StopStrings:
     """Stop strings against a tokenizer's tokens.
+
+    They are looked for in all that was generated, special tokens included, and never reach into the
+    prompt; the displayed text leaves special tokens out.
 
     Most tokens can't complete a stop string, and of the others most don't: what each token adds to
     a text tells both without decoding. Only where it says that a stop string may stand, or doesn't
     say (bytes that are part of a character), the text is decoded.
     """
 
-    def __init__(self, tokenizer: Any, until: Sequence[str], vocabulary: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Any,
+        until: Sequence[str],
+        vocabulary: int,
+        spelling: Spelling | None = None,
+    ) -> None:
+        """Look at every token once.
+
+        Args:
+            tokenizer: of the model.
+            until: stop strings.
+            vocabulary: rows of the embedding table.
+            spelling: of that tokenizer and table, where there is one already.
+        """
+        self.spelling = spelling or Spelling(tokenizer, vocabulary)
         self.until = tuple(until)
         self._longest = max((len(text) for text in until), default=0)
         self._window = max((len(text.encode()) for text in until), default=0) + 8
-        self._pieces = _pieces(tokenizer, vocabulary)
-        self.may_end = torch.tensor([self._may_end(piece) for piece in self._pieces])
+        # Later bytes can turn finished characters into it: what tokens add says nothing about it.
+        self._unsure = any(_UNFINISHED in text for text in until)
+        self.may_end = torch.tensor([self._may_end(piece) for piece in self.spelling.pieces])
 
     def _may_end(self, piece: str | None) -> bool:
         """Whether a token can complete a stop string: holds one or starts with the end of one."""
-        if piece is None:
+        if piece is None or self._unsure:
             return True
         return any(
             stop in piece or any(piece.startswith(stop[at:]) for at in range(1, len(stop)))
             for stop in self.until
         )
 
-    def _maybe(self, ids: list[int]) -> bool:
+    def _maybe(self, ids: Sequence[int], prompt: Sequence[int]) -> bool:
         """Whether the last token may have completed a stop string, by what the tokens add."""
-        last = self._pieces[ids[-1]] if ids else ""
+        if self._unsure or not ids:
+            return bool(ids)
+        pieces = self.spelling.pieces
+        last = pieces[ids[-1]]
         if last is None:
             return True
         tail, enough = last, len(last) + self._longest - 1
         for token in reversed(ids[:-1]):
             if len(tail) >= enough:
                 break
-            piece = self._pieces[token]
+            piece = pieces[token]
             if piece is None:
                 return True
             tail = piece + tail
+        else:  # at the very beginning of a text the first token can add something else
+            if not self.spelling.has_text(prompt):
+                return True
         return any(stop in tail for stop in self.until)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, special tokens left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
     def cut(self, text: str) -> int | None:
         """Where the earliest stop string starts, or None."""
         found = [at for at in (text.find(stop) for stop in self.until) if at >= 0]
         return min(found) if found else None
 
-    def kept(self, ids: list[int]) -> int | None:
-        """How many of the generated ids stand wholly before a stop string; None without one."""
-        if not self._maybe(ids) or self.cut(self.decode(ids[-self._window :])) is None:
+    def kept(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> int | None:
+        """How many of the generated ids stand wholly before a stop string; None without one.
+
+        Args:
+            ids: generated ids.
+            prompt: the ids that they continue.
+        """
+        if not self._maybe(ids, prompt):
             return None
-        end = self.cut(self.decode(ids))
+        emitted = self.spelling.emitted
+        start = self.spelling.start_of_last(ids, self._window)
+        if start and self.cut(emitted(ids, prompt, start)) is None:
+            return None
+        end = self.cut(emitted(ids, prompt))
         if end is None:
             return None
         count = len(ids)
-        while count and len(self.decode(ids[:count])) > end:
+        while count and len(emitted(ids[:count], prompt)) > end:
             count -= 1
         return count
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The generated text up to the earliest stop string."""
-        text = self.decode(ids)
-        return text[: self.cut(text)]
+    def text(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> str:
+        """The displayed text up to the earliest stop string; arguments as for `kept`."""
+        parts = self.spelling.parts(ids, prompt)
+        return shown(parts, 0, self.cut("".join(text for text, _ in parts)))
 
     def stop(self, end_tokens: Iterable[int], device: torch.device) -> Stop:
         """The sampler's stop rule."""
@@ -86,35 +115,36 @@ class StopStrings:
         return Stop(frozenset(end_tokens), self.may_end.to(device), self.kept)
 
 
-def _pieces(tokenizer: Any, vocabulary: int) -> list[str | None]:
-    """What each token adds to a text that stands before it; None where that depends on the text."""
-    count = min(vocabulary, len(tokenizer))
-    found: list[str | None] = [None] * vocabulary
-    if getattr(tokenizer, "clean_up_tokenization_spaces", False):
-        return found  # takes back spaces that stand before a token
-    anchor = tokenizer.encode("a", add_special_tokens=False)[-1]
-    before = tokenizer.decode([anchor])
-    pairs = [[anchor, token] for token in range(count)]
-    for token, text in enumerate(tokenizer.batch_decode(pairs, skip_special_tokens=True)):
-        if text.startswith(before) and _UNFINISHED not in text:
-            found[token] = text[len(before) :]
-    return found
-
-
-def after_thinking(strings: StopStrings, ids: Sequence[int], end: str | int | None) -> str:
-    """The generated text behind the last end-of-thinking mark, as the harness's class cuts it.
+def after_thinking(
+    strings: StopStrings, ids: Sequence[int], end: str | int | None, prompt: Sequence[int] = ()
+) -> str:
+    """The displayed text behind the last end-of-thinking mark, as the harness's class cuts it.
 
     Args:
         strings: the stop strings in force.
         ids: generated ids.
-        end: the mark as text or as a token id; None for a model that doesn't think aloud. Without
-            the mark in it, a text counts whole.
+        end: the mark as text (which may be that of a special token) or as a token id; None for a
+            model that doesn't think aloud. A text counts whole without the mark in it; where a stop
+            string begins in the mark, nothing is left.
+        prompt: the ids that they continue.
     """
+    if not end and end != 0:
+        return strings.text(ids, prompt)
+    parts = strings.spelling.parts(ids, prompt)
+    text = "".join(part for part, _ in parts)
+    cut = strings.cut(text)
+    stop = len(text) if cut is None else cut
     if isinstance(end, int):
-        last = max((at for at, token in enumerate(ids) if token == end), default=-1)
-        return strings.text(ids[last + 1 :]).lstrip()
-    text = strings.text(ids)
-    return text.split(end)[-1].lstrip() if end else text
+        starts = [
+            len(strings.spelling.emitted(ids[: at + 1], prompt))
+            for at, token in enumerate(ids)
+            if token == end and len(strings.spelling.emitted(ids[:at], prompt)) <= stop
+        ]
+        start = starts[-1] if starts else 0
+    else:
+        at = text.rfind(end, 0, stop + len(end))
+        start = at + len(end) if at >= 0 else 0
+    return shown(parts, start, max(start, stop)).lstrip()
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
