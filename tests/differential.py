@@ -259,7 +259,7 @@ def kept_by(stops: frozenset[tuple[int, int]]) -> Any:
     A pair of even sum stands wholly in the stop string, of the others only the second token.
     """
 
-    def kept(ids: list[int]) -> int | None:
+    def kept(ids: list[int], prompt: tuple[int, ...] = ()) -> int | None:
         for end in range(2, len(ids) + 1):
             if (ids[end - 2], ids[end - 1]) in stops:
                 return end - (2 if sum(ids[end - 2 : end]) % 2 == 0 else 1)
