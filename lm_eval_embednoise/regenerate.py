@@ -124,7 +124,7 @@ def regenerate(
     given = {k: v for k, v in facts["perturbation"].items() if v is not None}
     if isinstance(given.get("depth"), dict):
         given.pop("sigma", None)
-    lm.set_perturbation(Perturbation.from_args(given))
+    lm.set_perturbation(Perturbation(**given))
     sampling = Sampling(**{**facts["sampling"], "until": tuple(facts["sampling"]["until"])})
     now = json.loads(json.dumps(settings_of(lm, sampling)))
     if digest(now) != row.settings:

@@ -22,6 +22,7 @@ from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.loaded import (
     check_embedding,
     check_tokenizer,
+    not_applied,
     one_line,
     without_wrapper,
 )
@@ -108,6 +109,9 @@ class HFEmbedNoise(HFLM):
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None:  # HFLM does this only for several GPUs, by local rank
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        own_settings = not_applied(getattr(self.model, "generation_config", None))
+        if own_settings:
+            log.info("%s", own_settings)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         self.set_perturbation(perturbation, method)
 
