@@ -202,10 +202,14 @@ class Perturbation:
         return tuple(f.name for f in dataclasses.fields(cls) if f.init)
 
     @classmethod
-    def from_args(cls, args: Mapping[str, Any]) -> Perturbation:
+    def from_args(cls, args: Mapping[str, Any], seed: int | None = None) -> Perturbation:
         """Build from a mapping, refusing unknown names with the near miss.
 
         `noise` may name a YAML file that gives some or all of the arguments.
+
+        Args:
+            args: name → value.
+            seed: where neither they nor the file give one; 0 by default.
         """
         given = dict(args)
         path = given.pop("noise", None)
@@ -217,10 +221,10 @@ class Perturbation:
                     f"allowed: {', '.join(allowed)}"
                 )
         if path is None:
-            return cls._from_given(given)
+            return cls._from_given({"seed": seed or 0, **given})
         given = with_noise_file(path, given, cls.names())
         try:
-            return cls._from_given(given)
+            return cls._from_given({"seed": seed or 0, **given})
         except ValueError as error:
             raise ValueError(f"{error} (with noise={path})") from None
 

@@ -203,11 +203,11 @@ def test_delta_weights_are_added(tmp_path: Path, plain: HFEmbedNoise) -> None:
     assert greedy(lm, sigma=0.3) == greedy(plain, sigma=0.3)
 
 
-def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None:
-    """The embedded model's weights as llama.cpp keeps them, in float32: the same texts."""
+def write_gguf(path: Path, model: Any) -> None:
+    """A model of the embedded one's class as llama.cpp keeps it, in float32."""
     gguf = pytest.importorskip("gguf")
-    config = plain.model.config
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    config = model.config
+    writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -218,7 +218,7 @@ def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
-    for name, tensor in plain.model.state_dict().items():
+    for name, tensor in model.state_dict().items():
         module, _, kind = name.rpartition(".")
         if module != "lm_head":  # tied to the embedding
             writer.add_tensor(f"{names.get_name(module)}.{kind}", tensor.numpy())
@@ -226,6 +226,11 @@ def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None:
+    """The embedded model's weights as llama.cpp keeps them, in float32: the same texts."""
+    write_gguf(tmp_path / "model.gguf", plain.model)
     lm = load(pretrained=str(tmp_path), gguf_file="model.gguf", tokenizer=MINICODER)
     assert greedy(lm, sigma=0.3) == greedy(plain, sigma=0.3)
     with pytest.raises(ValueError, match=r"gguf_file='other\.gguf' is not in"):
