@@ -127,6 +127,10 @@ def samples(run: Run) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]
             yield _problem_id(line), line["doc"], [_record(record) for record in listed]
 
 
+# What of a model not every result tells: equal where both do.
+_MAY_LACK = ("fingerprint", "parameters", "identity")
+
+
 def differences(a: Run, b: Run) -> list[str]:
     """What stands in the way of comparing two runs problem by problem; empty if nothing does."""
     found = []
@@ -135,6 +139,9 @@ def differences(a: Run, b: Run) -> list[str]:
     if a.k != b.k:
         found.append(f"K {a.k} against {b.k} samples a problem")
     for key in sorted(a.settings.keys() | b.settings.keys()):
+        lacking = key not in a.settings or key not in b.settings
+        if lacking and key.removeprefix("model ") in _MAY_LACK:
+            continue  # an older version, or another model class, doesn't tell them
         if a.settings.get(key) != b.settings.get(key):
             found.append(f"{key} {a.settings.get(key)!r} against {b.settings.get(key)!r}")
     left, right = (dict(zip(run.problems, run.hashes, strict=True)) for run in (a, b))
@@ -252,7 +259,7 @@ def _settings(
         "model commit": header.get("model_sha") or None,
         "model dtype": header.get("model_dtype"),
         **{f"generation {k}": v for k, v in generation.items() if k not in SAMPLING},
-        **{f"model {k}": model.get(k) for k in ("commit", "fingerprint", "dtype", "quantization")},
+        **{f"model {k}": model.get(k) for k in ("commit", "dtype", "quantization", *_MAY_LACK)},
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
+
+EXACT = 2**53  # up to here every whole number is a float
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
@@ -31,14 +34,27 @@ def number(name: str, value: Any, *, least: float = 0.0) -> float:
         found = float(value)
     except ValueError:
         raise ValueError(f"{name}={value!r} is not a number") from None
+    except OverflowError:  # a whole number of more than 308 digits
+        found = math.inf
     if not math.isfinite(found) or found < least:
         raise ValueError(f"{name}={value!r} is not allowed; it must be a finite number ≥ {least:g}")
     return found
 
 
 def integer(name: str, value: Any, *, least: int) -> int:
-    """A whole number ≥ `least`, from a number or its text."""
+    """A whole number ≥ `least`, from a number or its text (`7`, `7.0`, `1e3`), every digit kept.
+
+    Raises:
+        ValueError: for anything else, and for a float beyond 2**53: it may have been another whole
+            number before it was rounded.
+    """
     found = number(name, value, least=least)
-    if found != int(found):
+    if isinstance(value, float) and abs(found) > EXACT:
+        raise ValueError(
+            f"{name}={value!r} is not allowed; beyond 2**53 a number with a point or an exponent "
+            "is rounded: write the whole number in digits"
+        )
+    exact = Decimal(value)
+    if exact != int(exact):
         raise ValueError(f"{name}={value!r} is not allowed; it must be a whole number ≥ {least}")
-    return int(found)
+    return int(exact)

@@ -127,7 +127,13 @@ class Perturbation:
                 f"sigma_end={end:g} with a mapping of sites must be 0 or left out: "
                 "it is one sigma, and every site has its own"
             )
-        if self.schedule == "exponential" and end == 0:
+        if end > 0 and not self.sites:
+            raise ValueError(
+                f"sigma={self.sigma:g} and sigma_end={end:g}: a schedule multiplies sigma, so a "
+                "ramp can't begin at 0 and nothing would be added; begin at a small sigma, such as "
+                f"sigma={end / 1000:g}, or leave sigma_end out for the control without noise"
+            )
+        if self.schedule == "exponential" and end == 0 and self.sites:
             raise ValueError(
                 "schedule='exponential' needs sigma_end > 0, and so one sigma for all sites"
             )
@@ -197,10 +203,14 @@ class Perturbation:
         return tuple(f.name for f in dataclasses.fields(cls) if f.init)
 
     @classmethod
-    def from_args(cls, args: Mapping[str, Any]) -> Perturbation:
+    def from_args(cls, args: Mapping[str, Any], seed: int | None = None) -> Perturbation:
         """Build from a mapping, refusing unknown names with the near miss.
 
         `noise` may name a YAML file that gives some or all of the arguments.
+
+        Args:
+            args: name → value.
+            seed: where neither they nor the file give one; 0 by default.
         """
         given = dict(args)
         path = given.pop("noise", None)
@@ -212,12 +222,30 @@ class Perturbation:
                     f"allowed: {', '.join(allowed)}"
                 )
         if path is None:
-            return cls(**given)
+            return cls._from_given({"seed": seed or 0, **given})
         given = with_noise_file(path, given, cls.names())
         try:
-            return cls(**given)
+            return cls._from_given({"seed": seed or 0, **given})
         except ValueError as error:
             raise ValueError(f"{error} (with noise={path})") from None
+
+    @classmethod
+    def _from_given(cls, given: Mapping[str, Any]) -> Perturbation:
+        """Build, and refuse what was written down and would have no effect."""
+        built = cls(**given)
+        dosed = "sigma" in given or isinstance(given.get("depth"), Mapping)
+        for name in () if dosed else _OF_THE_NOISE:
+            if name in given and not (name == "positions" and built.where.dummies):
+                raise ValueError(
+                    f"{name}={given[name]!r} says how noise is added, and no sigma is given; add "
+                    f"sigma=… (sigma=0 for the control without noise), or leave {name} out"
+                )
+        if built.sigma_unit == "absolute" and given.get("sigma_reference", "site") != "site":
+            raise ValueError(
+                f"sigma_reference={built.sigma_reference!r} has no effect with "
+                "sigma_unit='absolute', where sigma is the standard deviation itself; leave one out"
+            )
+        return built
 
     def canonical(self) -> dict[str, Any]:
         """All that determines the draws, their size and what is added to the prompt.
@@ -246,6 +274,12 @@ class Perturbation:
         rest = [f"{name}:{value}" for name, value in canonical.items() if value is not None]
         return "|".join([head, *rest])
 
+
+# What says how noise is added: without a sigma, or a mapping of sites, it would say nothing.
+_OF_THE_NOISE = (
+    *("depth", "sigma_unit", "sigma_reference", "scope", "positions"),
+    *("schedule", "sigma_end", "anneal_tokens"),
+)
 
 GREEDY_KEYS = ("do_sample", "temperature")
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -327,7 +361,6 @@ class Sampling:
                     raise ValueError(
                         f"gen_kwargs: {name}={value:g} has no effect without do_sample=true"
                     )
-        limits = [given[name] for name in TOKEN_LIMITS if name in given]
         until = given.get("until", ())
         until = (until,) if isinstance(until, str) else tuple(until)
         return cls(
@@ -335,8 +368,29 @@ class Sampling:
             top_p=top_p,
             top_k=top_k,
             min_p=min_p,
-            max_gen_toks=integer(
-                "gen_kwargs: max_gen_toks", limits[0] if limits else default_tokens, least=1
-            ),
+            max_gen_toks=_token_limit(given, default_tokens),
             until=tuple(text for text in until if text),
         )
+
+
+def _token_limit(given: Mapping[str, Any], default: int) -> int:
+    """Most tokens to generate, whichever of its names was used.
+
+    Raises:
+        ValueError: two names with different values: the harness adds --gen_kwargs to the task's own
+            arguments name by name, so another name doesn't replace the task's.
+    """
+    limits = {
+        name: integer(f"gen_kwargs: {name}", given[name], least=1)
+        for name in TOKEN_LIMITS
+        if name in given
+    }
+    if len(set(limits.values())) > 1:
+        said = " and ".join(f"{name}={value}" for name, value in limits.items())
+        (first, *others) = limits
+        raise ValueError(
+            f"gen_kwargs: {said} are different limits of the same tokens. The task file gives one "
+            f"of them, and --gen_kwargs replaces it only under its own name: write {first}=N "
+            f"alone, without {', '.join(others)}"
+        )
+    return next(iter(limits.values()), default)

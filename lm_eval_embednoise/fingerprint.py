@@ -39,13 +39,23 @@ def of_folder(folder: str | Path) -> str:
         raise ValueError(f"{folder} holds no weights ({', '.join(_WEIGHTS)})")
     hasher = blake2b(digest_size=16)
     for path in files:
-        content = blake2b(digest_size=16)
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            for part in _parts(file, size, path.suffix):
-                content.update(part)
-        hasher.update(json.dumps([path.name, size, content.hexdigest()]).encode())
+        hasher.update(json.dumps([path.name, path.stat().st_size, _content(path)]).encode())
     return hasher.hexdigest()
+
+
+def of_file(path: str | Path) -> str:
+    """32 hexadecimal digits for a file that is a whole model (GGUF), whatever its name."""
+    path = Path(path)
+    said = json.dumps([path.stat().st_size, _content(path)])
+    return blake2b(said.encode(), digest_size=16).hexdigest()
+
+
+def _content(path: Path) -> str:
+    content = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        for part in _parts(file, path.stat().st_size, path.suffix):
+            content.update(part)
+    return content.hexdigest()
 
 
 def _parts(file: BinaryIO, size: int, suffix: str) -> Iterator[bytes]:
@@ -80,11 +90,24 @@ def of_tokenizer(tokenizer: Any) -> str:
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def of_config(config: Any) -> str:
+    """32 hexadecimal digits for a model's configuration: what its forward pass is made of."""
+    content = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    for name in ("transformers_version", "use_cache", "output_hidden_states", "output_attentions"):
+        content.pop(name, None)
+    text = json.dumps(content, sort_keys=True, default=str)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def of_model(model: Any) -> str:
-    """32 hexadecimal digits for a model in memory: names, shapes and samples of its parameters."""
+    """32 hexadecimal digits for a model in memory: names, shapes and samples of its parameters.
+
+    Of a parameter that is offloaded to disk, its name and shape.
+    """
     hasher = blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
-        some = flat[:: max(1, len(flat) // BLOCKS)].float().cpu().tolist()
+        step = max(1, len(flat) // BLOCKS)
+        some = [] if tensor.is_meta else flat[::step].float().cpu().tolist()
         hasher.update(json.dumps([name, list(tensor.shape), str(tensor.dtype), some]).encode())
     return hasher.hexdigest()

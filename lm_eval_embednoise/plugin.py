@@ -1,4 +1,4 @@
-"""All that touches lm_eval's registries: the models, where the task files are, standard errors.
+"""All that touches lm_eval itself: its registries, where the task files are, standard errors, seed.
 
 Filters and aggregations need no registration: the task files name them by their dotted path.
 """
@@ -31,7 +31,8 @@ def register() -> None:
     import lm_eval.tasks.manager  # noqa: F401
 
     for name in _EXTENSIONS:
-        extend(name)
+        if name in sys.modules:  # the import hook extends the evaluator when it is needed
+            extend(name)
 
 
 def extend(module_name: str) -> None:
@@ -89,6 +90,15 @@ def _add_standard_errors(utils: Any) -> None:
     utils.stderr_for_metric = stderr_for_metric
 
 
+def _pass_seed_on(evaluator: Any) -> None:
+    """Let the models that an evaluation makes see its seed."""
+    from lm_eval_embednoise import harness_seed
+
+    if not hasattr(evaluator.simple_evaluate, "_embednoise"):
+        evaluator.simple_evaluate = harness_seed.passed_on(evaluator.simple_evaluate)
+        evaluator.simple_evaluate._embednoise = True
+
+
 def set_repeats(task: Any, k: int) -> None:
     """Make a loaded task take K samples of every problem.
 
@@ -131,4 +141,5 @@ _EXTENSIONS: dict[str, Callable[[Any], None]] = {
     "lm_eval.models": _register_models,
     "lm_eval.tasks.manager": _add_tasks,
     "lm_eval.evaluator_utils": _add_standard_errors,
+    "lm_eval.evaluator": _pass_seed_on,
 }

@@ -117,18 +117,19 @@ def regenerate(
             "what made it is not known, so it can't be made again"
         )
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
-    from lm_eval_embednoise.models.stored import settings_of
+    from lm_eval_embednoise.models.stored import input_of, settings_of
 
     arguments = {k: v for k, v in facts["model_args"].items() if v is not None}
     lm = HFEmbedNoise(batch_size=1, **{**arguments, **(model_args or {})})
     given = {k: v for k, v in facts["perturbation"].items() if v is not None}
     if isinstance(given.get("depth"), dict):
         given.pop("sigma", None)
-    lm.set_perturbation(Perturbation.from_args(given))
+    lm.set_perturbation(Perturbation(**given))
     sampling = Sampling(**{**facts["sampling"], "until": tuple(facts["sampling"]["until"])})
     now = json.loads(json.dumps(settings_of(lm, sampling)))
+    now |= {key: settings[key] for key in ("key_version",) if key in settings}
     if digest(now) != row.settings:
-        changed = [key for key in settings if settings[key] != now.get(key)]
+        changed = [key for key in {**settings, **now} if settings.get(key) != now.get(key)]
         raise ValueError(
             f"{row.key} was made with another {', '.join(changed)} than what is loaded now; name "
             "the right model with --model_args pretrained=…"
@@ -136,6 +137,11 @@ def regenerate(
     prompt = store.prompts()[row.prompt]
     limit = lm.max_length - sampling.max_gen_toks if lm.truncation else None
     (job,) = lm._prompts.jobs(prompt.text, prompt.ids, row.problem or "", [row.sample], limit)
+    if row.input and row.input != input_of(job):
+        raise ValueError(
+            f"{row.key} was made of another input than its prompt gives now: the tokenizer or its "
+            "chat template has changed; name the right model with --model_args pretrained=…"
+        )
     sampler = lm._sampler(sampling, lm._stop_strings(sampling.until), [job])
     (sample,) = sampler.run([job])
     text = lm.text_of(sample.ids, sampling.until, job.clean)

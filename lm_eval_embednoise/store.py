@@ -1,7 +1,8 @@
 """The generation store: a folder of segments, one row a sample, found again by its key.
 
 A key is a hash of all that determines a sample: the settings (model, perturbation, sampling, …),
-the prompt's token ids, the problem's name in the random streams and the sample index. What doesn't
+the prompt's token ids and what is made of them (cuts, soft prompts, prefixes, dummies), the
+problem's name in the random streams and the sample index. What doesn't
 matter is left out: a deterministic method has no seed, no stream and no problem in its keys. Batch
 size, device and kernels are recorded with the run that made a sample, beside its key.
 
@@ -88,6 +89,9 @@ class Stored:
         std: site → standard deviation per coordinate.
         seconds: share of the generation time.
         run: which run made it (batch, device, versions).
+        input: hash of what the model was given, where that isn't the prompt alone: token ids with
+            all that is added or cut off, and the place of a soft prompt. Stands behind the
+            prompt's in its column.
     """
 
     settings: str
@@ -104,11 +108,17 @@ class Stored:
     std: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     run: str = ""
+    input: str = ""
+
+    @property
+    def place(self) -> str:
+        """The prompt's hash and, behind a colon, the input's where there is one."""
+        return f"{self.prompt}:{self.input}" if self.input else self.prompt
 
     @property
     def key(self) -> str:
         """What finds this sample again."""
-        return digest([self.settings, self.prompt, self.problem, self.sample])
+        return digest([self.settings, self.place, self.problem, self.sample])
 
 
 class Store:
@@ -233,7 +243,7 @@ class Store:
             yield (
                 "samples",
                 (
-                    *(row.key, row.settings, row.prompt, row.problem, row.sample, _bytes(row.text)),
+                    *(row.key, row.settings, row.place, row.problem, row.sample, _bytes(row.text)),
                     *(None if row.ids is None else _json(row.ids), row.kept, row.finish_reason),
                     *(_json(row.rho), _json(row.std), row.seconds, row.run),
                 ),
@@ -328,7 +338,8 @@ class Store:
 
 
 def _stored(values: Sequence[Any], nll: tuple[float, int] | None) -> Stored:
-    _, settings, prompt, problem, sample, text, ids, kept, reason, rho, std, seconds, run = values
+    _, settings, place, problem, sample, text, ids, kept, reason, rho, std, seconds, run = values
+    prompt, _, input = place.partition(":")
     return Stored(
         settings,
         prompt,
@@ -344,6 +355,7 @@ def _stored(values: Sequence[Any], nll: tuple[float, int] | None) -> Stored:
         json.loads(std),
         seconds,
         run,
+        input,
     )
 
 

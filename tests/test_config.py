@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm_eval_embednoise import streams
+from lm_eval_embednoise.checks import integer
 from lm_eval_embednoise.config import Perturbation, Positions, Sampling, parse_depth
 
 
@@ -60,6 +67,35 @@ from lm_eval_embednoise.config import Perturbation, Positions, Sampling, parse_d
         ({"prefix": "random"}, ["prefix='random'", "random:N"]),
         ({"prefix": "random:0"}, ["random:0", "≥ 1"]),
         ({"sigma": 1, "seed": 1.5}, ["seed", "1.5", "whole number"]),
+        ({"seed": 2.0**60}, ["seed=1.152921504606847e+18", "2**53", "in digits"]),
+        ({"seed": 10**400}, ["seed=1000", "finite number"]),
+        ({"seed": "1e400"}, ["seed='1e400'", "finite number"]),
+        (
+            {"sigma": 0, "positions": "all", "schedule": "linear", "sigma_end": 0.5}
+            | {"anneal_tokens": 5},
+            [
+                "sigma=0 and sigma_end=0.5",
+                "can't begin at 0",
+                "sigma=0.0005",
+                "leave sigma_end out",
+            ],
+        ),
+        (
+            {"sigma_end": 0.5, "positions": "all", "schedule": "step", "anneal_tokens": 5},
+            ["sigma=0 and sigma_end=0.5"],
+        ),
+        ({"depth": 5}, ["depth=5", "no sigma is given", "sigma=0 for the control"]),
+        ({"scope": "sequence", "rsp": 2}, ["scope='sequence'", "no sigma is given"]),
+        ({"positions": "generated"}, ["positions='generated'", "no sigma is given"]),
+        ({"positions": "dummy:2", "sigma_unit": "norm"}, ["sigma_unit='norm'", "leave sigma_unit"]),
+        (
+            {"positions": "all", "schedule": "step", "anneal_tokens": 5},
+            ["positions='all'", "no sigma is given"],
+        ),
+        (
+            {"sigma": 1, "sigma_unit": "absolute", "sigma_reference": "hidden"},
+            ["sigma_reference='hidden'", "no effect", "sigma_unit='absolute'"],
+        ),
         ({"sigm": 1}, ["'sigm'", "did you mean 'sigma'"]),
     ],
 )
@@ -68,6 +104,51 @@ def test_refusals_name_the_value_and_what_is_allowed(args: dict, words: list[str
         Perturbation.from_args(args)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("positions", ["all", "generated:3"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "exponential", "step"])
+def test_sigma_zero_stays_the_control_of_every_method(positions: str, schedule: str) -> None:
+    """A sweep over sigma begins at 0, whatever else the method says."""
+    method = {"depth": 5, "scope": "sequence", "sigma_unit": "norm", "sigma_reference": "hidden"}
+    method |= {"positions": positions, "schedule": schedule}
+    method |= {} if schedule == "constant" else {"anneal_tokens": 9}
+    assert Perturbation.from_args({**method, "sigma": 0}).plain
+    assert Perturbation.from_args({"depth": {"5": 0}, "positions": positions}).plain
+    assert Perturbation.from_args({"positions": "dummy:3"}).where.dummies == 3
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**40))
+def test_whole_numbers_keep_every_digit(value: int) -> None:
+    """Whatever brings them: Python, a command line's text, YAML, JSON."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from lm_eval_embednoise.plan import parse_arguments
+
+    for given_ in (
+        value,
+        str(value),
+        f"{value}.0",
+        f"{value}e0",
+        simple_parse_args_string(f"seed={value}")["seed"],
+        parse_arguments("--model_args", f"seed={value}")["seed"],
+        yaml.safe_load(str(value)),
+        json.loads(str(value)),
+    ):
+        assert integer("seed", given_, least=0) == value
+        assert type(Perturbation(seed=given_).seed) is int
+    keys = {streams.stream_key(Perturbation(seed=value + i).seed, "p", 0, "noise") for i in (0, 1)}
+    assert len(keys) == 2
+
+
+@given(st.integers(0, 2**53), st.integers(-(2**53), 2**53))
+def test_a_float_that_is_whole_is_served(value: int, other: int) -> None:
+    assert integer("rsp", float(value), least=0) == value
+    assert integer("x", f"{value}e2", least=0) == 100 * value
+    if other < 0:
+        with pytest.raises(ValueError, match=r"finite number ≥ 0"):
+            integer("x", other, least=0)
 
 
 def test_depth_names_sites_in_order() -> None:
@@ -137,6 +218,15 @@ def test_positions_round_trip() -> None:
         ({"temperature": 1.0, "top_k": -1}, ["top_k", "-1"]),
         ({"top_p": 0.9}, ["top_p=0.9", "do_sample=true"]),
         ({"max_gen_toks": 0}, ["max_gen_toks", "0", "≥ 1"]),
+        ({"max_new_tokens": 0}, ["max_new_tokens", "0", "≥ 1"]),
+        (
+            {"max_gen_toks": 512, "max_new_tokens": 64},
+            ["max_gen_toks=512 and max_new_tokens=64", "max_gen_toks=N alone"],
+        ),
+        (
+            {"max_tokens": 64, "max_completion_tokens": 65},
+            ["max_tokens=64 and max_completion_tokens=65", "without max_completion_tokens"],
+        ),
     ],
 )
 def test_sampling_refusals(gen_kwargs: dict, words: list[str]) -> None:
@@ -153,3 +243,5 @@ def test_sampling_inherits_nothing() -> None:
     assert (warm.temperature, warm.top_k, warm.top_p, warm.min_p) == (0.8, 0, 1.0, 0.0)
     assert Sampling.from_gen_kwargs({"temperature": 0.5}).temperature == 0.5
     assert Sampling.from_gen_kwargs({"max_new_tokens": 7}).max_gen_toks == 7
+    same = {"max_new_tokens": "7", "max_gen_toks": 7, "max_tokens": None}
+    assert Sampling.from_gen_kwargs(same).max_gen_toks == 7

@@ -123,6 +123,7 @@ def test_loglikelihood_is_sample_zero_of_the_perturbation(
     lm.set_perturbation(Perturbation(sigma=1e-4))
     ((nearly, _),) = lm.loglikelihood(request, disable_tqdm=True)
     lm.set_perturbation(Perturbation(sigma=0.5))
+    caplog.clear()
     with caplog.at_level("INFO"):
         ((noisy, _),) = lm.loglikelihood(request, disable_tqdm=True)
         assert lm.loglikelihood(request, disable_tqdm=True)[0][0] == noisy

@@ -14,7 +14,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from test_hf_embednoise import requests
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lm_eval_embednoise import doctor
@@ -208,11 +208,11 @@ def test_delta_weights_are_added(tmp_path: Path, plain: HFEmbedNoise) -> None:
     assert greedy(lm, sigma=0.3) == greedy(plain, sigma=0.3)
 
 
-def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None:
-    """The embedded model's weights as llama.cpp keeps them, in float32: the same texts."""
+def write_gguf(path: Path, model: Any) -> None:
+    """A model of the embedded one's class as llama.cpp keeps it, in float32."""
     gguf = pytest.importorskip("gguf")
-    config = plain.model.config
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    config = model.config
+    writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -223,7 +223,7 @@ def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
-    for name, tensor in plain.model.state_dict().items():
+    for name, tensor in model.state_dict().items():
         module, _, kind = name.rpartition(".")
         if module != "lm_head":  # tied to the embedding
             writer.add_tensor(f"{names.get_name(module)}.{kind}", tensor.numpy())
@@ -231,6 +231,11 @@ def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None:
+    """The embedded model's weights as llama.cpp keeps them, in float32: the same texts."""
+    write_gguf(tmp_path / "model.gguf", plain.model)
     lm = load(pretrained=str(tmp_path), gguf_file="model.gguf", tokenizer=MINICODER)
     assert greedy(lm, sigma=0.3) == greedy(plain, sigma=0.3)
     with pytest.raises(ValueError, match=r"gguf_file='other\.gguf' is not in"):
@@ -387,6 +392,55 @@ def test_tokenizers_that_do_not_fit(plain: HFEmbedNoise, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, logger="lm_eval"):
         check_tokenizer(plain.tokenizer, small, "tokenizer='x'")
     assert "only 100 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, None),
+        ({"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "num_beams": 1}, None),
+        ({"eos_token_id": [1, 2], "max_new_tokens": 9, "do_sample": True, "use_cache": True}, None),
+        (
+            {"repetition_penalty": 1.1, "temperature": 0.7, "top_k": 20, "no_repeat_ngram_size": 3},
+            "of the model's generation_config these are not applied: no_repeat_ngram_size=3, "
+            "repetition_penalty=1.1 (--model hf applies it, so its texts differ from σ = 0); "
+            "temperature=0.7, top_k=20 (give temperature, top_p, … by --gen_kwargs)",
+        ),
+        (
+            {"min_new_tokens": 1, "bad_words_ids": [[3]], "forced_eos_token_id": 2},
+            "of the model's generation_config these are not applied: bad_words_ids=[[3]], "
+            "forced_eos_token_id=2, min_new_tokens=1 (--model hf applies it, so its texts differ "
+            "from σ = 0)",
+        ),
+        (
+            {"top_p": 0.8},
+            "of the model's generation_config these are not applied: top_p=0.8 (give temperature, "
+            "top_p, … by --gen_kwargs)",
+        ),
+    ],
+)
+def test_what_the_models_own_settings_would_do_is_said_once_at_loading(
+    settings: dict[str, Any], said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(MODEL_DIR, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    with caplog.at_level(logging.INFO, "lm_eval"):
+        lm = load(pretrained=str(tmp_path / "model"))
+        greedy(lm)
+        greedy(lm)
+    found = [r.getMessage() for r in caplog.records if "generation_config" in r.getMessage()]
+    assert found == ([] if said is None else [said])
+
+
+def test_every_setting_of_transformers_is_said_or_changes_no_text() -> None:
+    """A new release's setting is named until somebody says that it changes no text."""
+    from lm_eval_embednoise.models import loaded
+
+    for name in GenerationConfig().to_dict():
+        config = GenerationConfig()
+        setattr(config, name, 7)
+        silent = name in loaded._NO_CHOICE or name.startswith(("_", "assistant_", "num_ass"))
+        assert (loaded.not_applied(config) is None) == silent, name
 
 
 def test_the_command_lines_default_device_is_nobodys_choice(

@@ -13,7 +13,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from lm_eval_embednoise import streams
+from lm_eval_embednoise import harness_seed, streams
 from lm_eval_embednoise.config import Perturbation, Sampling, suggest
 from lm_eval_embednoise.families import check_config, check_exact, steady_positions
 from lm_eval_embednoise.generation import Generation
@@ -23,6 +23,7 @@ from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.loaded import (
     check_embedding,
     check_tokenizer,
+    not_applied,
     one_line,
     without_wrapper,
 )
@@ -30,10 +31,10 @@ from lm_eval_embednoise.models.loading import HOST_ARGS, INSTEAD, LOADING_ARGS, 
 from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
 from lm_eval_embednoise.models.spelling import Spelling
-from lm_eval_embednoise.models.stored import Ledger
+from lm_eval_embednoise.models.stored import Ledger, identity
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
-from lm_eval_embednoise.store import Store
+from lm_eval_embednoise.store import Store, digest
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
@@ -56,6 +57,8 @@ class HFEmbedNoise(HFLM):
 
     Args:
         pretrained: the model; the embedded minicoder by default.
+        seed: root of all draws; the harness's `--seed` (its torch seed), if that was given, by
+            default.
         method: a label for results; named after the perturbation by default.
         perplexity: score every sample under the clean model (one extra pass when there is noise).
         exact: run every pass in one shape, so that a sample is the same bit for bit in any company;
@@ -89,7 +92,8 @@ class HFEmbedNoise(HFLM):
         **kwargs: Any,
     ) -> None:
         perturbation, hf_args = _split_args(kwargs)
-        self.given = {"pretrained": pretrained, "blocks": blocks, **hf_args}  # to load it again
+        own = {"blocks": blocks, "exact": exact or None, "compile": compile or None}
+        self.given = {"pretrained": pretrained, **own, **hf_args}  # to load it again
         self.identity: dict[str, Any] | None = None  # of the loaded model, worked out when needed
         self._rows = _parse_batch_size(batch_size)
         self.perplexity = perplexity
@@ -119,6 +123,10 @@ class HFEmbedNoise(HFLM):
         self._check_length(hf_args.get("max_length"))
         if exact:
             check_exact(self.model)
+        own_settings = not_applied(getattr(self.model, "generation_config", None))
+        if own_settings:
+            log.info("%s", own_settings)
+        harness_seed.announce(perturbation.seed)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         self._spelling: Spelling | None = None
         self.set_perturbation(perturbation, method)
@@ -542,6 +550,8 @@ class HFEmbedNoise(HFLM):
             "dummy_token_id": self._prompts.dummy,
             "stream_version": streams.STREAM_VERSION,
             "model": {
+                **{k: v for k, v in identity(self)["model"].items() if k != "name"},
+                "identity": digest(identity(self)),
                 "name": self._model_name(),
                 "class": type(self.model).__name__,
                 **self.loading.canonical(),
@@ -587,7 +597,8 @@ def _split_args(kwargs: Mapping[str, Any]) -> tuple[Perturbation, dict[str, Any]
             )
     if kwargs.get("backend", "default") == "seq2seq":
         raise ValueError("backend='seq2seq' is not supported; hf-embednoise needs a causal LM")
-    perturbation = Perturbation.from_args({k: v for k, v in kwargs.items() if k in own})
+    noise = {k: v for k, v in kwargs.items() if k in own}
+    perturbation = Perturbation.from_args(noise, harness_seed.present())
     return perturbation, {k: v for k, v in kwargs.items() if k not in own}
 
 

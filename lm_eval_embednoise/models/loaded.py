@@ -1,4 +1,4 @@
-"""Checks once a model's files are read: errors in one line, tokenizer, PEFT wrapper, offload."""
+"""Checks once a model's files are read: errors in one line, tokenizer, PEFT, offload, defaults."""
 
 from __future__ import annotations
 
@@ -108,3 +108,49 @@ def check_embedding(model: Any) -> None:
             "the input embedding is offloaded, and noise is scaled and prompts are placed by it; "
             "give it a device in device_map"
         )
+
+
+# Entries of a generation_config that change no text: ids (end tokens are taken over), limits, and
+# do_sample, that the harness gives, bookkeeping, caches, and what only speeds up.
+_NO_CHOICE = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("max_length", "max_new_tokens", "max_time", "do_sample", "num_return_sequences"),
+    *("transformers_version", "return_dict_in_generate", "use_cache", "cache_implementation"),
+    *("cache_config", "max_cache_len", "compile_config", "disable_compile", "low_memory"),
+    *("continuous_batching_config", "prefill_chunk_size", "use_mtp", "is_assistant"),
+    *("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+)
+_ONLY_DRAWN = (  # without effect on greedy decoding
+    *("temperature", "top_k", "top_p", "min_p", "top_h"),
+    *("typical_p", "epsilon_cutoff", "eta_cutoff"),
+)
+_NEUTRAL_ONE = (
+    *("temperature", "top_p", "typical_p", "repetition_penalty", "encoder_repetition_penalty"),
+    *("length_penalty", "num_beams", "num_beam_groups", "guidance_scale"),
+)
+
+
+def not_applied(generation_config: Any) -> str | None:
+    """In words, which of the model's own generation settings are not applied; None if it has none.
+
+    Unknown entries are named too, so that a new one isn't silently left out.
+
+    Args:
+        generation_config: of the model (transformers' GenerationConfig), or None.
+    """
+    if generation_config is None:
+        return None
+    greedy: list[str] = []
+    drawn: list[str] = []
+    for name, value in sorted(generation_config.to_diff_dict().items()):
+        neutral = not value or (name in _NEUTRAL_ONE and value == 1)
+        if not (neutral or name in _NO_CHOICE or name.startswith(("_", "assistant_", "num_ass"))):
+            (drawn if name in _ONLY_DRAWN else greedy).append(f"{name}={value!r}")
+    parts = []
+    if greedy:
+        parts.append(f"{', '.join(greedy)} (--model hf applies it, so its texts differ from σ = 0)")
+    if drawn:
+        parts.append(f"{', '.join(drawn)} (give temperature, top_p, … by --gen_kwargs)")
+    if not parts:
+        return None
+    return f"of the model's generation_config these are not applied: {'; '.join(parts)}"

@@ -47,6 +47,37 @@ LOADING_ARGS = (
     "token",
     "use_safetensors",
 )
+# Where the key of a stored sample (models/stored.py) holds an argument in another form than by name
+# and value: as what is loaded, or as the prompt that comes of it.
+IN_KEY_AS = {
+    **dict.fromkeys(("pretrained", "revision", "subfolder", "gguf_file"), "model"),
+    "peft": "peft",
+    "delta": "delta",
+    **dict.fromkeys(("tokenizer", "use_fast_tokenizer"), "tokenizer"),
+    "dtype": "dtype",
+    "quantization": "quantization",
+    "max_length": "max_length",
+    "think_end_token": "think_end_token",
+    **dict.fromkeys(("truncation", "add_bos_token", "prefix_token_id"), "prompt"),
+    **dict.fromkeys(("enable_thinking", "chat_template_args"), "prompt"),
+    "blocks": "perturbation",
+    "exact": "exact",
+}
+_PLACES = (
+    *("device", "device_map", "parallelize", "tp_plan"),
+    *("max_memory_per_gpu", "max_cpu_memory", "offload_folder"),
+)
+# Arguments that are in no key, and why a sample doesn't depend on them. Every other argument of the
+# harness's class and of from_pretrained is in the key by name and value, also one that is new.
+NOT_IN_KEY = {
+    "backend": "only causal models are served",
+    **dict.fromkeys(("batch_size", "max_batch_size"), "samples don't depend on their company"),
+    **dict.fromkeys(_PLACES, "where the same numbers are computed"),
+    **dict.fromkeys(("attn_implementation", "compile"), "which kernel computes the same numbers"),
+    **dict.fromkeys(("cache_dir", "local_files_only", "token"), "how the same files are reached"),
+    **dict.fromkeys(("logits_cache", "softmax_dtype"), "loglikelihood requests, never stored"),
+    **dict.fromkeys(("method", "perplexity", "store"), "what is done with a sample"),
+}
 # What users of the stock class write, and what does the same here.
 INSTEAD = {
     "load_in_8bit": "quantization=int8",
@@ -281,15 +312,39 @@ class Loading:
         )
 
     def canonical(self) -> dict[str, Any]:
-        """What of the loading can change a sample."""
-        names = ("revision", "subfolder", "tokenizer", "peft", "delta", "gguf_file")
-        given = {name: str(self.rest[name]) for name in names if self.rest.get(name)}
+        """What of the loading can change a sample, as the user wrote it."""
+        given = {
+            name: value if isinstance(value, (bool, int, float, dict)) else str(value)
+            for name, value in self.rest.items()
+            if name not in NOT_IN_KEY and value != _default(name)
+        }
         return {
             "dtype": self.dtype,
             "quantization": self.quantization,
             "attn_implementation": self.attn_implementation,
             **given,
         }
+
+
+def keyed(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are in a sample's key by name and value; a default is left out.
+
+    Args:
+        args: of the harness's class and of from_pretrained, as given; others are passed over.
+    """
+    found = {
+        name: value
+        for name, value in args.items()
+        if name in (*HOST_ARGS, *LOADING_ARGS)
+        and name not in (*IN_KEY_AS, *NOT_IN_KEY)
+        and value not in (None, _default(name))
+    }
+    return {name: found[name] for name in sorted(found)}
+
+
+def _default(name: str) -> Any:
+    parameter = inspect.signature(HFLM.__init__).parameters.get(name)
+    return None if parameter is None else parameter.default
 
 
 _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")

@@ -20,6 +20,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 from lm_eval_embednoise import fingerprint, streams
 from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.likelihood import clean_nll, unscorable
+from lm_eval_embednoise.models.loading import keyed
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
 from lm_eval_embednoise.store import Document, Prompt, Store, Stored, digest
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
+KEY_VERSION = 2  # 1 left out what is made of a prompt, most of the loading, and these
+LEFT_OUT = ("subfolder", "gguf_file", "truncation")
+
 
 def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
     """Whether all samples of a prompt are the same: then no draw is part of a key."""
@@ -36,30 +40,54 @@ def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
 
 
 def model_identity(lm: HFEmbedNoise) -> dict[str, Any]:
-    """What the weights, the tokenizer and their number format are, wherever they lie."""
+    """What the weights, the tokenizer and their number format are, wherever they lie.
+
+    And, under `loading`, every other argument that can change a sample (models/loading.py).
+    """
     config = lm.model.config
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, Mapping):
         quantization = quantization.to_dict()
+    loading = json.loads(json.dumps(keyed(lm.given), default=str))
     return {
-        "model": _weights(lm, lm.pretrained, getattr(config, "_commit_hash", None)),
-        "peft": _weights(lm, lm.peft, None) if lm.peft else None,
-        "delta": _weights(lm, lm.delta, None) if lm.delta else None,
+        "model": _model(lm, getattr(config, "_commit_hash", None)),
+        "peft": _weights(lm, lm.peft) if lm.peft else None,
+        "delta": _weights(lm, lm.delta) if lm.delta else None,
         "tokenizer": fingerprint.of_tokenizer(lm.tokenizer),
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "quantization": json.loads(json.dumps(quantization, default=str, sort_keys=True)),
+        **({"loading": loading} if loading else {}),
     }
 
 
-def _weights(lm: HFEmbedNoise, source: Any, commit: str | None) -> dict[str, str]:
-    """A folder by its files, a hub model by its commit, anything else by its parameters."""
-    if isinstance(source, (str, Path)):
-        folder = Path(source) / (lm.given.get("subfolder") or "")
-        if folder.is_dir():
-            return {"fingerprint": fingerprint.of_folder(folder)}
-        if commit:
-            return {"name": str(source), "commit": commit}
+def _model(lm: HFEmbedNoise, commit: str | None) -> dict[str, str]:
+    """A GGUF file by its content, a folder by its files, a hub model by its commit and place there.
+
+    A model that was given loaded goes by its parameters and configuration.
+    """
+    if not isinstance(lm.pretrained, (str, Path)):
+        return {**_weights(lm, None), "config": fingerprint.of_config(lm.model.config)}
+    within = {name: lm.given[name] for name in ("subfolder", "gguf_file") if lm.given.get(name)}
+    folder = Path(lm.pretrained)
+    if "gguf_file" in within and (folder / within["gguf_file"]).is_file():
+        return {"fingerprint": fingerprint.of_file(folder / within["gguf_file"])}
+    if commit and not folder.is_dir():
+        return {"name": str(lm.pretrained), "commit": commit, **within}
+    return _weights(lm, folder / within.get("subfolder", ""))
+
+
+def _weights(lm: HFEmbedNoise, folder: str | Path | None) -> dict[str, str]:
+    """A local folder by its files, anything else by the parameters that are loaded."""
+    if folder is not None and Path(folder).is_dir():
+        return {"fingerprint": fingerprint.of_folder(folder)}
     return {"parameters": fingerprint.of_model(lm.model)}
+
+
+def input_of(job: Job) -> str:
+    """Hash of what a job gives to the model; empty where that is the prompt as it stands."""
+    if job.soft_start is None and job.prompt_ids == job.clean:
+        return ""
+    return digest([list(job.prompt_ids), job.soft_start])
 
 
 def settings_of(lm: HFEmbedNoise, sampling: Sampling) -> dict[str, Any]:
@@ -73,10 +101,8 @@ def settings_of(lm: HFEmbedNoise, sampling: Sampling) -> dict[str, Any]:
         perturbation["blocks"] = lm.blocks
     drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
     fixed = deterministic(lm.perturbation, sampling)
-    if lm.identity is None:
-        lm.identity = model_identity(lm)
     return {
-        **lm.identity,
+        **identity(lm),
         "perturbation": perturbation,
         "sampling": {"temperature": 0.0} if sampling.greedy else drawn,
         "until": sorted(set(sampling.until)),
@@ -86,16 +112,45 @@ def settings_of(lm: HFEmbedNoise, sampling: Sampling) -> dict[str, Any]:
         "seed": None if fixed else seed,
         "stream_version": None if fixed else streams.STREAM_VERSION,
         **({"think_end_token": lm.think_end_token} if lm.think_end_token else {}),
+        **({"exact": True} if lm.exact else {}),
     }
 
 
-def run_of(lm: HFEmbedNoise, sampling: Sampling, rows: int) -> tuple[str, dict[str, Any]]:
-    """A name for what this process does now, and all that is worth knowing and in no key."""
+def identity(lm: HFEmbedNoise) -> dict[str, Any]:
+    """`model_identity`, worked out once."""
+    if lm.identity is None:
+        lm.identity = model_identity(lm)
+    return lm.identity
+
+
+def settings_in(store: Store, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings under which a store keeps samples: others where an older version left some out.
+
+    Keys of version 1 had no `LEFT_OUT` argument in them: where samples made with one stand under
+    these settings, they can't be told from those made without, and none of them is taken.
+    """
+    hash = digest(settings)
+    for facts in store.runs().values():
+        args = facts.get("model_args") or {}
+        old = facts.get("settings") == hash and "key_version" not in facts
+        if old and (keyed(args) or any(args.get(name) for name in LEFT_OUT)):
+            return {**settings, "key_version": KEY_VERSION}
+    return settings
+
+
+def run_of(
+    lm: HFEmbedNoise, sampling: Sampling, rows: int, settings: str
+) -> tuple[str, dict[str, Any]]:
+    """A name for what this process does now, and all that is worth knowing and in no key.
+
+    `settings` is the hash of those that its samples are stored under.
+    """
     now = datetime.datetime.now(datetime.timezone.utc)
     name = f"{now:%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}"
     arguments = {key: getattr(lm.perturbation, key) for key in Perturbation.names()}
     facts = {
-        "settings": digest(settings_of(lm, sampling)),
+        "settings": settings,
+        "key_version": KEY_VERSION,
         "started": now.isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -160,9 +215,10 @@ class Ledger:
         assert lm.store is not None
         self.lm, self.sampling, self.jobs = lm, sampling, jobs
         self.store: Store = lm.store
-        self.settings = settings_of(lm, sampling)
+        self.settings = settings_in(self.store, settings_of(lm, sampling))
         self.hash = digest(self.settings)
         self.fixed = deterministic(lm.perturbation, sampling)
+        self.inputs = [input_of(job) for job in jobs]
         self.prompts = [
             Prompt(job.clean, request.args[0]) for job, request in zip(jobs, requests, strict=True)
         ]
@@ -207,10 +263,11 @@ class Ledger:
 
     def _known(self, number: int, known: Mapping[str, Stored]) -> dict[int, Stored]:
         """Sample index → what the store has of a job; of identical samples one serves for all."""
-        place = (self.hash, self.prompts[number].hash, self._problem(number))
         rows = {}
         for index in self.jobs[number].samples:
-            row = known.get(digest([*place, index]))
+            wanted = self._blank(number, index)
+            # A key of version 1 has no input; then the settings and the prompt told it.
+            row = known.get(wanted.key) or known.get(dataclasses.replace(wanted, input="").key)
             if row is not None:
                 rows[index] = row
         if self.fixed and rows and len(rows) < len(self.jobs[number].samples):
@@ -246,7 +303,7 @@ class Ledger:
     def _run(self, sampler: Sampler) -> Iterator[Sample]:
         missing = [len(job.samples) for job in self.left]
         waiting = [rows[:] for rows in self._unscored]
-        run = run_of(self.lm, self.sampling, sampler.batch_size)
+        run = run_of(self.lm, self.sampling, sampler.batch_size, self.hash)
         later = sampler.perplexity and not sampler.perturbation.plain
         perplexity, sampler.perplexity = sampler.perplexity, sampler.perplexity and not later
         try:
@@ -284,23 +341,26 @@ class Ledger:
         self.store.add_nlls(scored)
         yield from (self._sample(number, row) for row in scored)
 
-    def _row(self, sample: Sample, run: str) -> Stored:
-        number = sample.job
+    def _blank(self, number: int, index: int) -> Stored:
+        """A job's sample before it is made: what its key needs."""
+        prompt, problem = self.prompts[number].hash, self._problem(number)
         return Stored(
-            self.hash,
-            self.prompts[number].hash,
-            self._problem(number),
-            sample.index,
-            self.lm.text_of(sample.ids, self.sampling.until, self.jobs[number].clean),
-            tuple(sample.ids),
-            sample.kept,
-            sample.finish_reason,
-            sample.nll,
-            None if sample.nll is None else sample.kept,
-            dict(sample.rho),
-            dict(sample.std),
-            sample.seconds,
-            run,
+            *(self.hash, prompt, problem, index, "", None, None, None), input=self.inputs[number]
+        )
+
+    def _row(self, sample: Sample, run: str) -> Stored:
+        return dataclasses.replace(
+            self._blank(sample.job, sample.index),
+            text=self.lm.text_of(sample.ids, self.sampling.until, self.jobs[sample.job].clean),
+            ids=tuple(sample.ids),
+            kept=sample.kept,
+            finish_reason=sample.finish_reason,
+            nll=sample.nll,
+            nll_tokens=None if sample.nll is None else sample.kept,
+            rho=dict(sample.rho),
+            std=dict(sample.std),
+            seconds=sample.seconds,
+            run=run,
         )
 
     def _sample(self, number: int, row: Stored) -> Sample:
