@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import logging
 import math
@@ -20,6 +21,7 @@ from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
 from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models.dates import DATE, parse_date, stopped
 from lm_eval_embednoise.models.loaded import (
     check_embedding,
     check_tokenizer,
@@ -38,7 +40,7 @@ from lm_eval_embednoise.store import Store, digest
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
-OWN_ARGS = ("method", "perplexity", "exact", "compile", "blocks", "store")
+OWN_ARGS = ("method", "perplexity", "exact", "compile", "blocks", "store", "template_date")
 # Finish reasons that a user should hear of.
 ENDED_BADLY = {
     "numeric": "their logits were not numbers ({dose}); lower sigma, or use dtype=bfloat16 or "
@@ -70,12 +72,16 @@ class HFEmbedNoise(HFLM):
             choice by default.
         device_map: as in transformers; `parallelize=true` is device_map=auto.
         store: folder of the generation store: what it has is taken, the rest generated and stored.
+        template_date: YYYY-MM-DD, the date that a chat template sees instead of today; 2024-07-26
+            by default.
         batch_size: rows decoded at a time; `auto` takes what fits.
 
     Raises:
         ValueError: for an unknown or contradictory argument, before the model is loaded; for a
             depth that the model doesn't have, after.
     """
+
+    chat_template_args: dict[str, Any]
 
     def __init__(
         self,
@@ -87,12 +93,16 @@ class HFEmbedNoise(HFLM):
         compile: bool = False,
         blocks: str | None = None,
         store: str | os.PathLike[str] | None = None,
+        template_date: str | datetime.date | None = None,
         batch_size: int | str | None = "auto",
         device: str | None = None,
         **kwargs: Any,
     ) -> None:
         perturbation, hf_args = _split_args(kwargs)
+        self.template_date = parse_date(template_date)
+        date = None if self.template_date is None else str(self.template_date)
         own = {"blocks": blocks, "exact": exact or None, "compile": compile or None}
+        own["template_date"] = date
         self.given = {"pretrained": pretrained, **own, **hf_args}  # to load it again
         self.identity: dict[str, Any] | None = None  # of the loaded model, worked out when needed
         self._rows = _parse_batch_size(batch_size)
@@ -129,6 +139,7 @@ class HFEmbedNoise(HFLM):
         harness_seed.announce(perturbation.seed)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         self._spelling: Spelling | None = None
+        self._date_said = False
         self.set_perturbation(perturbation, method)
 
     def _check_length(self, given: Any) -> None:
@@ -203,7 +214,11 @@ class HFEmbedNoise(HFLM):
         for site in perturbation.sites:
             find_site(self.model, site, self.blocks)
         self._prompts = Prompts(
-            self.tokenizer, perturbation, self.tok_encode, self.chat_template_args
+            self.tokenizer,
+            perturbation,
+            self.tok_encode,
+            self.chat_template_args,
+            self.template_date,
         )
         self.perturbation = perturbation
         self.method = method
@@ -212,6 +227,24 @@ class HFEmbedNoise(HFLM):
         self._set_aside = 0  # positions that windows of a whole text leave free
         self._warned: set[str] = set()
         self._scores_announced = False
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a chat, dated `template_date` where the template prints a date."""
+        given = self.chat_template_args
+        self.chat_template_args = stopped(self.tokenizer, given, self.template_date)
+        if self.chat_template_args != given and not self._date_said:
+            self._date_said = True
+            log.info(
+                "the chat template asks for the date and is told %s, on every day; "
+                "template_date=YYYY-MM-DD changes it",
+                self.template_date or DATE,
+            )
+        try:
+            return str(super().apply_chat_template(chat_history, add_generation_prompt))
+        finally:
+            self.chat_template_args = given
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refuse the harness's response cache.
@@ -580,6 +613,7 @@ def check_arguments(args: Mapping[str, Any]) -> None:
         ValueError, ImportError: as `HFEmbedNoise` does.
     """
     rest = {name: value for name, value in args.items() if name not in ("pretrained", *OWN_ARGS)}
+    parse_date(args.get("template_date"))
     _parse_batch_size(rest.pop("batch_size", None))
     _, hf_args = _split_args(rest)
     Loading.from_args(args.get("pretrained") or str(MODEL_DIR), hf_args)

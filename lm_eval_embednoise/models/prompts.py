@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval_embednoise import perturb
 from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.models.dates import stopped
 from lm_eval_embednoise.sampler import Job
 
 # Names for tokens that are awkward to write on a command line, and how a tokenizer knows them.
@@ -67,8 +69,15 @@ def _named(tokenizer: Any, name: str) -> int | None:
     return None if found is None else int(found)
 
 
-def generation_prompt(tokenizer: Any, template_args: Mapping[str, Any]) -> str:
+def generation_prompt(
+    tokenizer: Any, template_args: Mapping[str, Any], date: datetime.date | None = None
+) -> str:
     """What the chat template writes where the model's answer begins.
+
+    Args:
+        tokenizer: whose template it is.
+        template_args: of the template.
+        date: where its clock stands; see `dates.stopped`.
 
     Raises:
         ValueError: without a chat template, or with one that writes nothing there.
@@ -78,9 +87,10 @@ def generation_prompt(tokenizer: Any, template_args: Mapping[str, Any]) -> str:
             f"rsp_slot='before-assistant': this tokenizer has no chat template; {_ELSE}"
         )
     chat = [{"role": "user", "content": "x"}]
+    arguments = stopped(tokenizer, template_args, date)
     without, whole = (
         tokenizer.apply_chat_template(
-            chat, tokenize=False, **{**template_args, "add_generation_prompt": wanted}
+            chat, tokenize=False, **{**arguments, "add_generation_prompt": wanted}
         )
         for wanted in (False, True)
     )
@@ -106,6 +116,7 @@ class Prompts:
         perturbation: Perturbation,
         encode: Callable[[str], list[int]],
         template_args: Mapping[str, Any] | None = None,
+        template_date: datetime.date | None = None,
     ) -> None:
         """Find the tokens to add.
 
@@ -114,6 +125,7 @@ class Prompts:
             perturbation: what to add.
             encode: makes token ids of a prompt's text, BOS included where the model wants it.
             template_args: of the chat template.
+            template_date: where its clock stands; see `dates.stopped`.
 
         Raises:
             ValueError: for a dummy token that the tokenizer doesn't have; for a soft prompt before
@@ -127,7 +139,7 @@ class Prompts:
             self._dummies = [self.dummy] * perturbation.where.dummies
         self._answer = ""
         if perturbation.rsp and perturbation.rsp_slot == "before-assistant":
-            self._answer = generation_prompt(tokenizer, template_args or {})
+            self._answer = generation_prompt(tokenizer, template_args or {}, template_date)
 
     @property
     def vectors(self) -> int:
