@@ -5,7 +5,12 @@ this module then puts one object on sys.meta_path. It imports nothing beyond the
 and never lets an exception through to the user's import.
 """
 
+import os
 import sys
+
+# What decides how OpenMP's threads wait for each other; a user who set one of them has decided.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+waiting = "not set"  # what wait_asleep() found
 
 # The modules of lm_eval after whose import the plug-in has something to add.
 WATCHED = (
@@ -20,6 +25,8 @@ class _Finder:
     """A meta-path finder that finds nothing itself: it wraps a watched module's real loader."""
 
     def find_spec(self, name, path=None, target=None):
+        if name.startswith("lm_eval."):
+            wait_asleep()
         if name not in WATCHED:
             return None
         for finder in sys.meta_path:
@@ -58,10 +65,29 @@ def _tell(name):
         )
 
 
+def wait_asleep():
+    """Let OpenMP's threads sleep while they wait for each other, in this process and its children.
+
+    By default they spin, and where other work shares the processors they spin for threads that
+    aren't running: a run then takes twice the processor time. Nothing is changed for a user who has
+    set one of WAITING. OpenMP reads them when it is loaded, with torch. Idempotent.
+    """
+    global waiting
+    if waiting != "not set":
+        return
+    if any(name in os.environ for name in WAITING):
+        waiting = "the user's"
+        return
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    waiting = "too late" if "torch" in sys.modules else "ours"
+
+
 def install():
     """Watch for lm_eval's modules, and extend at once those that are loaded already. Idempotent."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+        if "lm_eval" in sys.modules:
+            wait_asleep()
         for name in WATCHED:
             module = sys.modules.get(name)
             if module is not None and not _is_loading(module):

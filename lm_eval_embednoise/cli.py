@@ -7,6 +7,8 @@ import importlib
 import os
 import sys
 
+from lm_eval_embednoise import _hook
+
 # Subcommand → (module with add_arguments(parser) and run(args), one line of help).
 COMMANDS = {
     "study": ("lm_eval_embednoise.study", "run models × tasks × methods and compare them"),
@@ -42,6 +44,7 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 1 after an error, 130 after an interrupt."""
     argv = sys.argv[1:] if argv is None else argv
+    _hook.wait_asleep()
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:

@@ -17,17 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lm_eval_embednoise import _hook
+
 _PACKAGES = ("lm-eval", "torch", "transformers", "accelerate", "datasets", "sacrebleu")
 
 # Run in a fresh interpreter with nothing of ours imported by hand: what the stock command sees.
 _PROBE = """
 import sys
 import lm_eval.models
-hook = "lm_eval_embednoise._hook" in sys.modules
+hook = sys.modules.get("lm_eval_embednoise._hook")
 from lm_eval.api.registry import model_registry
 from lm_eval.tasks import TaskManager
 names = TaskManager().all_tasks
-print(hook, "hf-embednoise" in model_registry, "hf" in model_registry,
+waiting = hook.waiting.replace(" ", "_") if hook else "not_set"
+print(waiting, hook is not None, "hf-embednoise" in model_registry, "hf" in model_registry,
       sum(name.endswith("_diverse") for name in names))
 """
 
@@ -69,11 +72,15 @@ def _versions() -> Iterator[Finding]:
 
 
 def _routes() -> Iterator[Finding]:
+    found = dict(os.environ)
+    if _hook.waiting != "the user's":  # what this command set is not what a user's shell has
+        found.pop("OMP_WAIT_POLICY", None)
     probe = subprocess.run(
-        [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False, env=found
     )
-    words = probe.stdout.split()[-4:]
-    hook, model, others, tasks = words if len(words) == 4 else ("False", "False", "False", "0")
+    words = probe.stdout.split()[-5:]
+    nothing = ("not_set", "False", "False", "False", "0")
+    waiting, hook, model, others, tasks = words if len(words) == 5 else nothing
     off = os.environ.get("EMBEDNOISE_NO_HOOK", "0") not in ("", "0")
     yield (
         hook == "True",
@@ -87,12 +94,30 @@ def _routes() -> Iterator[Finding]:
     yield model == "True", "model hf-embednoise *", "known to the stock command"
     yield others == "True", "the harness's own models", "still available"
     yield int(tasks) > 0, "tasks *", f"{tasks} names end in _diverse in a plain TaskManager"
+    yield _waiting("OpenMP in lm_eval", waiting.replace("_", " "))
+    yield _waiting("OpenMP in embednoise", _hook.waiting)
     command = shutil.which("lm_eval")
     yield command is not None, "command lm_eval", command or "not on PATH"
     yield True, "command embednoise run", "always works: it registers the plug-in itself"
     points = importlib.metadata.entry_points(group="lm_eval.models")
     names = ", ".join(point.name for point in points) or "none declared"
     yield "hf-embednoise" in names, "entry point", f"{names} (for harness versions that read them)"
+
+
+def _waiting(name: str, state: str) -> Finding:
+    """How OpenMP's threads wait for each other, and whether it was told in time."""
+    set_ = ", ".join(f"{n}={os.environ[n]}" for n in _hook.WAITING if n in os.environ)
+    if state == "the user's":
+        return True, name, f"your own {set_}"
+    if state == "ours":
+        return (
+            True,
+            name,
+            "OMP_WAIT_POLICY=PASSIVE, set before torch: idle threads sleep",
+        )
+    if state == "too late":
+        return False, name, "OMP_WAIT_POLICY=PASSIVE was set after torch was loaded: not read"
+    return False, name, "idle threads spin; on a shared machine export OMP_WAIT_POLICY=PASSIVE"
 
 
 def _sandbox() -> Iterator[Finding]:

@@ -89,6 +89,74 @@ def test_start_up_costs_less_than_a_millisecond_and_imports_nothing() -> None:
     assert set(sys.modules) == before
 
 
+WAITS = """
+import json, os, sys
+{first}
+from lm_eval_embednoise import _hook
+print(json.dumps([_hook.waiting, {{n: os.environ[n] for n in _hook.WAITING if n in os.environ}}]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "environment", "waiting", "found"),
+    [
+        ("import lm_eval.models, torch", {}, "ours", {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ("import torch, lm_eval.models", {}, "too late", {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ("import lm_eval_embednoise, torch", {}, "not set", {}),  # no harness, nothing changed
+        ("import torch", {}, "not set", {}),
+        (
+            "import lm_eval.models, torch",
+            {"OMP_WAIT_POLICY": "ACTIVE"},
+            "the user's",
+            {"OMP_WAIT_POLICY": "ACTIVE"},
+        ),
+        (
+            "import lm_eval.models, torch",
+            {"GOMP_SPINCOUNT": "7"},
+            "the user's",
+            {"GOMP_SPINCOUNT": "7"},
+        ),
+        (
+            "from lm_eval_embednoise import cli\n"
+            "try: cli.main(['--version'])\nexcept SystemExit: import torch",
+            {"EMBEDNOISE_NO_HOOK": "1"},
+            "ours",
+            {"OMP_WAIT_POLICY": "PASSIVE"},
+        ),
+    ],
+)
+def test_openmp_threads_sleep_where_the_harness_runs_and_nobody_decided(
+    first: str, environment: dict[str, str], waiting: str, found: dict[str, str]
+) -> None:
+    """What OpenMP itself says it has read, too, where it is loaded and GNU's."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
+    run = subprocess.run(
+        [sys.executable, "-c", WAITS.format(first=first)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**clean, "OMP_DISPLAY_ENV": "verbose", **environment},
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == [waiting, found]
+    spins = [line.split("'")[1] for line in run.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    if spins:  # how often a thread looks before it sleeps: 300,000 unless it is told
+        asked = {"PASSIVE": "0", "ACTIVE": "30000000000"}.get(found.get("OMP_WAIT_POLICY", ""))
+        read = asked or found.get("GOMP_SPINCOUNT", "300000")
+        assert spins[0] == ("300000" if waiting == "too late" else read)
+
+
+def test_doctor_says_how_openmp_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    from lm_eval_embednoise import doctor
+
+    said = {state: doctor._waiting("x", state) for state in ("ours", "too late", "not set")}
+    assert [ok for ok, _, _ in said.values()] == [True, False, False]
+    assert "set before torch" in said["ours"][2] and "not read" in said["too late"][2]
+    assert "export OMP_WAIT_POLICY=PASSIVE" in said["not set"][2]
+    routes = {name: text for _, name, text in doctor._routes()}
+    assert {"OpenMP in lm_eval", "OpenMP in embednoise"} <= set(routes)
+
+
 def test_a_failing_extension_never_reaches_the_user(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
