@@ -59,7 +59,7 @@ IN_KEY_AS = {
     "max_length": "max_length",
     "think_end_token": "think_end_token",
     **dict.fromkeys(("truncation", "add_bos_token", "prefix_token_id"), "prompt"),
-    **dict.fromkeys(("enable_thinking", "chat_template_args"), "prompt"),
+    **dict.fromkeys(("enable_thinking", "chat_template_args", "template_date"), "prompt"),
     "blocks": "perturbation",
     "exact": "exact",
 }
