@@ -62,7 +62,6 @@ def test_other_tests_or_another_judge_find_no_old_verdict(
     outcome = sandbox.Outcome("passed", compiled=True)
     kept = Verdicts([DOC], tmp_path)
     kept.put(0, "p", outcome)
-    kept.close()
     assert Verdicts([DOC], tmp_path).get(0, "p") == outcome
     assert Verdicts([DOC], tmp_path).get(0, "q") is None
     assert Verdicts([{**DOC, "test": "def check(c): pass"}], tmp_path).get(0, "p") is None
