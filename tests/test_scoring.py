@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.sandbox import Outcome
-from lm_eval_embednoise.scoring import latex, maths, records
+from lm_eval_embednoise.scoring import filters, latex, maths, records
 from lm_eval_embednoise.scoring.extract import extract_program
 from lm_eval_embednoise.scoring.filters import CodeRecords, MathRecords
-from lm_eval_embednoise.scoring.reduce import code_metrics, math_metrics
+from lm_eval_embednoise.scoring.reduce import code_metrics, math_metrics, plus_metrics
 
 PROMPT = "import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    '''Double x.'''\n"
 BODY = "    return 2 * x\n"
@@ -341,3 +341,34 @@ def test_scoring_does_not_import_torch() -> None:
     code = "import sys\n" + "".join(f"import lm_eval_embednoise.scoring.{m}\n" for m in modules)
     code += "assert 'torch' not in sys.modules and 'lm_eval' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pass_at_any_k_that_there_are_samples_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDNOISE_PASS_AT", "2,3")
+    metrics = code_metrics(DOC, [code_records("passed", "timeout", "timeout")])
+    assert metrics["pass@2"] == pytest.approx(2 / 3)
+    assert metrics["pass@3"] == 1.0
+    with pytest.raises(ValueError, match="pass@3 needs at least 3 samples"):
+        code_metrics(DOC, [code_records("passed", "timeout")])
+
+
+def test_weak_tests_have_numbers_of_their_own() -> None:
+    made = code_records("passed", "wrong_answer", "wrong_answer")
+    for record, base in zip(made, (True, True, False), strict=True):
+        record["passed_base"] = base
+    metrics = plus_metrics(DOC, [made])
+    assert metrics["pass@1"] == pytest.approx(1 / 3)
+    assert metrics["pass@1_base"] == pytest.approx(2 / 3)
+    assert (metrics["unique_correct"], metrics["unique_correct_base"]) == (1.0, 2.0)
+
+
+def test_scoring_says_what_it_does_and_how_far_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filters, "_SECONDS_BETWEEN_LINES", 0.0)
+    with caplog.at_level("INFO", logger="lm_eval"):
+        CodeRecords(k=2, workers=1).apply([[BODY, "    return x\n"]], [DOC])
+    text = caplog.text
+    assert "programs by the rule that found them: continuation: 2" in text
+    assert "judging 2 programs of 1 problems in the sandbox (isolation level " in text
+    assert "judged 2 of 2 programs" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from .passk import pass_at_k
 from .records import Record
 
 PASS_AT = (1, 10, 100)
+PASS_AT_VARIABLE = "EMBEDNOISE_PASS_AT"  # more of them: 5,25
 NAN = float("nan")
 Metrics = dict[str, float]
 
@@ -76,7 +78,14 @@ def own_part(program: str, doc: Mapping[str, Any]) -> str:
 
 
 def _pass_at(n: int, c: int) -> Metrics:
-    return {f"pass@{k}": pass_at_k(n, c, k) for k in PASS_AT if k <= n}
+    """pass@k for the usual k up to n, and for those that were asked for.
+
+    Raises:
+        ValueError: a k that was asked for is larger than n.
+    """
+    asked = [int(k) for k in os.environ.get(PASS_AT_VARIABLE, "").split(",") if k]
+    ks = sorted({*(k for k in PASS_AT if k <= n), *asked})
+    return {f"pass@{k}": pass_at_k(n, c, k) for k in ks}
 
 
 def _flexible(records: Sequence[Record], target: str) -> Metrics:
