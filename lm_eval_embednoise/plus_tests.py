@@ -128,13 +128,17 @@ def _retyping(number: int) -> Callable[[Any], Any]:
         (_FIRST_TUPLE, lambda given: [tuple(given[0]), *given[1:]]),
         (_TUPLES_OF_TUPLES, lambda given: [tuple(tuple(item) for item in each) for each in given]),
         (_TUPLES_DEEP, lambda given: [_deep(each) for each in given]),
-        ({115}, lambda given: [[set(item) if item else {} for item in given[0]]]),
+        ({115}, lambda given: [[_set(item) for item in given[0]]]),
         ({124}, lambda given: [float(given[0]), complex(given[1])]),
         ({252}, lambda given: [complex(given[0])]),
         ({278}, lambda given: [tuple(_one_deep(item) for item in given[0])]),
         ({722}, lambda given: [{k: tuple(v) for k, v in given[0].items()}, *given[1:]]),
     )
     return next((form for numbers, form in forms if number in numbers), _as_it_is)
+
+
+def _set(item: Any) -> Any:
+    return set(item) if isinstance(item, list) and item else {}
 
 
 def _one_deep(item: Any) -> Any:
