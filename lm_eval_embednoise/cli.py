@@ -88,9 +88,12 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     """`embednoise run`: the harness's command with the plug-in loaded, and K from `-K`."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    from lm_eval_embednoise import launch, plugin, runfile
+
+    own = argparse.ArgumentParser(prog="embednoise run", add_help=False, allow_abbrev=False)
     own.add_argument("-K", type=int)
     own.add_argument("--method")
+    own.add_argument("--pass_at", type=plugin.numbers)
     own.add_argument("--processes", type=int, default=1)
     options, rest = own.parse_known_args(argv)
     for flag, value in (("-K", options.K), ("--processes", options.processes)):
@@ -100,12 +103,11 @@ def _run(argv: list[str]) -> int:
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
-    from lm_eval_embednoise import launch, plugin, runfile
-
     if not rest or {"-h", "--help"} & set(rest):
         print(
             "embednoise run takes all of `lm_eval run`'s arguments, and\n"
             "  -K <n>                samples of every problem, instead of the task's own number\n"
+            "  --pass_at <k,k,…>     pass@k for these k too, each at most the number of samples\n"
             "  --method <name|file>  perturbation and sampling of a method file (methods/)\n"
             "  --config <name|file>  also by the name of a packaged run file; merged with\n"
             "                        --method, --model_args and --gen_kwargs (the latter win)\n"
@@ -116,6 +118,8 @@ def _run(argv: list[str]) -> int:
     plugin.register()
     if options.K is not None:
         plugin.load_with_repeats(options.K)
+    if options.pass_at:
+        plugin.load_with_pass_at(options.pass_at)
     command = sys.argv
     sys.argv = ["lm_eval", "run", *rest]  # the harness reads its arguments there
     harness = HarnessCLI()

@@ -28,8 +28,8 @@ class Source:
     Attributes:
         name: the benchmark, and its folder below EMBEDNOISE_DATA.
         patterns: names of the authors' files there, tried in order; a match is a set of files.
-        hub: dataset repository.
-        files: the plain JSONL or Parquet files in it.
+        hub: dataset repository; empty where the hub does not hold these files.
+        files: the plain JSONL or Parquet files in it; without a hub, where to get them.
         anywhere: whether the patterns are telling enough to be looked for in the top folder too.
     """
 
@@ -49,6 +49,11 @@ def locate(source: Source) -> list[Path]:
     folder = os.environ.get(VARIABLE)
     if folder:
         return _local(source, Path(folder))
+    if not source.hub:
+        raise DataMissing(
+            f"{source.name}: the hub does not hold its tests in this form; take the file from "
+            f"{source.files[0]} and set {VARIABLE} to a folder that holds {_wanted(source)}"
+        )
     from huggingface_hub import hf_hub_download
 
     try:
@@ -70,9 +75,11 @@ def _local(source: Source, folder: Path) -> list[Path]:
             found = sorted(place.glob(pattern))
             if found:
                 return found
+    other = f"unset {VARIABLE} to fetch {source.hub} from the hub"
+    if not source.hub:
+        other = f"take it from {source.files[0]} (the hub does not hold it in this form)"
     raise DataMissing(
-        f"{source.name}: {VARIABLE}={folder} holds no {_wanted(source)}; put it there, or unset "
-        f"{VARIABLE} to fetch {source.hub} from the hub"
+        f"{source.name}: {VARIABLE}={folder} holds no {_wanted(source)}; put it there, or {other}"
     )
 
 
@@ -97,11 +104,20 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for i, row in enumerate(rows, start=1):
             yield f"{path}: entry {i}", row
         return
+    yield from ((place, row) for place, _, row in read_lines(path))
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """The rows of a JSONL file (also .gz), each with its place and the line that it is.
+
+    Raises:
+        BadData: where a line is no JSON object.
+    """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 place = f"{path}: line {number}"
-                yield place, parse_row(line, place)
+                yield place, line, parse_row(line, place)
 
 
 def parse_row(line: bytes, place: str) -> dict[str, Any]:
@@ -116,9 +132,31 @@ def parse_row(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
+def load_json(text: str | bytes) -> Any:
+    """The value of a JSON text, integers of any length included.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit on the digits of an integer
+        return json.loads(text, parse_int=_long_integer)
+
+
+def _long_integer(digits: str) -> int:
+    value = 0
+    for start in range(0, len(plain := digits.lstrip("-")), 4000):
+        part = plain[start : start + 4000]
+        value = value * 10 ** len(part) + int(part)
+    return -value if digits.startswith("-") else value
+
+
 def _parse(data: bytes, place: str) -> Any:
     try:
-        return json.loads(data)
+        return load_json(data)
     except ValueError as error:
         raise BadData(f"{place}: not JSON ({error})") from None
 

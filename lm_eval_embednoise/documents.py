@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from . import hidden_tests, sandbox
+from . import hidden_tests, plus_tests, sandbox
 from .datafiles import BadData, DataMissing, Source, field, locate, read_rows
 
 Row = dict[str, Any]
@@ -83,6 +83,18 @@ def mbpp(subset: int | None = None, **_: Any) -> dict[str, Any]:
     """MBPP, the sanitised problems (Austin et al. 2021), as functions to complete."""
     rows = [_mbpp_row(row, place) for path in locate(MBPP) for place, row in read_rows(path)]
     return _split(sorted(rows, key=lambda row: int(row["task_id"].split("/")[1])), subset)
+
+
+@_runs_code
+def humanevalplus(subset: int | None = None, **_: Any) -> dict[str, Any]:
+    """HumanEval+ (Liu et al. 2023): HumanEval's problems with many more inputs."""
+    return _split(list(plus_tests.problems("humanevalplus")), subset)
+
+
+@_runs_code
+def mbppplus(subset: int | None = None, **_: Any) -> dict[str, Any]:
+    """MBPP+ (Liu et al. 2023); v0.1.0 has 399 problems, v0.2.0 has 378."""
+    return _split(list(plus_tests.problems("mbppplus")), subset)
 
 
 def gsm8k(subset: int | None = None, **_: Any) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import json
 import pickle
 import zlib
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from .datafiles import BadData, Source, field, locate, parse_row
+from .datafiles import BadData, Source, field, load_json, locate, parse_row
 
 Row = dict[str, Any]
 APPS = Source(
@@ -40,7 +41,7 @@ def _read(path: Path, first: int) -> Row:
         return _apps_folder(path)
     with path.open("rb") as file:
         file.seek(first)
-        return json.loads(file.readline())
+        return load_json(file.readline())
 
 
 def _rows(source: Source, name: Callable[[Row, str], str]) -> Iterator[tuple[str, str, Row]]:
@@ -95,7 +96,7 @@ def _json(text: Any, place: str, key: str) -> Any:
     if not text:
         return None
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError as error:
         raise BadData(f"{place}: key {key!r} is not JSON ({error})") from None
 
@@ -122,6 +123,11 @@ def apps_problems() -> Iterator[Row]:
         }
 
 
+def solutions_of(task_id: str) -> list[str]:
+    """All published solutions of a problem of APPS that has been loaded."""
+    return list(_json(_read(*_places[task_id]).get("solutions"), task_id, "solutions") or [])
+
+
 def _apps_name(row: Row, place: str) -> str:
     return f"APPS/{int(field(row, place, 'problem_id', 'id')):04}"
 
@@ -140,8 +146,10 @@ def _apps_decode(row: Row, task_id: str) -> tuple[str, Tests]:
 
 
 def _text(value: Any) -> str:
-    """Some tests are lists of lines."""
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    """Some tests are lists of lines, some are numbers of any length."""
+    if isinstance(value, list):
+        return "\n".join(map(_text, value))
+    return str(Decimal(value)) if type(value) is int else str(value)
 
 
 def _int_keys(value: Any) -> Any:
@@ -207,7 +215,7 @@ def _livecodebench_decode(row: Row, task_id: str) -> tuple[str, Tests]:
     if cases and cases[0]["testtype"] == "functional":
         # One JSON value on each line of the input is an argument.
         return "call", [
-            ([json.loads(line) for line in case["input"].split("\n")], json.loads(case["output"]))
+            ([load_json(line) for line in case["input"].split("\n")], load_json(case["output"]))
             for case in cases
         ]
     return "stdin", [(case["input"], case["output"]) for case in cases]
@@ -229,10 +237,10 @@ def decode_private_tests(text: str) -> list[Row]:
     if not text:
         return []
     with contextlib.suppress(ValueError):
-        return json.loads(text)
+        return load_json(text)
     try:
         plain = _PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load()
-        return json.loads(plain) if isinstance(plain, str) else plain
+        return load_json(plain) if isinstance(plain, str) else plain
     except BadData:
         raise
     except (ValueError, zlib.error, pickle.UnpicklingError, EOFError, LookupError) as error:

@@ -6,8 +6,9 @@ Filters and aggregations need no registration: the task files name them by their
 from __future__ import annotations
 
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,50 @@ def load_with_repeats(k: int) -> None:
         loaded = original(self, *args, **kwargs)
         for task in loaded["tasks"].values():
             set_repeats(task, k)
+        return loaded
+
+    TaskManager.load = load
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers of samples in `1,5,25`.
+
+    Raises:
+        ValueError: one is no whole number of at least 1.
+    """
+    found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(f"pass@k needs whole numbers k >= 1 with commas between, not {text!r}")
+    return found
+
+
+def load_with_pass_at(ks: Sequence[int]) -> None:
+    """From now on, tasks that this process loads report pass@k for these k too.
+
+    Raises:
+        ValueError: when a task is loaded whose samples are fewer than one of them.
+    """
+    from lm_eval.tasks import TaskManager
+
+    from .scoring import aggregate, reduce
+
+    original = TaskManager.load
+    os.environ[reduce.PASS_AT_VARIABLE] = ",".join(map(str, ks))
+
+    @functools.wraps(original)
+    def load(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded = original(self, *args, **kwargs)
+        for name, task in loaded["tasks"].items():
+            if "pass@1" not in task.aggregation():
+                continue
+            if max(ks) > task.config.repeats:
+                raise ValueError(
+                    f"pass@{max(ks)} needs as many samples, and {name} has {task.config.repeats} "
+                    "of each problem: ask for a smaller k, or for more samples (-K)"
+                )
+            for k in ks:
+                task._aggregation_list[f"pass@{k}"] = aggregate.mean
+                task._higher_is_better[f"pass@{k}"] = True
         return loaded
 
     TaskManager.load = load

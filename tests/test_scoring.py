@@ -6,6 +6,8 @@ import json
 import math
 import subprocess
 import sys
+import time
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -14,10 +16,10 @@ from hypothesis import strategies as st
 
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.sandbox import Outcome
-from lm_eval_embednoise.scoring import maths, records
+from lm_eval_embednoise.scoring import filters, latex, maths, records
 from lm_eval_embednoise.scoring.extract import extract_program
 from lm_eval_embednoise.scoring.filters import CodeRecords, MathRecords
-from lm_eval_embednoise.scoring.reduce import code_metrics, math_metrics
+from lm_eval_embednoise.scoring.reduce import code_metrics, math_metrics, plus_metrics
 
 PROMPT = "import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    '''Double x.'''\n"
 BODY = "    return 2 * x\n"
@@ -99,11 +101,91 @@ def test_extraction_never_raises(text: str) -> None:
         ("#### -0", "0"),
         ("the answer is 4", None),
         ("#### .", None),
+        ("#### 1. Add\n#### 18", "1"),  # the strict number is the first, as upstream's
+        ("#### $18", None),
+        ("#### " + "7" * 5000, "7" * 5000),
         ("", None),
     ],
 )
 def test_answers(text: str, answer: str | None) -> None:
     assert maths.extract_answer(text) == answer
+
+
+CHAT = {
+    "The answer is 5.": "5",
+    "so $5$": "5",
+    "**5**": "5",
+    "\\[5\\]": "5",
+    "Answer: 5": "5",
+    "#### 1. Find it\n3 + 15\n#### 18": "18",
+    "#### $18": "18",
+    "#### **18**": "18",
+    "#### 1. Find\n5 * 3 = 15.\n#### 2. Add\nSo the answer is 18 apples, not 20.": "18",
+    "<think>\n#### 4\n</think>\nIt is 3 * 6 = 18.\n#### 18 apples": "18",
+    "#### 1,200.": "1200",
+    "### 1. Work\nThe total is $7.": "7",
+    "\\boxed{18}, that is \\boxed{1": "18",
+    "It costs 3.50 dollars.": "3.5",
+    "no number": None,
+}
+
+
+@pytest.mark.parametrize("text", CHAT)
+def test_chat_answers_have_a_flexible_number(text: str) -> None:
+    assert maths.flexible_answer(text) == CHAT[text]
+
+
+@given(
+    st.decimals(
+        allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9
+    )
+)
+def test_numbers_are_normalised_as_decimals(value: Decimal) -> None:
+    shortest = format(value.normalize(), "f")
+    assert maths.normalise(f"{value:,.3f}") == ("0" if shortest == "-0" else shortest)
+
+
+def test_votes_for_equivalent_answers_add_up_right_or_wrong() -> None:
+    pytest.importorskip("math_verify")
+    texts = [rf"\boxed{{{answer}}}" for answer in (r"\frac12", "0.5", "7", "7", "7.0", "3", "3")]
+    doc = {"task_id": "t", "answer": r"\boxed{3}", "grader": "math"}
+    (made,) = MathRecords(k=7).apply([texts], [doc])
+    answers = [record["answer"] for record in made]
+    assert answers[0] == answers[1]
+    assert answers[2] == answers[3] == answers[4]
+    assert math_metrics(doc, [made])["maj@K"] == 0.0  # three wrong votes beat two right ones
+
+
+def test_the_strict_number_decides_and_the_flexible_one_stands_beside_it() -> None:
+    doc = {"task_id": "t", "answer": "#### 4"}
+    (made,) = MathRecords(k=2).apply([["The answer is 4.", "#### 4"]], [doc])
+    metrics = math_metrics(doc, [made])
+    assert (metrics["pass@1"], metrics["accuracy_flexible"]) == (0.5, 1.0)
+    assert (metrics["maj@K"], metrics["maj@K_flexible"], metrics["valid_rate"]) == (1.0, 1.0, 0.5)
+
+
+HOSTILE_ANSWERS = (
+    "\\boxed{" * 150_000,
+    "answer is " * 100_000,
+    "answer is" + " " * 1_000_000,
+    "#### " + "1" * 1_000_000,
+    "#### " * 200_000,
+    "\n####" * 200_000,
+    "$" * 1_000_000,
+    "\\boxed " + " " * 1_000_000,
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE_ANSWERS, ids=lambda text: text[:9].strip())
+def test_answers_are_found_in_linear_time(text: str) -> None:
+    """Twice as much text takes about twice the time; a quadratic scan would take four times."""
+    small, large = text[: len(text) // 2], text
+    for find in (maths.extract_answer, maths.flexible_answer, latex.extract_boxed):
+        start = time.process_time()
+        find(small)
+        middle = time.process_time()
+        find(large)
+        assert time.process_time() - middle < 3 * (middle - start) + 0.5
 
 
 def test_majority_shares_a_tie_and_ignores_missing_answers() -> None:
@@ -138,7 +220,8 @@ def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() ->
     rich = records.math_record(
         Generation("#### 5", tokens=3, nll=1.5, nll_tokens=3, rho=0.1), 1, "4", maths.MARKED
     )
-    assert set(plain) == FIELDS | {"answer"}
+    stated = {"answer", "answer_flexible", "passed_flexible"}
+    assert set(plain) == FIELDS | stated
     assert (plain["nll"], plain["passed"], plain["answer"]) == (None, True, "4")
     assert (rich["nll"], rich["tokens"], rich["rho"], rich["passed"]) == (1.5, 3, 0.1, False)
     assert json.loads(json.dumps([plain, rich])) == [plain, rich]
@@ -146,7 +229,7 @@ def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() ->
 
 def test_code_records_have_the_promised_fields() -> None:
     (record,) = code_records("passed")
-    found = {"code", "compiled", "verdict", "detail", "ast", "behaviour"}
+    found = {"code", "compiled", "verdict", "detail", "ast", "behaviour", "rule", "passed_base"}
     assert set(record) == FIELDS | found
     (gone,) = code_records(missing=1)
     assert set(gone) == set(record)
@@ -258,3 +341,34 @@ def test_scoring_does_not_import_torch() -> None:
     code = "import sys\n" + "".join(f"import lm_eval_embednoise.scoring.{m}\n" for m in modules)
     code += "assert 'torch' not in sys.modules and 'lm_eval' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pass_at_any_k_that_there_are_samples_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDNOISE_PASS_AT", "2,3")
+    metrics = code_metrics(DOC, [code_records("passed", "timeout", "timeout")])
+    assert metrics["pass@2"] == pytest.approx(2 / 3)
+    assert metrics["pass@3"] == 1.0
+    with pytest.raises(ValueError, match="pass@3 needs at least 3 samples"):
+        code_metrics(DOC, [code_records("passed", "timeout")])
+
+
+def test_weak_tests_have_numbers_of_their_own() -> None:
+    made = code_records("passed", "wrong_answer", "wrong_answer")
+    for record, base in zip(made, (True, True, False), strict=True):
+        record["passed_base"] = base
+    metrics = plus_metrics(DOC, [made])
+    assert metrics["pass@1"] == pytest.approx(1 / 3)
+    assert metrics["pass@1_base"] == pytest.approx(2 / 3)
+    assert (metrics["unique_correct"], metrics["unique_correct_base"]) == (1.0, 2.0)
+
+
+def test_scoring_says_what_it_does_and_how_far_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filters, "_SECONDS_BETWEEN_LINES", 0.0)
+    with caplog.at_level("INFO", logger="lm_eval"):
+        CodeRecords(k=2, workers=1).apply([[BODY, "    return x\n"]], [DOC])
+    text = caplog.text
+    assert "programs by the rule that found them: continuation: 2" in text
+    assert "judging 2 programs of 1 problems in the sandbox (isolation level " in text
+    assert "judged 2 of 2 programs" in text

@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 import lm_eval_embednoise.tasks
 from lm_eval_embednoise import documents, plugin
 from lm_eval_embednoise.minicoder import load_problems
-from lm_eval_embednoise.scoring import aggregate
+from lm_eval_embednoise.scoring import aggregate, reduce
 
 ROOT = Path(next(iter(lm_eval_embednoise.tasks.__path__)))
 EMBEDDED = {
@@ -125,6 +125,28 @@ def test_gold_solutions_score_one_through_the_harness(manager: TaskManager) -> N
     sample = results["samples"]["minicode_diverse_k10"][0]
     assert [record["verdict"] for record in sample["filtered_resps"][0]] == ["passed"] * 10
     assert results["versions"]["minicode_diverse_k10"] == 1.0
+
+
+def test_pass_at_any_k_by_one_argument(
+    manager: TaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TaskManager, "load", TaskManager.load)
+    monkeypatch.setenv(reduce.PASS_AT_VARIABLE, "")
+    plugin.load_with_pass_at(plugin.numbers("3,7"))
+    found = lm_eval.simple_evaluate(
+        model=Gold(),
+        tasks=["minimath_diverse_k10"],
+        task_manager=manager,
+        limit=3,
+        bootstrap_iters=10,
+    )["results"]["minimath_diverse_k10"]
+    assert found["pass@3,records"] == found["pass@7,records"] == 1.0
+    assert found["pass@3_stderr,records"] == 0.0
+    with pytest.raises(ValueError, match="pass@7 needs as many samples, and minimath_diverse_k1 "):
+        manager.load(["minimath_diverse_k1"])
+    for wrong in ("0", "a", "1,", "-2"):
+        with pytest.raises(ValueError, match="whole numbers k >= 1"):
+            plugin.numbers(wrong)
 
 
 def test_all_gold_solutions_of_minicode_pass() -> None:

@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lm_eval_embednoise import datafiles, documents, hidden_tests
 from lm_eval_embednoise.sandbox import map_items
@@ -288,6 +291,8 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "math500": documents.math500,
     "apps": lambda: documents.apps("interview"),
     "livecodebench": documents.livecodebench,
+    "humanevalplus": documents.humanevalplus,
+    "mbppplus": documents.mbppplus,
 }
 
 
@@ -419,6 +424,167 @@ def test_printed_and_returned_answers_are_judged(data: Path) -> None:
     assert judged(returned, solution.replace("2", "3")) == "wrong_answer"
     assert judged(returned, "def double(x: List[int]):\n    return x + x") == "passed"
 
+    # `return` at the top level too: the program ends there, and its strings stay as they are.
+    returning = 'print(2 * int(input()), end="""\n""")\nreturn\nprint(5)'
+    assert judged(printed, returning) == "passed"
+    assert judged(printed, "print(2 * int(input()))\nyield") == "wrong_answer"  # a generator
+    assert judged(printed, "from math import *\nprint(2 * int(input()))\nreturn") == "passed"
+    assert judged(printed, "retu rn") == "syntax_error"
+
+
+def test_each_benchmark_has_its_own_imports(data: Path) -> None:
+    write_jsonl(data / "apps/test.jsonl", [APPS])
+    write_jsonl(
+        data / "livecodebench/test.jsonl",
+        [
+            LCB
+            | {
+                "public_test_cases": json.dumps(
+                    [{"input": "4\n", "output": "8", "testtype": "stdin"}]
+                ),
+                "private_test_cases": "",
+                "metadata": "{}",
+            }
+        ],
+    )
+    (apps,), (lcb,) = rows_of(documents.apps("interview")), rows_of(documents.livecodebench())
+    needs = "print(2 * int(input()))"
+    assert judged(apps, f"np.zeros(1); time.time(); fractions.Fraction(1)\n{needs}") == "passed"
+    assert judged(lcb, f"np.zeros(1)\n{needs}") == "runtime_error"
+    assert judged(lcb, f"bisect_left([1], 1); heappush([], 1); dumps(1)\n{needs}") == "passed"
+    assert judged(apps, f"bisect_left([1], 1)\n{needs}") == "runtime_error"
+    for doc in (apps, lcb):
+        assert judged(doc, f"str(10**49_000)\n{needs}") == "passed"
+        assert judged(doc, f"str(10**51_000)\n{needs}") == "runtime_error"
+
+
+def test_numbers_of_any_length_are_read(data: Path) -> None:
+    """Also from a problem of another task in the same file."""
+    long = "7" * 5000
+    tests = json.dumps({"inputs": ["1\n"], "outputs": [int("1")]}).replace("[1]", f"[{long}]")
+    call = json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [1]}).replace(
+        '"outputs": [1]', f'"outputs": [-{long}]'
+    )
+    rows = [APPS, APPS | {"id": 9, "difficulty": "competition", "input_output": tests}]
+    rows += [APPS | {"id": 10, "difficulty": "introductory", "input_output": call}]
+    write_jsonl(data / "apps/test.jsonl", rows)
+    assert len(rows_of(documents.apps("interview"))) == 1
+    (doc,) = rows_of(documents.apps("competition"))
+    assert hidden_tests.load_tests(doc) == ("stdin", [("1\n", long)])
+    assert judged(doc, f"print('{long}')") == "passed"
+    (called,) = rows_of(documents.apps("introductory"))
+    assert judged(called, "def f(x):\n    return -7 * (10**5000 // 9)\n") == "passed"
+
+
+def test_returned_arrays_compare_by_value(data: Path) -> None:
+    rows = [
+        {
+            **LCB,
+            "public_test_cases": json.dumps(
+                [{"input": "2", "output": "[0, 1]", "testtype": "functional"}]
+            ),
+            "private_test_cases": "",
+        },
+    ]
+    write_jsonl(data / "livecodebench/test.jsonl", rows)
+    (doc,) = rows_of(documents.livecodebench())
+    program = "import numpy as np\ndef double(n):\n    return "
+    assert judged(doc, program + "np.arange(n)") == "passed"
+    assert judged(doc, program + "np.arange(n) + 1") == "wrong_answer"
+    assert judged(doc, program + "[np.int64(0), np.float64(1)]") == "passed"
+    assert judged(doc, program + "np.array([object()] * 2)") == "runtime_error"  # not handed over
+
+
+# -- EvalPlus
+
+PLUS = {
+    "task_id": "HumanEval/0",
+    "prompt": "def f(x):\n    '''Add one half.'''\n",
+    "entry_point": "f",
+    "canonical_solution": "    return x + 0.5\n",
+    "base_input": [[1]],
+    "plus_input": [[2], [-1]],
+    "atol": 0,
+}
+MBPP_PLUS = {
+    "task_id": "Mbpp/2",
+    "prompt": "'''\nWrite a function to find the shared elements.\n'''",
+    "entry_point": "similar_elements",
+    "canonical_solution": "\ndef similar_elements(a, b):\n  return tuple(set(a) & set(b))\n",
+    "base_input": [[[3, 4], [4]]],
+    "plus_input": [[[1, 2, 3], [3, 2]]],
+    "assertion": "\nassert similar_elements((3, 4), (4,)) == (4,)\n",
+    "atol": 0,
+}
+
+
+def test_plus_tasks_have_a_verdict_for_the_base_tests_and_one_for_all(data: Path) -> None:
+    write_jsonl(data / "humanevalplus/HumanEvalPlus.jsonl.gz", [PLUS])
+    write_jsonl(data / "mbppplus/MbppPlus.jsonl.gz", [MBPP_PLUS])
+    (doc,), (mbpp,) = rows_of(documents.humanevalplus()), rows_of(documents.mbppplus())
+    texts = [
+        "    return x + 0.5 + 1e-9\n",
+        "    return abs(x) + 0.5\n",
+        "    return 1\n",
+        "    oops(",
+    ]
+    (made,) = CodeRecords(k=4, workers=1).apply([texts], [doc])
+    assert [(r["passed"], r["passed_base"]) for r in made] == [
+        (True, True),  # floats are compared to 1e-6
+        (False, True),
+        (False, False),
+        (False, False),
+    ]
+    assert mbpp["task_id"] == "MBPP/2"
+    assert mbpp["prompt"].endswith("assert similar_elements((3, 4), (4,)) == (4,)\n'''\n")
+    texts = [
+        mbpp["canonical_solution"],
+        "def similar_elements(a, b):\n    return [*a, *b] if (3,) in [a] else {*a} & {*b}\n",
+        "def similar_elements(a, b):\n    assert isinstance(a, tuple)\n    return b\n",
+    ]
+    (made,) = CodeRecords(k=3, workers=1).apply([texts], [mbpp])
+    assert [r["passed"] for r in made] == [True, True, True]  # compared as sets; tuples go in
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance", "value", "expected", "same"),
+    [
+        ("f", 0, 2, 2, True),
+        ("f", 0, 0.3, 0.1 + 0.2, True),
+        ("f", 0, [0.3], [0.1 + 0.2], True),
+        ("f", 0, (0.3,), [0.1 + 0.2], False),  # types must agree
+        ("f", 0, 1, 1.0000001, False),
+        ("f", 1e-6, [[1.0, 2.0]], [[1.0, 2.0000001]], True),
+        ("f", 1e-6, [1.0], [1.0, 2.0], False),
+        ("f", 0, "a", "b", False),
+        ("Diff", 0, [2, 1], [1, 2], True),
+        ("check_str", 0, object(), True, True),
+        ("check_str", 0, None, True, False),
+        ("are_equivalent", 0, True, False, True),
+        ("sum_div", 0, 0, 7, True),
+        ("sum_div", 0, 1, 7, False),
+    ],
+)
+def test_evalpluss_rules(
+    name: str, tolerance: float, value: Any, expected: Any, same: bool
+) -> None:
+    try:
+        compare.check_plus(lambda x: value, name, tolerance, [([1], expected)])
+    except AssertionError:
+        assert not same
+    else:
+        assert same
+
+
+@given(
+    st.lists(st.floats(-10, 10), min_size=1, max_size=3),
+    st.lists(st.floats(-1e-5, 1e-5), min_size=3, max_size=3),
+)
+def test_floats_are_as_close_as_numpy_says(values: list[float], shifts: list[float]) -> None:
+    moved = [value + shift for value, shift in zip(values, shifts, strict=False)]
+    close = bool(np.allclose(moved, values, rtol=1e-7, atol=1e-6))
+    assert compare._all_close(moved, values, 1e-6) is close
+
 
 # -- maths
 
@@ -431,6 +597,16 @@ def test_printed_and_returned_answers_are_judged(data: Path) -> None:
         (r"\boxed 5", "5"),
         (r"\fbox{7}", "7"),
         (r"cut \boxed{\frac{1", None),
+        (r"\boxed{\frac{1}{2}}, that is \boxed{\frac", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        ("The answer is 5.", "5"),
+        ("The answer is 3.5, so", "3.5, so"),
+        ("It is $5$", "5"),
+        ("**5**", "5"),
+        ("so\n\\[5\\]", "5"),
+        ("Answer: 5", "5"),
+        (r"**Answer:** $\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"<think>\boxed{4}</think> The answer is \(x = 3\).", "x = 3"),
         ("The final answer is $12$. I hope it is correct.", "12"),
         ("no answer", None),
     ],

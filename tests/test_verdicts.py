@@ -62,12 +62,24 @@ def test_other_tests_or_another_judge_find_no_old_verdict(
     outcome = sandbox.Outcome("passed", compiled=True)
     kept = Verdicts([DOC], tmp_path)
     kept.put(0, "p", outcome)
-    kept.close()
     assert Verdicts([DOC], tmp_path).get(0, "p") == outcome
     assert Verdicts([DOC], tmp_path).get(0, "q") is None
     assert Verdicts([{**DOC, "test": "def check(c): pass"}], tmp_path).get(0, "p") is None
     monkeypatch.setattr(verdicts, "judge_digest", lambda level: "another")
     assert Verdicts([DOC], tmp_path).get(0, "p") is None
+
+
+def test_fewer_or_other_problems_find_the_verdicts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `--limit` and a subset score was judged with all problems, and the other way round."""
+    other = {**DOC, "task_id": "t/1", "test": "def check(c):\n    assert c(0) == 0\n"}
+    seen = counted(monkeypatch)
+    score = CodeRecords(k=2, workers=1, verdicts=str(tmp_path))
+    both = score.apply([TEXTS[:2], TEXTS[:2]], [DOC, other])
+    assert len(seen) == 4
+    assert score.apply([TEXTS[:2]], [other]) == both[1:]
+    assert len(seen) == 4
 
 
 def test_the_isolation_level_is_part_of_the_judge() -> None:

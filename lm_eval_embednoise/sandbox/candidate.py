@@ -14,6 +14,7 @@ import types
 from typing import Any, NoReturn
 
 from . import wire
+from .wrapped import compiled
 
 STARTED = b"{}"
 
@@ -33,7 +34,7 @@ def run(job: dict[str, Any], report: int, pipes: tuple[int, int, int] | None = N
     if job["header"]:
         exec(compile(job["header"], "<header>", "exec", dont_inherit=True), module.__dict__)
     try:
-        exec(compile(job["program"], "<candidate>", "exec", dont_inherit=True), module.__dict__)
+        exec(compiled(job["program"], "<candidate>", pipes is None), module.__dict__)
         if pipes is not None:
             serve(module, *pipes)
         _flush()

@@ -86,6 +86,7 @@ class Outcome:
     ast: str | None = None
     behaviour: str | None = None  # digest of the answers that the tests looked at, in order
     value: Any = None  # what the tests' `check` returned
+    passed_base: bool | None = None  # of a benchmark with a weaker and a full set of tests
     output: bytes = b""
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from . import wire
+from .wrapped import compiled
 
 _DEEP = 20_000
 
@@ -42,14 +43,14 @@ def examine(source: str, entry_point: str | None) -> dict[str, Any]:
     """Static facts: `compiled`, `defined` (the entry point), `trivial`, `ast` (hash of the tree).
 
     `compiled` means that `compile` accepts the whole program. Without an entry point the program
-    itself is the body, and `defined` is true.
+    itself is the body, `defined` is true, and it may return at its top level.
     """
     facts: dict[str, Any] = {"compiled": False, "defined": False, "trivial": True, "ast": None}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # SyntaxWarning: `x is 1` still compiles
             tree = ast.parse(source)
-            compile(source, "<candidate>", "exec", dont_inherit=True)
+            compiled(source, "<candidate>", alone=entry_point is None)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         return facts
     facts["compiled"] = True

@@ -178,8 +178,12 @@ class Encoder:
             return {"t": "Fraction", "v": [value.numerator, value.denominator]}
         if kind.__module__ == "collections" and kind.__name__ == "deque":
             return {"t": "deque", "v": [self.encode(item) for item in value]}
-        if kind.__module__ == "numpy" and getattr(value, "shape", None) == ():
-            return self.encode(value.item())
+        if kind.__module__ == "numpy" and hasattr(kind, "tolist"):
+            if value.shape == ():
+                return self.encode(value.item())
+            if kind.__name__ == "ndarray" and value.dtype.kind in _ARRAYS:
+                array = [value.dtype.str, list(value.shape), self.encode(value.ravel().tolist())]
+                return {"t": "ndarray", "v": array}
         if kind in _VIEWS:
             return {"t": kind.__name__, "v": [self.encode(item) for item in value]}
         if not self._keep:
@@ -234,6 +238,8 @@ def decode(message: Any, objects: list[Any] | None = None) -> Any:
             return range(*parts)
         if tag in ("Decimal", "Fraction"):
             return _decode_number(tag, parts)
+        if tag == "ndarray":
+            return _decode_array(*parts)
         if tag == "deque":
             from collections import deque
 
@@ -241,6 +247,15 @@ def decode(message: Any, objects: list[Any] | None = None) -> Any:
         return _TYPES[tag](decode(item, objects) for item in parts)
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
         raise WireError(f"a malformed value ({error})") from error
+
+
+def _decode_array(dtype: str, shape: list[int], flat: Any) -> Any:
+    import numpy as np
+
+    kind = np.dtype(dtype)
+    if kind.kind not in _ARRAYS:
+        raise WireError(f"an array of {dtype}")
+    return np.array(decode(flat), dtype=kind).reshape(shape)
 
 
 def _decode_number(tag: str, parts: Any) -> Any:
@@ -252,6 +267,8 @@ def _decode_number(tag: str, parts: Any) -> Any:
 
     return Fraction(*parts)
 
+
+_ARRAYS = "biufc"  # truth values and numbers
 
 _TYPES: dict[str, Any] = {
     "tuple": tuple,

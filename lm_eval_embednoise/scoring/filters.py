@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.filter import Filter
 
-from ..sandbox import Outcome, map_items
-from .judge import Candidate, Run, judge, program_of
+from ..sandbox import Outcome, map_items, strongest
+from .extract import Taken, programs_of
+from .judge import Candidate, Run, judge
 from .maths import form_of, target_of
-from .records import Record, code_record, math_record, pad
+from .records import Record, code_record, math_records, pad
 from .verdicts import OFF, Verdicts, default_folder
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"lm_eval.{__name__}")
+_SECONDS_BETWEEN_LINES = 30.0  # of progress, where no bar is shown
 
 
 def _checked(k: int) -> int:
@@ -42,26 +47,26 @@ class CodeRecords(Filter):
     def apply(self, resps: Iterable[Sequence[str]], docs: Sequence[Any]) -> list[list[Record]]:
         """[problems][k] records, from [problems][any] strings."""
         samples = [pad(texts, self.k) for texts in resps]
-        programs = [
-            ["" if text is None else program_of(text, doc) for text in texts]
-            for texts, doc in zip(samples, docs, strict=True)
-        ]
-        candidates = {
-            Candidate(problem, program): None
-            for problem, (texts, row) in enumerate(zip(samples, programs, strict=True))
-            for text, program in zip(texts, row, strict=True)
+        there = [
+            (problem, index)
+            for problem, texts in enumerate(samples)
+            for index, text in enumerate(texts)
             if text is not None
-        }
-        judged = self._judge(list(candidates), docs)
-        return [
-            [
-                code_record(text, index, program, judged.get(Candidate(problem, program)))
-                if text is not None
-                else code_record(None, index, "", None)
-                for index, (text, program) in enumerate(zip(texts, row, strict=True))
-            ]
-            for problem, (texts, row) in enumerate(zip(samples, programs, strict=True))
         ]
+        pairs = [(_there(samples[problem][index]), docs[problem]) for problem, index in there]
+        taken = dict(zip(there, programs_of(pairs, self.workers), strict=True))
+        _say_rules(taken.values())
+        candidates = {Candidate(p, one.program): None for (p, _), one in taken.items()}
+        judged = self._judge(list(candidates), docs)
+        records = []
+        for problem, texts in enumerate(samples):
+            row = []
+            for index, text in enumerate(texts):
+                one = taken.get((problem, index), Taken("", ""))
+                outcome = judged.get(Candidate(problem, one.program)) if text is not None else None
+                row.append(code_record(text, index, one.program, outcome, one.rule))
+            records.append(row)
+        return records
 
     def _judge(
         self, candidates: Sequence[Candidate], docs: Sequence[Any]
@@ -72,22 +77,58 @@ class CodeRecords(Filter):
             folder = None if self.verdicts == OFF else Path(self.verdicts)
         kept = Verdicts(docs, folder)
 
+        found = {c: kept.get(c.problem, c.program) for c in candidates}
+        missing = [candidate for candidate, outcome in found.items() if outcome is None]
+        log.info(
+            "judging %d programs of %d problems in the sandbox (isolation level %s); %d were "
+            "judged before",
+            *(len(missing), len(docs), strongest(), len(candidates) - len(missing)),
+        )
+        shown = sys.stderr.isatty()
+        progress = _Progress(len(missing), shown)
+
         def look(run: Run, candidate: Candidate) -> Outcome:
             outcome = judge(run, candidate.program, docs[candidate.problem])
             kept.put(candidate.problem, candidate.program, outcome)
+            progress.one_more()
             return outcome
 
-        found = {c: kept.get(c.problem, c.program) for c in candidates}
-        missing = [candidate for candidate, outcome in found.items() if outcome is None]
-        if len(missing) < len(candidates):
-            log.info("%d programs were judged before", len(candidates) - len(missing))
-        shown = sys.stderr.isatty()
-        try:
-            outcomes = map_items(look, missing, workers=self.workers, progress=shown)
-        finally:
-            kept.close()
+        outcomes = map_items(look, missing, workers=self.workers, progress=shown)
         new = dict(zip(missing, outcomes, strict=True))
         return {c: outcome or new[c] for c, outcome in found.items()}
+
+
+def _there(sample: str | None) -> str:
+    """A sample that is there."""
+    assert sample is not None
+    return sample
+
+
+def _say_rules(taken: Iterable[Taken]) -> None:
+    """Say how programs were found: by which rule, or that they are judged to the letter."""
+    rules = Counter(one.rule for one in taken)
+    if rules:
+        said = ", ".join(f"{rule}: {count}" for rule, count in rules.most_common())
+        log.info("programs by the rule that found them: %s", said)
+
+
+class _Progress:
+    """A line in the log now and then, for runs whose progress bar nobody sees."""
+
+    def __init__(self, total: int, bar: bool) -> None:
+        self._total, self._bar, self._done = total, bar, 0
+        self._began = self._said = time.monotonic()
+        self._lock = threading.Lock()
+
+    def one_more(self) -> None:
+        with self._lock:
+            self._done += 1
+            now = time.monotonic()
+            if self._bar or now - self._said < _SECONDS_BETWEEN_LINES:
+                return
+            self._said = now
+            left = (now - self._began) / self._done * (self._total - self._done)
+            log.info("judged %d of %d programs, %.0f s to go", self._done, self._total, left)
 
 
 class MathRecords(Filter):
@@ -101,6 +142,5 @@ class MathRecords(Filter):
         records = []
         for texts, doc in zip(resps, docs, strict=True):
             target, form = target_of(doc), form_of(doc)
-            samples = enumerate(pad(texts, self.k))
-            records.append([math_record(text, index, target, form) for index, text in samples])
+            records.append(math_records(pad(texts, self.k), target, form))
         return records

@@ -1,28 +1,93 @@
-"""Answers of MATH problems: find the boxed expression, decide whether two mean the same."""
+"""Answers of MATH problems: find the expression, decide whether two mean the same."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-_SAID = re.compile(r"(?:final )?answer is:?\s*\$?(.+?)\$?\s*(?:\.\s|\.?$|\. I hope)", re.IGNORECASE)
+_BOX = re.compile(r"\\f?box(?:ed)?(?![a-zA-Z])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_SAID = re.compile(r"answer\b(?:\*\*)?(?: is|:)", re.IGNORECASE)
+_THINKING = re.compile(r"</think(?:ing)?>")
+_WRAPPED = re.compile(r"\$\$(.+)\$\$|\$(.+)\$|\\\[(.+)\\\]|\\\((.+)\\\)|\*\*(.+)\*\*", re.DOTALL)
+_MOST = 2_000  # characters of an answer that is said in a sentence
 
 
 def extract_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` or `\\fbox{…}`; else what follows "the answer is"."""
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        said = _SAID.findall(text)
-        return said[-1].strip() or None if said else None
-    rest = text[start:].split("boxed" if text.startswith("\\boxed", start) else "fbox", 1)[1]
-    if not rest.startswith("{"):
-        return rest.split("$")[0].strip() or None  # `\boxed 5`
-    depth = 0
-    for index, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:index].strip() or None
-    return None  # cut off inside the braces
+    """The answer that a solution states; None when it states none.
+
+    In this order, each at its last place: a whole `\\boxed{…}` or `\\fbox{…}`; what follows "answer
+    is" or "Answer:"; a last line that ends in a formula, or is bold.
+    """
+    text = _THINKING.split(text)[-1]
+    return last_box(text) or said(text) or _last_formula(text)
+
+
+def last_box(text: str) -> str | None:
+    """The content of the last box that is not cut off."""
+    closing: dict[int, int] = {}  # place of `{` → place of its `}`
+    opened: list[int] = []
+    boxes = [found.end() for found in _BOX.finditer(text)]
+    if not boxes:
+        return None
+    for found in _BRACE.finditer(text, boxes[0]):
+        if found.group() == "{":
+            opened.append(found.start())
+        elif found.group() == "}" and opened:
+            closing[opened.pop()] = found.start()
+    for start in reversed(boxes):
+        begin = start
+        while begin < len(text) and text[begin] == " ":
+            begin += 1
+        if text[begin : begin + 1] == "{":
+            if begin in closing:
+                return text[begin + 1 : closing[begin]].strip() or None
+        elif begin > start:  # `\\boxed 5`
+            return re.split(r"[$\n]", text[start : start + _MOST], maxsplit=1)[0].strip() or None
+    return None
+
+
+def said(text: str) -> str | None:
+    """What follows the last "answer is" or "Answer:", up to the end of the sentence."""
+    start = None
+    for found in _SAID.finditer(text):
+        start = found.end()
+    if start is None:
+        return None
+    rest = re.sub(r"^[:\s]*(?:\*\*(?=\s))?\s*", "", text[start : start + _MOST])
+    for opening, closing in (
+        ("$$", "$$"),
+        ("$", "$"),
+        ("\\[", "\\]"),
+        ("\\(", "\\)"),
+        ("**", "**"),
+    ):
+        if rest.startswith(opening) and closing in rest[len(opening) :]:
+            return rest[len(opening) :].split(closing)[0].strip() or None
+    sentence = re.split(r"\.(?=\s|$)|\n", rest, maxsplit=1)[0]
+    return _bare(sentence)
+
+
+def _last_formula(text: str) -> str | None:
+    lines = text.strip()[-_MOST:].split("\n")
+    display = re.search(r"\\\[([^\[\]]*)\\\][ .]*$", text.strip()[-_MOST:])
+    if display:
+        return display.group(1).strip() or None
+    line = lines[-1].strip().rstrip(".").strip()
+    ends = re.search(r"(?<!\$)\$([^$]+)\$$", line)
+    if ends:
+        return ends.group(1).strip() or None
+    return _bare(line) if line and _WRAPPED.fullmatch(line) else None
+
+
+def _bare(answer: str) -> str | None:
+    """An answer without the marks of a formula or of bold around it."""
+    answer = answer.strip().rstrip(".").strip()
+    found = _WRAPPED.fullmatch(answer)
+    while found:
+        answer = next(part for part in found.groups() if part is not None).strip()
+        found = _WRAPPED.fullmatch(answer)
+    return answer or None
 
 
 @lru_cache(maxsize=100_000)

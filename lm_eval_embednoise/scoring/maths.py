@@ -1,27 +1,34 @@
-"""Answers of worked word problems: find the number after `####`, compare it, vote."""
+"""Answers of worked word problems: find the number, compare it, vote."""
 
 from __future__ import annotations
 
 import operator
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from . import latex
 
-# The pattern of openai/grade-school-math, dataset.py.
+# The pattern of openai/grade-school-math, dataset.py: the strict number, which decides.
 _MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_LAST_LINE = re.compile(r"^[ \t]*#{3,6}[ \t]*([^\n]*)$", re.MULTILINE)
+_HEADING = re.compile(r"[.)]\s+[A-Za-z]")  # `#### 1. Count the apples`
+_PLAIN = re.compile(r"-?(\d*)\.?(\d*)")
+_THINKING = re.compile(r"</think(?:ing)?>")
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a benchmark states an answer, and when two are the same."""
+    """How a benchmark states an answer, and when two are the same.
+
+    `flexible` finds an answer that is stated in another way; None where there is one way only.
+    """
 
     extract: Callable[[str], str | None]
     same: Callable[[str, str], bool]
+    flexible: Callable[[str], str | None] | None = None
 
 
 def extract_answer(text: str) -> str | None:
@@ -30,20 +37,55 @@ def extract_answer(text: str) -> str | None:
     return normalise(match.group(1)) if match else None
 
 
+def flexible_answer(text: str) -> str | None:
+    """The number that a chat answer states, however it is marked; None when there is none.
+
+    In this order, each at its last place: a line `####` with nothing but a number; a box; what
+    follows "answer is" or "Answer:"; any number.
+    """
+    text = _THINKING.split(text)[-1]
+    for line in reversed(_LAST_LINE.findall(text)):
+        found = _only_number(line)
+        if found is not None:
+            return found
+    for stated in (latex.last_box(text) or "", latex.said(text) or ""):
+        numbers = _NUMBER.findall(stated)
+        if numbers:  # "18 apples, not 20", but "5 + 13 = 18"
+            return normalise(numbers[-1 if "=" in stated else 0])
+    numbers = _NUMBER.findall(text)
+    return normalise(numbers[-1]) if numbers else None
+
+
+def _only_number(line: str) -> str | None:
+    """The number of a line that states a number and at most its unit: no heading, no sentence."""
+    plain = re.sub(r"[*$`_\\]|(?:text|mathrm|boxed)?[{}]", "", line).strip()
+    found = _NUMBER.match(plain)
+    if found is None or _HEADING.match(plain, found.end()):
+        return None
+    rest = plain[found.end() :].strip(" .%")
+    return normalise(found.group()) if len(rest.split()) <= 2 else None
+
+
 def normalise(number: str) -> str | None:
     """A number without separators and in its shortest form: `1,200.0` is `1200`."""
     plain = number.replace(",", "").strip().rstrip(".")
-    try:
-        value = Decimal(plain)
-    except InvalidOperation:
+    match = _PLAIN.fullmatch(plain)
+    if match is None or not (match.group(1) or match.group(2)):
         return None
-    shortest = format(value.normalize(), "f")
-    return "0" if shortest == "-0" else shortest
+    whole, part = match.group(1).lstrip("0") or "0", match.group(2).rstrip("0")
+    shortest = f"{whole}.{part}" if part else whole
+    return f"-{shortest}" if plain.startswith("-") and shortest != "0" else shortest
 
 
 def majority(answers: Sequence[str | None], target: str) -> float:
-    """The chance that a majority vote gives `target`, ties broken evenly; no answer is no vote."""
-    votes = Counter(answer for answer in answers if answer is not None)
+    """The chance that a majority vote gives `target`, ties broken evenly; no answer is no vote.
+
+    Answers that mean the same must be spelled alike (`grouped`).
+    """
+    votes: dict[str, int] = {}
+    for answer in answers:
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0) + 1
     if not votes:
         return 0.0
     most = max(votes.values())
@@ -51,12 +93,22 @@ def majority(answers: Sequence[str | None], target: str) -> float:
     return (target in winners) / len(winners)
 
 
+def grouped(answers: Sequence[str | None], form: Form) -> list[str | None]:
+    """The answers, each replaced by the first one that means the same, right or wrong."""
+    first: dict[str, str] = {}
+    for answer in answers:
+        if answer is not None and answer not in first:
+            kinds = dict.fromkeys(first.values())
+            first[answer] = next((kind for kind in kinds if form.same(answer, kind)), answer)
+    return [None if answer is None else first[answer] for answer in answers]
+
+
 def worked_text(text: str) -> str:
     """A worked answer up to its `####` line, letter case and runs of blanks evened out."""
     return " ".join(text.split("####")[0].casefold().split())
 
 
-MARKED = Form(extract_answer, operator.eq)
+MARKED = Form(extract_answer, operator.eq, flexible_answer)
 BOXED = Form(latex.extract_boxed, latex.same_answer)
 
 

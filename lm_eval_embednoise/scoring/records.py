@@ -28,16 +28,24 @@ def _common(sample: str | None, index: int) -> Record:
     return record | {name: getattr(sample, name, None) for name in _MEASUREMENTS}
 
 
-def code_record(sample: str | None, index: int, program: str, outcome: Outcome | None) -> Record:
-    """The record of a judged program; without an outcome the sample is missing, a failure."""
+def code_record(
+    sample: str | None, index: int, program: str, outcome: Outcome | None, rule: str | None = None
+) -> Record:
+    """The record of a judged program; without an outcome the sample is missing, a failure.
+
+    `rule` says how the program was found in the text, or that it is judged to the letter.
+    """
     record = _common(sample, index)
     if outcome is None:
         judged = {"passed": False, "valid": False, "code": "", "compiled": False, "ast": None}
-        return record | judged | {"verdict": "missing", "detail": "", "behaviour": None}
+        judged |= {"verdict": "missing", "detail": "", "behaviour": None}
+        return record | judged | {"passed_base": None, "rule": None}
     return record | {
         "passed": outcome.verdict == "passed",
+        "passed_base": outcome.passed_base,
         "valid": outcome.compiled and outcome.defined and not outcome.trivial,
         "code": program,
+        "rule": rule,
         "compiled": outcome.compiled,
         "verdict": outcome.verdict,
         "detail": outcome.detail,
@@ -49,13 +57,23 @@ def code_record(sample: str | None, index: int, program: str, outcome: Outcome |
 def math_record(sample: str | None, index: int, target: str, form: maths.Form) -> Record:
     """The record of a worked answer; valid means that an answer can be extracted.
 
-    An answer that is equivalent to the target is recorded as the target, so that votes add up.
+    `passed` is decided by the benchmark's own form; `passed_flexible` by the answer however it is
+    stated. An answer that is equivalent to the target is recorded as the target.
     """
     record = _common(sample, index)
-    answer = None if sample is None else form.extract(sample)
-    passed = answer is not None and form.same(answer, target)
-    return record | {
-        "passed": passed,
-        "valid": answer is not None,
-        "answer": target if passed else answer,
-    }
+    for suffix, extract in (("", form.extract), ("_flexible", form.flexible)):
+        answer = None if sample is None or extract is None else extract(sample)
+        passed = answer is not None and form.same(answer, target)
+        record[f"answer{suffix}"] = target if passed else answer
+        record[f"passed{suffix}"] = passed if extract is not None else None
+    return record | {"valid": record["answer"] is not None}
+
+
+def math_records(samples: Sequence[str | None], target: str, form: maths.Form) -> list[Record]:
+    """The records of a problem's answers; those that mean the same are spelled alike, as votes."""
+    made = [math_record(text, index, target, form) for index, text in enumerate(samples)]
+    for key in ("answer", "answer_flexible"):
+        answers = maths.grouped([record[key] for record in made], form)
+        for record, answer in zip(made, answers, strict=True):
+            record[key] = answer
+    return made

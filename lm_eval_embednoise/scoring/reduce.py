@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,20 @@ from .passk import pass_at_k
 from .records import Record
 
 PASS_AT = (1, 10, 100)
+PASS_AT_VARIABLE = "EMBEDNOISE_PASS_AT"  # more of them: 5,25
 NAN = float("nan")
 Metrics = dict[str, float]
+
+
+def plus_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) -> Metrics:
+    """Metrics of a problem with two sets of tests: those of `code_metrics`, decided by all tests,
+    and correctness by the base tests alone."""
+    (records,) = results
+    correct = sum(record["passed_base"] is True for record in records)
+    trees = {record["ast"] for record in records if record["passed_base"]}
+    metrics = code_metrics(doc, results)
+    metrics |= {f"{name}_base": value for name, value in _pass_at(len(records), correct).items()}
+    return metrics | {"unique_correct_base": float(len(trees))}
 
 
 def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) -> Metrics:
@@ -48,6 +61,7 @@ def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
         **_correctness(records),
         "accuracy": float(np.mean([record["passed"] for record in records])),
         "maj@K": majority([record["answer"] for record in records], target_of(doc)),
+        **_flexible(records, target_of(doc)),
         **_diversity(present, texts, prose_tokens),
         **_language(present),
         "unique_correct": float(len(correct)),
@@ -63,10 +77,32 @@ def own_part(program: str, doc: Mapping[str, Any]) -> str:
     return program
 
 
+def _pass_at(n: int, c: int) -> Metrics:
+    """pass@k for the usual k up to n, and for those that were asked for.
+
+    Raises:
+        ValueError: a k that was asked for is larger than n.
+    """
+    asked = [int(k) for k in os.environ.get(PASS_AT_VARIABLE, "").split(",") if k]
+    ks = sorted({*(k for k in PASS_AT if k <= n), *asked})
+    return {f"pass@{k}": pass_at_k(n, c, k) for k in ks}
+
+
+def _flexible(records: Sequence[Record], target: str) -> Metrics:
+    """Correctness by the answers however they are stated, where the strict form may miss some."""
+    known = [record for record in records if record.get("passed_flexible") is not None]
+    if not known:
+        return {"accuracy_flexible": NAN, "maj@K_flexible": NAN}
+    return {
+        "accuracy_flexible": sum(record["passed_flexible"] for record in known) / len(records),
+        "maj@K_flexible": majority([record["answer_flexible"] for record in records], target),
+    }
+
+
 def _correctness(records: Sequence[Record]) -> Metrics:
     """pass@k and shares over all K samples, missing ones counted as failures."""
     n, c = len(records), sum(record["passed"] for record in records)
-    metrics = {f"pass@{k}": pass_at_k(n, c, k) for k in PASS_AT if k <= n}
+    metrics = _pass_at(n, c)
     metrics["success@K"] = float(c > 0)
     metrics["valid_rate"] = sum(record["valid"] for record in records) / n
     metrics["missing"] = float(sum(record["missing"] for record in records))

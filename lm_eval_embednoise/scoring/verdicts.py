@@ -2,8 +2,10 @@
 
 A verdict is a function of the program, the problem's tests, and the judge: limits, rules, sandbox,
 isolation level, Python. All of that is in its key, so nothing has to be cleared by hand: after a
-change the old verdicts are not found. Files are only appended to, one for each process, a line for
-each verdict as it is made; a line cut short by a crash is skipped.
+change the old verdicts are not found. A problem has a folder of its own, so its verdicts are found
+whichever problems stand beside it (`--limit`, a subset). Files are only
+appended to, one for each process, a line for each verdict as it is made; a line cut short by a
+crash is skipped.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 from .. import sandbox
 from ..sandbox import Outcome
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"lm_eval.{__name__}")
 VARIABLE = "EMBEDNOISE_VERDICTS"
 OFF = "off"
 _JUDGED_BY = ("prompt", "entry_point", "test", "tests", "grader", "task_id")
@@ -47,7 +49,7 @@ def judge_digest(level: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     here = Path(__file__).parent
     sources = [*Path(sandbox.__file__).parent.glob("*.py"), here / "judge.py", here / "compare.py"]
-    sources += [here.parent / "hidden_tests.py"]
+    sources += [here.parent / "hidden_tests.py", here.parent / "plus_tests.py"]
     for path in sorted(sources):
         digest.update(path.read_bytes())
     for text in (level, platform.python_version(), metadata.version("numpy")):
@@ -63,11 +65,12 @@ class Verdicts:
         self._problems = [_digest(judge_digest(level), doc) for doc in docs] if folder else []
         self._known: dict[str, Outcome] = {}
         self._lock = threading.Lock()
-        self._folder = folder / _digest(*self._problems) if folder else None
-        self._file: Any = None
-        if self._folder and self._folder.is_dir():
-            for path in sorted(self._folder.glob("*.jsonl")):
-                self._read(path)
+        self._folder = folder
+        self._begun: set[Path] = set()  # files that this process has written to
+        for place in {self._place(problem) for problem in self._problems}:
+            if place.is_dir():
+                for path in sorted(place.glob("*.jsonl")):
+                    self._read(path)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -83,30 +86,25 @@ class Verdicts:
         kept = {name: getattr(outcome, name) for name in sorted(_KEPT)}
         line = json.dumps([self._key(problem, program), kept]) + "\n"
         with self._lock:
-            if self._file is None and not self._open():
-                return
-            self._file.write(line)
-            self._file.flush()
+            if self._folder is not None:
+                self._append(self._place(self._problems[problem]), line)
 
-    def close(self) -> None:
-        """Close the file of this process."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open(self) -> bool:
-        assert self._folder is not None
+    def _append(self, place: Path, line: str) -> None:
+        path = place / f"{socket.gethostname()}-{os.getpid()}.jsonl"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            name = f"{socket.gethostname()}-{os.getpid()}.jsonl"
-            self._file = (self._folder / name).open("a", encoding="utf-8")
-            if self._file.tell():  # another process of that number may have died inside a line
-                self._file.write("\n")
+            place.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                if path not in self._begun and file.tell():
+                    file.write("\n")  # another process of that number may have died inside a line
+                file.write(line)
+            self._begun.add(path)
         except OSError as error:
             log.warning("verdicts are not kept, scoring can't resume: %s", error)
             self._folder = None
-            return False
-        return True
+
+    def _place(self, problem: str) -> Path:
+        assert self._folder is not None
+        return self._folder / problem[:2] / problem
 
     def _read(self, path: Path) -> None:
         with path.open("rb") as file:
