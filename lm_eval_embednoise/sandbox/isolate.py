@@ -94,19 +94,6 @@ def _write_id_maps(pid: int, uid: int, gid: int, as_root: bool) -> None:
     Path(f"/proc/{pid}/gid_map").write_text(f"{_INSIDE_UID} {gid} 1\n")
 
 
-def become_process_one() -> None:
-    """Go on in a child that is process 1 of a process namespace of its own.
-
-    The caller's own process stays behind, waits for it and leaves with its exit status.
-    """
-    kernel.unshare(kernel.CLONE_NEWPID)
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _build_root(readable: list[str]) -> None:
     """Replace the root by a small read-only tree with a private, bounded directory."""
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
@@ -127,15 +114,18 @@ def _build_root(readable: list[str]) -> None:
     for path, destination in links.items():
         if not os.path.lexists("/tmp" + path):
             os.symlink(destination, "/tmp" + path)
+    for name in ("stdin", "stdout"):
+        Path(f"/tmp/dev/{name}").touch()
+    os.symlink("null", "/tmp/dev/stderr")
     os.mkdir("/tmp" + BOX)
     if not os.path.exists("/tmp/tmp"):
         os.symlink(BOX, "/tmp/tmp")
     kernel.pivot_root("/tmp")
     kernel.make_read_only("/")
-    _mount_box()
 
 
-def _mount_box() -> None:
+def mount_box() -> None:
+    """Mount the private directory, empty."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("tmpfs", BOX, "tmpfs", flags, _BOX_OPTIONS)
 
@@ -144,7 +134,7 @@ def renew_box() -> None:
     """Throw away what the last program left in its directory."""
     if os.listdir(BOX):
         kernel.unmount(BOX)
-        _mount_box()
+        mount_box()
 
 
 # -- level 2: Landlock -----------------------------------------------------------------------

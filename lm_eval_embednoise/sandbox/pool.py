@@ -96,7 +96,7 @@ class Worker:
             "wall": limits.wall_seconds,
             "memory": limits.memory_bytes,
             "output": limits.output_bytes,
-            "predict": job.predict,
+            "idle": limits.idle_seconds,
             "new_tests": job.test is not None and not self._holds_tests_of(job),
         }
         assert self._process.stdin is not None and self._process.stdout is not None
