@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -14,7 +15,8 @@ LEVELS = ("namespaces", "landlock", "rlimits")
 NOBODY = 65534
 _INSIDE_UID = 1000
 BOX = "/box"  # the one writable place of level 1; /tmp points to it
-_BOX_OPTIONS = "size=64m,nr_inodes=4096,mode=1777"
+BOX_BYTES, BOX_FILES = 64 << 20, 4096  # what a program may leave in its directory
+_BOX_OPTIONS = f"size={BOX_BYTES},nr_inodes={BOX_FILES},mode=1777"
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _PACKAGE_DIRECTORIES = ("site-packages", "dist-packages", "test", "idlelib", "ensurepip")
 STACK_BYTES = 64 << 20
@@ -154,6 +156,25 @@ def landlock_rules(readable: list[str], tmp: str) -> kernel.Landlock:
         rules.allow(f"/dev/{device}", write=device == "null")
     rules.allow(tmp, write=True)
     return rules
+
+
+def overfull(top: str) -> bool:
+    """Whether more lies below `top` than fits into level 1's private directory."""
+    size = count = 0
+    waiting = [top]
+    while waiting:
+        try:
+            for entry in os.scandir(waiting.pop()):
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                count += 1
+                if size > BOX_BYTES or count > BOX_FILES:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return True  # nested thousands deep; else it was removed meanwhile
+    return False
 
 
 def empty_directory(top: str) -> None:

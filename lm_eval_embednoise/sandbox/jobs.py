@@ -128,6 +128,8 @@ def _verdict(job: Job, account: dict[str, Any]) -> tuple[Verdict, str]:
     """The first that applies, from the causes that the program cannot forge downwards."""
     facts, answer, status = account["facts"], account["answer"], account["status"]
     ended = f"ended with {_name(status)}"
+    if account["killed_for"] == "files":
+        return "output_limit", "its directory is full"
     if account["killed_for"] or account["cpu"] > job.total_cpu_seconds:
         return "timeout", f"{account['killed_for'] or 'cpu'} limit"
     if account["output_bytes"] >= job.limits.output_bytes or status == -signal.SIGXFSZ:

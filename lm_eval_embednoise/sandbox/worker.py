@@ -233,6 +233,8 @@ class _Run:
                 self._killed_for = "wall"
             elif idle.look() > self._job["idle"]:
                 self._killed_for = "idle"
+            elif self._worker.level != "namespaces" and isolate.overfull(self._worker.tmp):
+                self._killed_for = "files"
             if self._killed_for:
                 return
             wait = min(max(left / self._worker.cores, 0.002), _POLL_SECONDS)
