@@ -7,13 +7,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal
 from typing import Any
 
 from . import latex
 
 # The pattern of openai/grade-school-math, dataset.py.
 _MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
+
+
+_LONGEST = 200  # characters of a number that can be somebody's answer
+_EXACT = Context(prec=_LONGEST)
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,12 @@ def extract_answer(text: str) -> str | None:
 def normalise(number: str) -> str | None:
     """A number without separators and in its shortest form: `1,200.0` is `1200`."""
     plain = number.replace(",", "").strip().rstrip(".")
-    try:
-        value = Decimal(plain)
-    except InvalidOperation:
+    if len(plain) > _LONGEST:
         return None
-    shortest = format(value.normalize(), "f")
+    try:
+        shortest = format(Decimal(plain).normalize(_EXACT), "f")
+    except ArithmeticError:
+        return None
     return "0" if shortest == "-0" else shortest
 
 
