@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from lm_eval_embednoise.sandbox import Job, Limits, run_programs
+from lm_eval_embednoise.sandbox.idle import IdleClock
 
 LIMIT = 0.3
 
@@ -64,3 +68,36 @@ def test_waiting_for_a_processor_is_not_waiting(workers: int) -> None:
     outcomes = run_programs(kinds * 4, workers=workers, progress=False)
     assert [outcome.verdict for outcome in outcomes] == ["passed", "timeout", "passed"] * 4
     assert {outcome.detail for outcome in outcomes} == {"", "idle limit"}
+
+
+@pytest.mark.parametrize(
+    ("program", "waits"),
+    [
+        ("while True: pass", False),
+        ("import threading; threading.Event().wait()", True),
+        (
+            "import threading; threading.Thread(target=threading.Event().wait).start()\n"
+            "while True: pass",
+            False,
+        ),
+    ],
+)
+def test_who_is_ready_but_gets_no_processor_is_not_idle(program: str, waits: bool) -> None:
+    # On the processor of this test, which takes it all between two looks a moment apart.
+    ours = os.sched_getaffinity(0)
+    proc = os.open("/proc", os.O_RDONLY)
+    os.sched_setaffinity(0, {min(ours)})
+    code = f"print(flush=True)\n{program}"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            clock = IdleClock(proc, process.pid, interval=0.1)
+            start = time.monotonic()
+            while time.monotonic() - start < 1.0:
+                clock.look()
+            assert (clock.seconds > 0.3) if waits else (clock.seconds == 0)
+        finally:
+            process.kill()
+            os.sched_setaffinity(0, ours)
+            os.close(proc)

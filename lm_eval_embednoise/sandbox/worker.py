@@ -102,13 +102,14 @@ class Worker:
     def start_zygote(self) -> zygote.Child | None:
         """Start the process that forks programs. Returns None here, and a child in each program."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
             self.counter.close()
             for unused in (self.examiner, self.tester, ours):
                 unused.detach()  # else closed again when the interpreter of a program ends
             return zygote.serve(theirs, self.level, self.tmp, self.own_user, self.rules)
         theirs.close()
-        self.zygote = zygote.Zygote(ours)
+        self.zygote, self.zygote_pid = zygote.Zygote(ours), pid
         return None
 
     def serve(self) -> None:
@@ -130,6 +131,8 @@ class Worker:
                 isolate.renew_box()
             else:
                 isolate.empty_directory(self.tmp)
+        self.zygote.close()
+        os.waitpid(self.zygote_pid, 0)  # its time, and its children's, count as this process's
 
 
 class _Run:

@@ -46,6 +46,10 @@ class Zygote:
         # The kernel then says from whom a message is, in this process's own numbering.
         control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
+    def close(self) -> None:
+        """End the forking process."""
+        self._control.close()
+
     def fork(self, cpu: float, memory: int, output: int, descriptors: list[int]) -> int:
         """The process number of a new child.
 
