@@ -462,6 +462,7 @@ def main(level: str) -> None:
         tempfile.tempdir = folder  # named in the command line of this run's workers, no other's
         before = bait.state()
         limits = sandbox.Limits(cpu_seconds=0.4, wall_seconds=2.0, memory_bytes=1 << 27)
+        patient = sandbox.Limits(cpu_seconds=20.0)  # all of a memory takes a while to read
         jobs = [
             sandbox.Job(
                 program=bait.fill(program),
@@ -469,9 +470,9 @@ def main(level: str) -> None:
                 # The second call tells the answer to the first: too late.
                 test=f"def check(c):\n    assert c(1) == {bait.token!r}\n"
                 f"    assert c({bait.token!r}) == {bait.token!r}\n",
-                limits=limits,
+                limits=patient if name == "memory_scan" else limits,
             )
-            for _, program in PROGRAMS.values()
+            for name, (_, program) in PROGRAMS.items()
         ]
         # An honest program after each hostile one: nothing is carried over.
         honest = sandbox.Job(
