@@ -16,6 +16,79 @@ from pathlib import Path
 
 RUNTIME, WRONG, TIMEOUT = {"runtime_error"}, {"wrong_answer"}, {"timeout"}
 FAILED = RUNTIME | WRONG
+# Looks for a byte string (given in two parts, so as not to find itself) in all of its own memory:
+# through /proc/self/maps and /proc/self/mem where they can be opened, else by asking the kernel to
+# copy from every address near anything it knows, which fails, and no more, where nothing is mapped.
+# It allocates next to nothing while it looks: freed memory that still holds text must keep it.
+SCAN = """
+import ctypes, mmap, os, re, sys
+libc = ctypes.CDLL(None)
+PAGE, BLOCK, TAIL = 4096, 1 << 16, 64
+GAP = 24 << 20  # so much that isn't mapped ends the search in one direction
+window = mmap.mmap(-1, TAIL + BLOCK)
+target = ctypes.addressof(ctypes.c_char.from_buffer(window)) + TAIL
+inside, outside = os.pipe()
+
+def mapped():
+    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+        for line in maps:
+            place, rights = line.split()[:2]
+            low, high = (int(part, 16) for part in place.split("-"))
+            if rights.startswith("r") and "[v" not in line and not low <= target < high:
+                for at in range(low, high, BLOCK):
+                    memory.seek(at)
+                    yield memory.readinto(memoryview(window)[TAIL:][: high - at])
+
+def copied(at):
+    got = libc.write(outside, ctypes.c_void_p(at), ctypes.c_size_t(BLOCK))
+    return libc.read(inside, ctypes.c_void_p(target), ctypes.c_size_t(BLOCK)) if got > 0 else 0
+
+def near(start, ranges):
+    low = high = start - start % PAGE
+    for step in (PAGE, -PAGE):
+        at, hole = low if step > 0 else low + step, 0
+        while hole < GAP and at > 0:
+            size = copied(at)
+            yield size
+            hole = 0 if size else hole + PAGE
+            at += max(size, PAGE) if step > 0 else step
+        low, high = min(low, at), max(high, at)
+    ranges.append((low, high))
+
+def known():
+    yield id(bytes(600))
+    for module in list(sys.modules.values()):
+        yield id(module)
+        for value in vars(module).values():
+            yield id(value)
+
+def probed():
+    ranges = [(target - TAIL, target + BLOCK)]
+    for start in known():
+        if not any(low <= start < high for low, high in ranges):
+            yield from near(start, ranges)
+
+def scan(first, second):
+    found = set()
+    pattern = re.compile(re.escape(first + second) + rb"[0-9a-f]{16}")
+    def look(sizes):
+        for size in sizes:
+            if not size:
+                continue
+            window[TAIL + size:] = bytes(BLOCK - size) if size < BLOCK else b""
+            found.update(m.group().decode() for m in pattern.finditer(window))
+            window[:TAIL] = window[-TAIL:]
+    try:
+        look(mapped())
+    except OSError:
+        look(probed())
+    return found
+
+planted = ["planted" + "-" + os.urandom(8).hex() for i in range(9)]
+def check_planted():
+    missing = set(planted) - scan(b"plan", b"ted-")
+    assert not missing, missing  # the scan sees what is there
+"""
 # Filled in: @SECRET@ a readable file outside, @OUT@ a writable folder, @SOCK@ and @PORT@ sockets.
 PROGRAMS: dict[str, tuple[set[str], str]] = {
     # -- passing without solving
@@ -51,9 +124,9 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
     "own_check": (FAILED, "def check(candidate):\n    return True\ndef f(x):\n    return 1"),
     "frames": (
         FAILED,
-        "import sys\ndef f(x):\n    g, out = sys._getframe(), []\n    while g:\n"
-        "        out += [v for v in {**g.f_locals, **g.f_globals}.values() if isinstance(v, str)]\n"
-        "        g = g.f_back\n    return next((v for v in out if v.startswith('xyzzy-')), None)",
+        "import re, sys\ndef f(x):\n    g, out = sys._getframe(), ''\n    while g:\n"
+        "        out += repr({**g.f_locals, **g.f_globals})\n        g = g.f_back\n"
+        "    return next(iter(re.findall('xyzzy-[0-9a-f]{16}', out)), None)",
     ),
     "garbage_collector": (
         FAILED,
@@ -63,12 +136,19 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
         "            return t[i:i + 22]\n    return None",
     ),
     "memory_scan": (
+        WRONG,
+        SCAN + "def f(x):\n    check_planted()\n    return max(scan(b'xyz', b'zy-'), default=None)",
+    ),
+    "look_ahead": (
         FAILED,
-        "import ctypes, re\nkey = b'xyz' + b'zy-'\ndef f(x):\n"
-        "    for line in open('/proc/self/maps'):\n        if 'rw' not in line: continue\n"
-        "        a, b = (int(v, 16) for v in line.split()[0].split('-'))\n"
-        "        m = re.search(key + b'[0-9a-f]{16}', ctypes.string_at(a, b - a))\n"
-        "        if m: return m.group().decode()\n    return None",
+        "import json, os, re, struct\ndef f(x):\n    seen = b''\n"
+        "    for fd in range(3, 64):\n        try:\n            os.set_blocking(fd, False)\n"
+        "            seen += os.read(fd, 9999)\n"
+        "        except OSError:\n            pass\n"
+        "    m = re.search(b'xyzzy' + b'-[0-9a-f]{16}', seen)\n    m = m and m.group().decode()\n"
+        "    b = json.dumps({'value': m}).encode()\n    for fd in range(3, 64):\n        try:\n"
+        "            os.write(fd, struct.pack('<Q', len(b)) + b)\n        except OSError:\n"
+        "            pass\n    return m",
     ),
     "forged_frames": (
         FAILED | TIMEOUT,
@@ -145,6 +225,49 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
         "import os\ndef f(x):\n    os.rename('@SECRET@', '@OUT@/moved')\n    return 1",
     ),
     "chmod_secret": (FAILED, "import os\ndef f(x):\n    os.chmod('@SECRET@', 0)\n    return 1"),
+    "fchmod_outside": (
+        RUNTIME,  # the mode that the file has: harmless if it succeeds, and then no error
+        "import os\nfd = os.open(os.__file__, os.O_RDONLY)\n"
+        "os.fchmod(fd, os.fstat(fd).st_mode & 0o7777)\ndef f(x):\n    return 1",
+    ),
+    "futimens_outside": (
+        RUNTIME,
+        "import os\nfd = os.open(os.__file__, os.O_RDONLY)\nt = os.fstat(fd)\n"
+        "os.utime(fd, ns=(t.st_atime_ns, t.st_mtime_ns))\ndef f(x):\n    return 1",
+    ),
+    "fchown_outside": (
+        RUNTIME,
+        "import os\nos.fchown(os.open(os.__file__, os.O_RDONLY), -1, -1)\ndef f(x):\n    return 1",
+    ),
+    "setxattr_outside": (
+        RUNTIME,
+        "import os\nos.setxattr(os.open(os.__file__, os.O_RDONLY), 'user.left', b'here')\n"
+        "def f(x):\n    return 1",
+    ),
+    "truncate_outside": (
+        RUNTIME,
+        "import os\nos.truncate('@SECRET@', 3)\ndef f(x):\n    return 1",
+    ),
+    "link_from_outside": (
+        RUNTIME,
+        "import os\nos.link(os.__file__, 'link')\ndef f(x):\n    return 1",
+    ),
+    "link_to_outside": (
+        RUNTIME,
+        "import os\nopen('file', 'w').close()\nos.link('file', '@OUT@/left')\n"
+        "def f(x):\n    return 1",
+    ),
+    "symlink_outside": (
+        RUNTIME,
+        "import os\nos.symlink('/', '@OUT@/left')\ndef f(x):\n    return 1",
+    ),
+    "mkdir_outside": (RUNTIME, "import os\nos.mkdir('@OUT@/left')\ndef f(x):\n    return 1"),
+    "mkfifo": (RUNTIME, "import os\nos.mkfifo('fifo')\ndef f(x):\n    return 1"),
+    "shared_map_outside": (
+        RUNTIME,
+        "import mmap, os\nfd = os.open(os.__file__, os.O_RDWR)\n"
+        "mmap.mmap(fd, 4096)[0:1] = b'!'\ndef f(x):\n    return 1",
+    ),
     "remount": (
         FAILED,
         "import ctypes\nlibc = ctypes.CDLL(None)\n"
@@ -256,12 +379,43 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
         "f = open('big', 'wb')\nwhile True:\n    f.write(b'x' * (1 << 20))\n    f.flush()",
     ),
     "sparse_file": ({"output_limit"}, "f = open('big', 'wb')\nf.truncate(1 << 50)"),
+    "fallocate": (
+        RUNTIME,
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nfor i in range(60):\n"
+        "    fd = os.open(f'big{i}', os.O_RDWR | os.O_CREAT)\n"
+        "    if libc.fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(15 << 20)):  # KEEP_SIZE\n"
+        "        raise OSError(ctypes.get_errno())\ndef f(x):\n    return 1",
+    ),
+    "posix_fallocate": (
+        RUNTIME,
+        "import os\nos.posix_fallocate(os.open('big', os.O_RDWR | os.O_CREAT), 0, 1 << 20)\n"
+        "def f(x):\n    return 1",
+    ),
+    "memfd": (
+        RUNTIME,
+        "import os\nos.ftruncate(os.memfd_create('big'), 1 << 20)\ndef f(x):\n    return 1",
+    ),
+    "sync_everything": (
+        RUNTIME,
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "if libc.syncfs(os.open('/', os.O_RDONLY)): raise OSError\ndef f(x):\n    return 1",
+    ),
+    "long_name_of_error": (
+        RUNTIME,
+        "def f(x):\n    raise type('x' * (30 << 20), (Exception,), {})",
+    ),
+    "long_name_of_error_at_once": (RUNTIME, "raise type('x' * (30 << 20), (Exception,), {})"),
+    "many_big_files": (
+        RUNTIME | {"output_limit"},
+        "i = 0\nwhile True:\n    with open(f'big{i}', 'wb') as file:\n"
+        "        file.write(bytes(15 << 20))\n    i += 1",
+    ),
     "many_files": (
-        FAILED | TIMEOUT,
+        FAILED | TIMEOUT | {"output_limit"},
         "i = 0\nwhile True:\n    open(f'file{i}', 'w').close()\n    i += 1",
     ),
     "deep_directories": (
-        FAILED | TIMEOUT,
+        FAILED | TIMEOUT | {"output_limit"},
         "import os\nfor _ in range(5000):\n    os.mkdir('d')\n    os.chdir('d')\n"
         "def f(x):\n    return 1",
     ),
@@ -308,14 +462,17 @@ def main(level: str) -> None:
         tempfile.tempdir = folder  # named in the command line of this run's workers, no other's
         before = bait.state()
         limits = sandbox.Limits(cpu_seconds=0.4, wall_seconds=2.0, memory_bytes=1 << 27)
+        patient = sandbox.Limits(cpu_seconds=20.0)  # all of a memory takes a while to read
         jobs = [
             sandbox.Job(
                 program=bait.fill(program),
                 entry_point="f",
-                test=f"def check(c):\n    assert c(1) == {bait.token!r}\n",
-                limits=limits,
+                # The second call tells the answer to the first: too late.
+                test=f"def check(c):\n    assert c(1) == {bait.token!r}\n"
+                f"    assert c({bait.token!r}) == {bait.token!r}\n",
+                limits=patient if name == "memory_scan" else limits,
             )
-            for _, program in PROGRAMS.values()
+            for name, (_, program) in PROGRAMS.items()
         ]
         # An honest program after each hostile one: nothing is carried over.
         honest = sandbox.Job(
@@ -323,15 +480,25 @@ def main(level: str) -> None:
             entry_point="f",
             test="def check(c):\n    assert c(41) == 41\n",
         )
+        # Before each, programs that know the answer: nothing of them is left to be found.
+        solved = f"def f(x):\n    return {bait.token!r}"
+        earlier = [
+            sandbox.Job(solved, "f", test=jobs[0].test),
+            sandbox.Job(f"print({bait.token!r}, input())", stdin=bait.token.encode()),
+        ]
         pairs = sandbox.map_items(
-            lambda run, job: (run(job).verdict, run(honest).verdict),
+            lambda run, job: (
+                [run(before).verdict for before in earlier],
+                run(job).verdict,
+                run(honest).verdict,
+            ),
             jobs,
             level=level,
             progress=False,
         )
         report = {
-            "verdicts": dict(zip(PROGRAMS, (pair[0] for pair in pairs), strict=True)),
-            "honest": sorted({pair[1] for pair in pairs}),
+            "verdicts": dict(zip(PROGRAMS, (found[1] for found in pairs), strict=True)),
+            "honest": sorted({found[2] for found in pairs} | {v for f in pairs for v in f[0]}),
             "unchanged": bait.state() == before,
             "heard": bait.heard,
             "left_running": bait.processes(),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -165,7 +166,7 @@ def test_the_weakest_level_judges_and_kills_daemons_too() -> None:
             ["ps", "-o", "pid=", "--ppid", str(worker._process.pid)], capture_output=True, text=True
         )
     assert (first.verdict, second.output) == ("passed", b"1\n")
-    assert len(children.stdout.split()) == 2  # the tests' process and the one that parses
+    assert len(children.stdout.split()) == 3  # one parses, one holds tests, one forks
 
 
 def test_limits_and_jobs_are_checked_where_they_are_made() -> None:
@@ -227,3 +228,62 @@ def test_the_sandbox_needs_the_standard_library_only() -> None:
     code += "print('numpy' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+OWNER = """
+import os, sys, tempfile
+from lm_eval_embednoise.sandbox.scratch import Scratch
+tempfile.tempdir = sys.argv[1]
+folder = Scratch()
+os.makedirs(folder.path + "/deep" * 30)
+os.chmod(folder.path + "/deep", 0)
+print(folder.path, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_next_start_removes_the_folders_of_killed_runs_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def owner() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (dead, left), (living, kept) = owner(), owner()
+    dead.kill()
+    dead.communicate()
+    others = [tmp_path / "embednoise-store-x", tmp_path / "embednoise-sandbox"]
+    for folder in others:
+        folder.mkdir()
+    (tmp_path / "target").mkdir()
+    (tmp_path / "embednoise-sandbox-link").symlink_to(tmp_path / "target")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    try:
+        assert left.is_dir()
+        assert sandbox.run_programs([Job("print(1)")], progress=False)[0].output == b"1\n"
+        assert not left.exists()
+        assert all(folder.is_dir() for folder in (kept, *others, tmp_path / "target"))
+    finally:
+        living.communicate()
+    assert sorted(p.name for p in tmp_path.iterdir() if p != kept) == [
+        "embednoise-sandbox",
+        "embednoise-sandbox-link",
+        "embednoise-store-x",
+        "target",
+    ]
+
+
+@pytest.mark.parametrize("level", sandbox.available_levels())
+def test_the_text_of_an_exception_is_cut(level: str) -> None:
+    name = "raise type('x' * (30 << 20), (Exception,), {})"
+    test = "def check(c):\n    c(1)\n"
+    jobs = [Job(f"def f(x): {name}", "f", test=test), Job(name), Job(name, "f", test=test)]
+    for outcome in sandbox.run_programs(jobs, level=level, progress=False):
+        assert outcome.verdict == "runtime_error"
+        assert outcome.detail == "x" * 200

@@ -6,17 +6,18 @@ can read, to change anything outside, to reach the network, to outlive its turn,
 machine. What stands against it:
 
 * *Passing without solving*: expected values are in another process (`tester`), the program sees
-  arguments and sends back plain data; the verdict is made where none of its code runs. There is
-  no exit code, token or function to forge.
+  arguments, one call at a time, and sends back plain data; the verdict is made where none of its
+  code runs. There is no exit code, token or function to forge. The process that forks programs
+  (`zygote`) has never held a job, so their memory holds nothing of earlier ones.
 * *Reading, changing, network, other processes*: see `docs/sandbox.md` for the three levels:
   namespaces with a small read-only root and a system-call filter; Landlock and the filter; or
   resource limits only, which must be asked for.
-* *Starving*: processor time, wall time, memory, output, files, threads are limited; no new
+* *Starving*: processor time, waiting, memory, output, files, threads are limited; no new
   processes at all at the first two levels; everything is dead before the next program starts.
 
 Not covered: a hole in the kernel or the interpreter; side channels (timing, load); at level
-`landlock` the number of files written to the private directory; at level `rlimits` everything but
-resources. Verdicts are only about the tests: a program that answers them from a table passes.
+`rlimits` everything but resources. Verdicts are only about the tests: a program that answers them
+from a table passes.
 """
 
 from .jobs import VERDICTS, Job, Limits, Outcome, SandboxError, Verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -14,7 +15,8 @@ LEVELS = ("namespaces", "landlock", "rlimits")
 NOBODY = 65534
 _INSIDE_UID = 1000
 BOX = "/box"  # the one writable place of level 1; /tmp points to it
-_BOX_OPTIONS = "size=64m,nr_inodes=4096,mode=1777"
+BOX_BYTES, BOX_FILES = 64 << 20, 4096  # what a program may leave in its directory
+_BOX_OPTIONS = f"size={BOX_BYTES},nr_inodes={BOX_FILES},mode=1777"
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _PACKAGE_DIRECTORIES = ("site-packages", "dist-packages", "test", "idlelib", "ensurepip")
 STACK_BYTES = 64 << 20
@@ -94,19 +96,6 @@ def _write_id_maps(pid: int, uid: int, gid: int, as_root: bool) -> None:
     Path(f"/proc/{pid}/gid_map").write_text(f"{_INSIDE_UID} {gid} 1\n")
 
 
-def become_process_one() -> None:
-    """Go on in a child that is process 1 of a process namespace of its own.
-
-    The caller's own process stays behind, waits for it and leaves with its exit status.
-    """
-    kernel.unshare(kernel.CLONE_NEWPID)
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _build_root(readable: list[str]) -> None:
     """Replace the root by a small read-only tree with a private, bounded directory."""
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
@@ -127,15 +116,18 @@ def _build_root(readable: list[str]) -> None:
     for path, destination in links.items():
         if not os.path.lexists("/tmp" + path):
             os.symlink(destination, "/tmp" + path)
+    for name in ("stdin", "stdout"):
+        Path(f"/tmp/dev/{name}").touch()
+    os.symlink("null", "/tmp/dev/stderr")
     os.mkdir("/tmp" + BOX)
     if not os.path.exists("/tmp/tmp"):
         os.symlink(BOX, "/tmp/tmp")
     kernel.pivot_root("/tmp")
     kernel.make_read_only("/")
-    _mount_box()
 
 
-def _mount_box() -> None:
+def mount_box() -> None:
+    """Mount the private directory, empty."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("tmpfs", BOX, "tmpfs", flags, _BOX_OPTIONS)
 
@@ -144,7 +136,7 @@ def renew_box() -> None:
     """Throw away what the last program left in its directory."""
     if os.listdir(BOX):
         kernel.unmount(BOX)
-        _mount_box()
+        mount_box()
 
 
 # -- level 2: Landlock -----------------------------------------------------------------------
@@ -164,6 +156,25 @@ def landlock_rules(readable: list[str], tmp: str) -> kernel.Landlock:
         rules.allow(f"/dev/{device}", write=device == "null")
     rules.allow(tmp, write=True)
     return rules
+
+
+def overfull(top: str) -> bool:
+    """Whether more lies below `top` than fits into level 1's private directory."""
+    size = count = 0
+    waiting = [top]
+    while waiting:
+        try:
+            for entry in os.scandir(waiting.pop()):
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                count += 1
+                if size > BOX_BYTES or count > BOX_FILES:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return True  # nested thousands deep; else it was removed meanwhile
+    return False
 
 
 def empty_directory(top: str) -> None:

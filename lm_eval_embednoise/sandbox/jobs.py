@@ -20,6 +20,9 @@ Verdict = Literal[
 VERDICTS: tuple[str, ...] = Verdict.__args__  # type: ignore[attr-defined]
 
 
+_DETAIL_LENGTH = 200  # an exception's name may be as long as the program likes
+
+
 class SandboxError(RuntimeError):
     """The sandbox itself failed or is not available; says nothing about any program."""
 
@@ -28,17 +31,19 @@ class SandboxError(RuntimeError):
 class Limits:
     """What one program may use.
 
-    `wall_seconds` only catches programs that wait without computing; it is generous because a
-    loaded machine must not change a verdict.
+    `idle_seconds` is how long it may wait in all: time in which each of its threads sleeps, none
+    being ready to run. `wall_seconds` is the last resort where that can't be seen; it is generous
+    because a loaded machine must not change a verdict.
     """
 
     cpu_seconds: float = 3.0
     wall_seconds: float = 40.0
     memory_bytes: int = 1 << 30
     output_bytes: int = 16 << 20
+    idle_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("cpu_seconds", "wall_seconds", "memory_bytes", "output_bytes"):
+        for name in ("cpu_seconds", "idle_seconds", "wall_seconds", "memory_bytes", "output_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
 
@@ -59,9 +64,8 @@ class Job:
     data: Any = None
     stdin: bytes = b""
     header: str = ""  # our own code (imports), run in the program's namespace before it
-    seconds_are_per_call: bool = False  # cpu_seconds limits each call, not all of them together
+    seconds_are_per_call: bool = False  # cpu_seconds and idle_seconds limit each call, not all
     limits: Limits = field(default_factory=Limits)
-    predict: bool = True  # make calls that the test is sure to make all at once; same verdicts
 
     def __post_init__(self) -> None:
         if self.test is not None and self.entry_point is None:
@@ -90,6 +94,7 @@ class Outcome:
     output: bytes = b""
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
+    exit_status: int | None = None  # of a program that ran alone; minus the signal that ended it
 
 
 def outcome(job: Job, account: dict[str, Any], output: bytes) -> Outcome:
@@ -105,6 +110,8 @@ def outcome(job: Job, account: dict[str, Any], output: bytes) -> Outcome:
     if answer and answer["outcome"] == "unfit":
         raise SandboxError(f"the tests cannot run outside the program's process: {answer['kind']}")
     verdict, detail = _verdict(job, account)
+    if len(detail) > _DETAIL_LENGTH:
+        detail = detail[:_DETAIL_LENGTH] + "…"
     return Outcome(
         verdict=verdict,
         detail=detail,
@@ -114,6 +121,7 @@ def outcome(job: Job, account: dict[str, Any], output: bytes) -> Outcome:
         output=output,
         cpu_seconds=account["cpu"],
         wall_seconds=account["wall"],
+        exit_status=account["status"] if job.test is None else None,
     )
 
 
@@ -121,6 +129,8 @@ def _verdict(job: Job, account: dict[str, Any]) -> tuple[Verdict, str]:
     """The first that applies, from the causes that the program cannot forge downwards."""
     facts, answer, status = account["facts"], account["answer"], account["status"]
     ended = f"ended with {_name(status)}"
+    if account["killed_for"] == "files":
+        return "output_limit", "its directory is full"
     if account["killed_for"] or account["cpu"] > job.total_cpu_seconds:
         return "timeout", f"{account['killed_for'] or 'cpu'} limit"
     if account["output_bytes"] >= job.limits.output_bytes or status == -signal.SIGXFSZ:
@@ -131,7 +141,9 @@ def _verdict(job: Job, account: dict[str, Any]) -> tuple[Verdict, str]:
         return "passed", ""
     if answer and answer["outcome"] == "failed":
         return "wrong_answer", answer["kind"]
-    error = account["error"]
+    error, alone = account["error"], job.test is None
+    if alone and error == "SystemExit" and status >= 0:
+        return "passed", f"exit status {status}" if status else ""
     if answer and answer["kind"] == TIME_IS_UP:
         return "timeout", "cpu limit of one call"
     if answer and answer["kind"] != DIED:
@@ -142,7 +154,6 @@ def _verdict(job: Job, account: dict[str, Any]) -> tuple[Verdict, str]:
         return "runtime_error", error
     if status == -signal.SIGXCPU:
         return "timeout", ended
-    alone = job.test is None
     if status == -signal.SIGKILL and (alone or (answer and answer["kind"] == DIED)):
         return "memory", "killed by the system"
     if alone and status == 0:

@@ -120,7 +120,7 @@ class Landlock:
             attributes += struct.pack("<Q", 3)
         if abi >= 6:  # abstract unix sockets and signals to processes outside
             attributes += struct.pack("<Q", 3)
-        self._fd = _syscall(_LANDLOCK_CREATE, "landlock", attributes, len(attributes), 0)
+        self.fd = _syscall(_LANDLOCK_CREATE, "landlock", attributes, len(attributes), 0)
 
     def allow(self, path: str, write: bool = False) -> None:
         """Allow reading, or everything, beneath `path`."""
@@ -130,7 +130,7 @@ class Landlock:
             if not os.path.isdir(path):
                 rights &= _FILE_RIGHTS
             rule = struct.pack("<Qi", rights & self._rights & ~_EXECUTE, parent)
-            _syscall(_LANDLOCK_ADD, f"landlock rule for {path}", self._fd, 1, rule, 0)
+            _syscall(_LANDLOCK_ADD, f"landlock rule for {path}", self.fd, 1, rule, 0)
         finally:
             os.close(parent)
 
@@ -139,10 +139,10 @@ class Landlock:
         parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             rule = struct.pack("<Qi", _READ_DIR, parent)
-            _syscall(_LANDLOCK_ADD, f"landlock rule for {path}", self._fd, 1, rule, 0)
+            _syscall(_LANDLOCK_ADD, f"landlock rule for {path}", self.fd, 1, rule, 0)
         finally:
             os.close(parent)
 
     def restrict_self(self) -> None:
         """Apply the rules to the calling process; needs no_new_privs."""
-        _syscall(_LANDLOCK_RESTRICT, "landlock_restrict_self", self._fd, 0)
+        _syscall(_LANDLOCK_RESTRICT, "landlock_restrict_self", self.fd, 0)

@@ -7,10 +7,8 @@ import json
 import logging
 import os
 import queue
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, TypeVar
 
 from . import levels, wire
 from .jobs import Job, Outcome, SandboxError, outcome
+from .scratch import Scratch, sweep
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -59,8 +58,8 @@ class Worker:
         self.level = level
         self.ended = False  # it gave its last account and is gone
         self._held: Job | None = None
-        self._tmp = tempfile.mkdtemp(prefix="embednoise-")
-        options = {"level": level, "tmp": self._tmp, "packages": _packages()}
+        self._scratch = Scratch()
+        options = {"level": level, "tmp": self._scratch.path, "packages": _packages()}
         bootstrap = _BOOTSTRAP.format(path=str(Path(__file__).parent))
         self._process = subprocess.Popen(
             [sys.executable, "-s", "-S", "-B", "-X", "utf8", "-c", bootstrap, json.dumps(options)],
@@ -96,7 +95,7 @@ class Worker:
             "wall": limits.wall_seconds,
             "memory": limits.memory_bytes,
             "output": limits.output_bytes,
-            "predict": job.predict,
+            "idle": limits.idle_seconds,
             "new_tests": job.test is not None and not self._holds_tests_of(job),
         }
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -145,7 +144,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._tmp, ignore_errors=True)
+        self._scratch.remove()
 
     def __enter__(self) -> Worker:
         return self
@@ -180,6 +179,7 @@ def map_items(
     if not items:
         return []
     level = level or levels.strongest()
+    sweep()
     results: list[Any] = [None] * len(items)
     failures: dict[int, Exception] = {}
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -134,7 +134,6 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "epoll_pwait": (281, 22),
     "timerfd_create": (283, 85),
     "eventfd": (284, None),
-    "fallocate": (285, 47),
     "timerfd_settime": (286, 86),
     "timerfd_gettime": (287, 87),
     "eventfd2": (290, 19),
@@ -155,8 +154,9 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "faccessat2": (439, 439),
     "fchmodat2": (452, 452),
 }
-# What Landlock does not watch: modes and times, and before Linux 6.2 the length, of any path.
-_UNWATCHED = ("chmod", "fchmodat", "fchmodat2", "utimensat", "truncate")
+# What Landlock does not watch: modes and times, and before Linux 6.2 the length, of any file that
+# has a path or can be opened for reading.
+_UNWATCHED = ("chmod", "fchmod", "fchmodat", "fchmodat2", "utimensat", "truncate")
 _COLUMN = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # Calls allowed for some arguments only, by the same columns.

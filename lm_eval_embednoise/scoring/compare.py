@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 # -- printed answers: LiveCodeBench
@@ -24,17 +24,17 @@ def livecodebench_printed(output: str, expected: str) -> bool:
     for mine, wanted in zip(ours, theirs, strict=True):
         if mine == wanted:
             continue
-        numbers, wanted_numbers = _decimals(mine), _decimals(wanted)
-        if numbers is None or wanted_numbers is None or numbers != wanted_numbers:
+        if not _same_decimals(mine, wanted):
             return False
     return True
 
 
-def _decimals(line: str) -> list[Decimal] | None:
+def _same_decimals(mine: str, wanted: str) -> bool:
     try:
-        return [Decimal(word) for word in line.split()]
-    except InvalidOperation:
-        return None
+        ours, theirs = ([Decimal(word) for word in line.split()] for line in (mine, wanted))
+        return ours == theirs
+    except ArithmeticError:  # not a number, or one that can't be compared: sNaN
+        return False
 
 
 # -- printed answers: APPS

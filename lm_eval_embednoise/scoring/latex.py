@@ -11,6 +11,7 @@ _SAID = re.compile(r"answer\b(?:\*\*)?(?: is|:)", re.IGNORECASE)
 _THINKING = re.compile(r"</think(?:ing)?>")
 _WRAPPED = re.compile(r"\$\$(.+)\$\$|\$(.+)\$|\\\[(.+)\\\]|\\\((.+)\\\)|\*\*(.+)\*\*", re.DOTALL)
 _MOST = 2_000  # characters of an answer that is said in a sentence
+_LONGEST = 1_000  # characters of an answer that can mean the same as a target
 
 
 def extract_boxed(text: str) -> str | None:
@@ -94,6 +95,9 @@ def _bare(answer: str) -> str | None:
 def same_answer(answer: str, target: str) -> bool:
     """Whether two LaTeX answers are equivalent, by math-verify (after equality as text).
 
+    An answer of more than 1,000 characters is only compared as text: no target is a fifth as long,
+    and math-verify gives up on such texts after five seconds each.
+
     Call it from the main thread: math-verify bounds its time with a signal.
 
     Raises:
@@ -101,6 +105,8 @@ def same_answer(answer: str, target: str) -> bool:
     """
     if _plain(answer) == _plain(target):
         return True
+    if len(answer) > _LONGEST:
+        return False
     try:
         from math_verify import parse, verify  # type: ignore[import-untyped]
     except ModuleNotFoundError:

@@ -17,6 +17,7 @@ _LAST_LINE = re.compile(r"^[ \t]*#{3,6}[ \t]*([^\n]*)$", re.MULTILINE)
 _HEADING = re.compile(r"[.)]\s+[A-Za-z]")  # `#### 1. Count the apples`
 _PLAIN = re.compile(r"-?(\d*)\.?(\d*)")
 _THINKING = re.compile(r"</think(?:ing)?>")
+_LONGEST = 200  # characters of a number that can be somebody's answer
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _only_number(line: str) -> str | None:
 def normalise(number: str) -> str | None:
     """A number without separators and in its shortest form: `1,200.0` is `1200`."""
     plain = number.replace(",", "").strip().rstrip(".")
-    match = _PLAIN.fullmatch(plain)
+    match = None if len(plain) > _LONGEST else _PLAIN.fullmatch(plain)
     if match is None or not (match.group(1) or match.group(2)):
         return None
     whole, part = match.group(1).lstrip("0") or "0", match.group(2).rstrip("0")
