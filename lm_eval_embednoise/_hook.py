@@ -8,7 +8,14 @@ and never lets an exception through to the user's import.
 import sys
 
 # The modules of lm_eval after whose import the plug-in has something to add.
-WATCHED = ("lm_eval.models", "lm_eval.tasks.manager", "lm_eval.evaluator_utils")
+WATCHED = (
+    "lm_eval.models",
+    "lm_eval.tasks.manager",
+    "lm_eval.evaluator_utils",
+    "lm_eval.evaluator",
+    "lm_eval.config.evaluate_config",
+    "lm_eval.loggers.evaluation_tracker",
+)
 
 
 class _Finder:

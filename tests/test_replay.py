@@ -107,7 +107,9 @@ def test_a_replay_scores_as_the_model_did(made: Any, files: Path, kind: str) -> 
     if kind == "store":
         info = replayed["config"]["embednoise"]
         assert info["method"] == "noisy" and info["model"]["name"] == "minicoder"
-        assert info["perturbation"] == made[1]["config"]["embednoise"]["perturbation"]
+        generated = made[1]["config"]["embednoise"]
+        assert info["perturbation"] == generated["perturbation"]
+        assert len(generated["model"]["fingerprint"]) == 32
 
 
 def test_maths_is_replayed_too(made: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lm_eval_embednoise import streams
 from lm_eval_embednoise.config import Perturbation, Sampling, suggest
+from lm_eval_embednoise.early import check_sites
 from lm_eval_embednoise.families import check_config
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
@@ -28,10 +29,10 @@ from lm_eval_embednoise.models.loaded import (
 from lm_eval_embednoise.models.loading import HOST_ARGS, INSTEAD, LOADING_ARGS, Loading
 from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
-from lm_eval_embednoise.models.stored import Ledger
+from lm_eval_embednoise.models.stored import Ledger, model_identity
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
-from lm_eval_embednoise.store import Store
+from lm_eval_embednoise.store import Store, digest
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
@@ -90,7 +91,7 @@ class HFEmbedNoise(HFLM):
             raise ValueError(
                 "exact=true and compile=true: compiled code differs between shapes; leave one out"
             )
-        self.blocks = blocks
+        self.blocks, self.perturbation = blocks, perturbation
         if pretrained is None:
             pretrained = str(MODEL_DIR)
             log.info("pretrained not given: using the embedded model, minicoder (%s)", pretrained)
@@ -141,6 +142,8 @@ class HFEmbedNoise(HFLM):
         with one_line(f"pretrained={pretrained!r}"):
             super()._get_config(pretrained, **kwargs)
         check_config(self.config)
+        if not self.blocks:
+            check_sites(self.perturbation, self.config)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
         name = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer of {pretrained!r}"
@@ -421,6 +424,7 @@ class HFEmbedNoise(HFLM):
             "stream_version": streams.STREAM_VERSION,
             "model": {
                 "name": self._model_name(),
+                "fingerprint": self.fingerprint(),
                 "class": type(self.model).__name__,
                 **self.loading.canonical(),
                 "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -432,6 +436,14 @@ class HFEmbedNoise(HFLM):
             },
         }
         return info
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over weights, adapter and tokenizer, wherever they lie."""
+        if self.identity is None:
+            self.identity = model_identity(self)
+        return digest(
+            {name: self.identity[name] for name in ("model", "peft", "delta", "tokenizer")}
+        )
 
     def _model_name(self) -> str:
         return "minicoder" if self.pretrained == str(MODEL_DIR) else str(self.pretrained)
