@@ -13,6 +13,7 @@ import ast
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # What a method is made of: allowed to differ between the two sides of a pair.
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.+-]+$")
+_RESULTS = re.compile(r"^results_.*\.json$|_\d{4}-\d\d-\d\dT[\d.+-]+\.json$")
 # What only this project's model class tells: not told is not different.
 _OWN = ("model ", "stream_version")
 _RECORDS = "records"  # the filter of this project's tasks; its metrics keep their plain names
@@ -107,14 +110,14 @@ def read_runs(sources: Iterable[str | Path], partial: bool = False) -> list[Run]
     runs: list[Run] = []
     for source in sources:
         label, path = _labelled(source)
-        files = [path] if path.is_file() else sorted(path.rglob("results_*.json"))
+        files = [path] if path.is_file() else _results_files(path)
         if not files:
             raise ResultError(
                 f"no results_*.json under {path}: give the folder that `lm_eval --output_path` or "
                 "`embednoise study` wrote"
             )
         for file in files:
-            if path.is_file() and not file.name.startswith("results_"):
+            if path.is_file() and not _RESULTS.search(file.name):
                 from lm_eval_embednoise.analysis import verdict_files
 
                 runs.append(verdict_files.read(file, label))
@@ -226,7 +229,8 @@ def _read_task(
     label: str | None,
     partial: bool,
 ) -> Run:
-    date_id = path.stem.removeprefix("results_")
+    dated = _DATE.search(path.stem)  # `--output_path name.json` gives name_<date>.json
+    date_id = dated[0] if dated else path.stem.removeprefix("results_")
     samples_path = path.with_name(f"samples_{task}_{date_id}.jsonl")
     if not samples_path.is_file():
         raise ResultError(
@@ -392,6 +396,10 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ResultError(f"{path} holds no JSON object")
     return loaded
+
+
+def _results_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.json") if _RESULTS.search(path.name))
 
 
 def _labelled(source: str | Path) -> tuple[str | None, Path]:

@@ -178,7 +178,7 @@ def generation_of(row: Stored) -> Generation:
 
 def _show(args: argparse.Namespace) -> int:
     path = Path(args.path)
-    if path.is_file():
+    if path.is_file() or formats.is_folder_of_programs(path):
         kind = formats.detect(path)
         found = formats.read(path, kind)
         sizes = _sizes([len(problem.samples) for problem in found])

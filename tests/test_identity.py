@@ -275,6 +275,15 @@ def test_a_missing_problem_is_refused_or_left_out_on_request(tmp_path: Path, cap
     assert pair["metrics"]["pass@1"]["difference"]["value"] == pytest.approx(expected)
 
 
+def test_results_under_a_name_of_their_own_are_found(tmp_path: Path) -> None:
+    """`--output_path mine.json` writes mine_<date>.json and the samples beside it."""
+    path = write_run(tmp_path, BASE, n=3)
+    path = path.rename(path.with_name(path.name.replace("results", "mine")))
+    for source in (tmp_path, path, f"a={path}"):
+        [run] = read_runs([source])
+        assert run.n == 3
+
+
 # ---- files of verdicts
 
 PASSED = {"HumanEval/0": [1, 1, 0], "HumanEval/1": [0, 0, 0], "HumanEval/2": [1, 1, 1]}
