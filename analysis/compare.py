@@ -20,13 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results",
         nargs="+",
         metavar="RESULTS",
-        help="folders or results_*.json files of lm_eval (with --log_samples) or of a study; "
+        help="folders or results_*.json files of lm_eval (with --log_samples) or of a study, or "
+        "files of verdicts by problem (id and passed, or counts n and c); "
         "LABEL=PATH names the method",
     )
     parser.add_argument(
         "--merge",
         action="store_true",
         help="RESULTS are comparison.json files of several groups: join them to one leaderboard",
+    )
+    parser.add_argument(
+        "--intersect",
+        action="store_true",
+        help="compare on the problems that all runs have, where some lack a few",
     )
     parser.add_argument("--baseline", metavar="METHOD", help="paired with all others (temp-0.8)")
     parser.add_argument("--candidate", metavar="METHOD", help="σ*, the method the verdict is about")
@@ -43,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
         comparison = merge({name: schema.read(Path(name)) for name in args.results})
     else:
         comparison = compare(
-            read_runs(args.results),
+            read_runs(args.results, partial=args.intersect),
             baseline=args.baseline,
             candidate=args.candidate,
             protocol=Protocol.load(args.protocol),
+            intersect=args.intersect,
         )
     written = write_outputs(comparison, args.out)
     print(tables.terminal(comparison))

@@ -12,7 +12,8 @@ import numpy as np
 import scipy
 
 import lm_eval_embednoise
-from lm_eval_embednoise.analysis import pareto, verdict
+from lm_eval_embednoise.analysis import pareto, records, verdict
+from lm_eval_embednoise.analysis.identity import by_method, models_apart, signature
 from lm_eval_embednoise.analysis.measures import headline, measure, method_order, ordered
 from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs
 from lm_eval_embednoise.analysis.protocol import Protocol
@@ -42,6 +43,7 @@ def compare(
     level: float = 0.95,
     draws: int = DRAWS,
     seed: int = 0,
+    intersect: bool = False,
 ) -> dict[str, Any]:
     """Compare all methods on each model and task.
 
@@ -53,6 +55,7 @@ def compare(
         level: coverage of the exploratory intervals.
         draws: bootstrap resamples.
         seed: root of the resamples.
+        intersect: compare on the problems that all runs of a model and task have.
 
     Returns:
         The content of comparison.json, see docs/comparison.md.
@@ -62,7 +65,10 @@ def compare(
     """
     protocol = protocol or Protocol.load()
     baseline = baseline or protocol["baseline"]
-    groups = _groups(runs, draws, seed)
+    groups = _groups(runs, draws, seed, intersect)
+    place = {(run.path, run.task): i for i, run in reversed(list(enumerate(runs)))}
+    kept = [run for group in groups for same in group.replicates.values() for run in same]
+    runs = sorted(kept, key=lambda run: place[run.path, run.task])
     for group in groups:
         for role, name in (("baseline", baseline), ("candidate", candidate)):
             if name is not None and name not in group.methods:
@@ -109,12 +115,15 @@ def compare(
     }
 
 
-def _groups(runs: list[Run], draws: int, seed: int) -> list[Group]:
-    found: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        found[run.model, run.task][run.method].append(run)
+def _groups(runs: list[Run], draws: int, seed: int, intersect: bool) -> list[Group]:
+    found: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in models_apart(runs):
+        found[run.model, run.task].append(run)
     groups = []
-    for (model, task), methods in sorted(found.items()):
+    for (model, task), mine in sorted(found.items()):
+        if intersect:
+            mine = records.intersect(mine)
+        methods = by_method(mine)
         names = sorted(methods, key=method_order)
         flat = align([run for name in names for run in methods[name]])
         aligned = {name: [run for run in flat if run.method == name] for name in names}
@@ -152,7 +161,7 @@ def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
             "problems": run.problem_hash,
             "settings": run.settings,
             "seeds": [replicate.seed for replicate in group.replicates[method]],
-            "signature": run.info.get("signature"),
+            "signature": signature(run),
             "perturbation": run.perturbation,
             "sampling": run.sampling,
             "rho": run.info.get("rho"),

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from lm_eval_embednoise.analysis import pareto
 from lm_eval_embednoise.analysis.records import ResultError
 
-_LISTS = ("sources", "leaderboard", "pairs", "planes", "verdicts", "floor")
+# Part → what an item of it is known by; what several files hold is taken once.
+_LISTS = {
+    "sources": ("model", "method", "task", "file"),
+    "leaderboard": ("model", "task", "method"),
+    "pairs": ("model", "task", "method", "baseline"),
+    "verdicts": ("model", "candidate"),
+    "floor": ("model", "task", "method"),
+}
+_CONTENT = ("perturbation", "sampling", "seeds", "settings")  # of one method in two files
 
 
 def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -15,7 +26,7 @@ def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
     Intervals and tests stay as each file computed them: methods of different files were not paired.
 
     Raises:
-        ResultError: protocols, baselines or settings differ, or two files hold the same entry.
+        ResultError: protocols, baselines or settings differ, or one name stands for two methods.
     """
     (first_name, first), *others = comparisons.items()
     for name, other in others:
@@ -27,7 +38,7 @@ def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
                     f"{theirs}; compare both again under one protocol"
                 )
     facts: dict[tuple[str, str], tuple[str, Any]] = {}
-    seen: dict[tuple[str, ...], str] = {}
+    seen: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = {}
     for name, comparison in comparisons.items():
         for row in comparison["leaderboard"]:
             for subject, fact in _facts(row).items():
@@ -38,21 +49,66 @@ def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
                         f"{expected} against {fact}"
                     )
             key = (row["model"], row["task"], row["method"])
-            if key in seen:
+            source, other = seen.setdefault(key, (name, row))
+            differing = [k for k in _CONTENT if other[k] != row[k]]
+            if differing:
                 raise ResultError(
-                    f"{seen[key]} and {name} both hold {' · '.join(key)}: leave one out, or give "
-                    "the models different names"
+                    f"{source} and {name} both hold {' · '.join(key)}, with another "
+                    f"{', '.join(differing)}: give the methods or the models different names"
                 )
-            seen[key] = name
     candidates = {c["analysis"]["candidate"] for c in comparisons.values()}
+    lists = {
+        part: _once([item for c in comparisons.values() for item in c[part]], keys)
+        for part, keys in _LISTS.items()
+    }
     return {
         **first,
         "analysis": {
             **first["analysis"],
             "candidate": candidates.pop() if len(candidates) == 1 else None,
         },
-        **{key: [item for c in comparisons.values() for item in c[key]] for key in _LISTS},
+        **lists,
+        "planes": _planes([p for c in comparisons.values() for p in c["planes"]], lists),
     }
+
+
+def _once(items: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The items without those that an earlier file holds as well."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for item in items:
+        found.setdefault(tuple(item[key] for key in keys), item)
+    return list(found.values())
+
+
+def _planes(planes: list[dict[str, Any]], lists: dict[str, Any]) -> list[dict[str, Any]]:
+    """One plane for each model, task and metric: the front is drawn anew where files share it.
+
+    The area below the front can't be had from the files then, and is left out.
+    """
+    means = {
+        (row["model"], row["task"], row["method"]): row["metrics"] for row in lists["leaderboard"]
+    }
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for plane in planes:
+        key = (plane["model"], plane["task"], plane["x"], plane["y"])
+        one = found.setdefault(key, plane)
+        if one is plane or one == plane:
+            continue
+        mine = [(name, m) for (*where, name), m in means.items() if tuple(where) == key[:2]]
+        names = [name for name, metrics in mine if {plane["x"], plane["y"]} <= metrics.keys()]
+        x, y = (
+            np.array([np.nan if (v := dict(mine)[n][axis]["value"]) is None else v for n in names])
+            for axis in (plane["x"], plane["y"])
+        )
+        front = pareto.front(x, y)
+        found[key] = {
+            **one,
+            "front": [name for name, on in zip(names, front, strict=True) if on],
+            "hypervolume": {},
+            "curve": list(dict.fromkeys([*one["curve"], *plane["curve"]])),
+            "matched": {**plane["matched"], **one["matched"]},
+        }
+    return list(found.values())
 
 
 def _facts(row: dict[str, Any]) -> dict[tuple[str, str], Any]:

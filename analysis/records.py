@@ -1,9 +1,10 @@
 """The only reader of harness result folders: runs, their per-problem metrics, and honest pairing.
 
 A run is one method on one task: what `lm_eval --log_samples --output_path` or `embednoise study`
-wrote as `results_<date>.json` and `samples_<task>_<date>.jsonl`. Problems are matched by their own
-id and the hash of their document, never by position. The generated samples themselves are read
-one line at a time and dropped; `samples` reads them again for those who show them.
+wrote as `results_<date>.json` and `samples_<task>_<date>.jsonl` (or a file of verdicts).
+Problems are matched by their own id and the hash of their document, never by position. The
+generated samples themselves are read one line at a time and dropped; `samples` reads them again for
+those who show them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +21,18 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_embednoise.analysis.naming import label_of
 from lm_eval_embednoise.analysis.resample import Array
+
+log = logging.getLogger(__name__)
 
 # What a method is made of: allowed to differ between the two sides of a pair.
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.+-]+$")
+_RESULTS = re.compile(r"^results_.*\.json$|_\d{4}-\d\d-\d\dT[\d.+-]+\.json$")
+# What only this project's model class tells: not told is not different.
+_OWN = ("model ", "stream_version")
+_OF_THE_MODEL = ("commit", "fingerprint", "identity", "dtype", "quantization")
 _RECORDS = "records"  # the filter of this project's tasks; its metrics keep their plain names
 
 
@@ -36,7 +47,10 @@ class Run:
     path: Path  # the results file
     samples_path: Path
     model: str
+    model_source: str  # its whole name: a path, or a hub's
     method: str
+    labelled: bool  # whether `method` was given; else it is derived from the settings
+    engine: str  # the harness's model class that generated
     task: str
     seed: int | None
     k: int
@@ -83,12 +97,13 @@ class Run:
         return f"Run({self.model}, {self.method}, {self.task}, n={self.n}, K={self.k})"
 
 
-def read_runs(sources: Iterable[str | Path]) -> list[Run]:
+def read_runs(sources: Iterable[str | Path], partial: bool = False) -> list[Run]:
     """Read every run under the given folders and files.
 
     Args:
-        sources: result folders (searched recursively), `results_*.json` files, or `LABEL=PATH` to
-            name the method of the runs found at PATH.
+        sources: result folders (searched recursively), `results_*.json` files, files of verdicts,
+            or `LABEL=PATH` to name the method of the runs found at PATH.
+        partial: take samples files that lack problems, too.
 
     Raises:
         ResultError: nothing found, or a file is missing, damaged or incomplete.
@@ -96,24 +111,31 @@ def read_runs(sources: Iterable[str | Path]) -> list[Run]:
     runs: list[Run] = []
     for source in sources:
         label, path = _labelled(source)
-        files = [path] if path.is_file() else sorted(path.rglob("results_*.json"))
+        files = [path] if path.is_file() else _results_files(path)
         if not files:
             raise ResultError(
                 f"no results_*.json under {path}: give the folder that `lm_eval --output_path` or "
                 "`embednoise study` wrote"
             )
         for file in files:
-            runs.extend(read_results(file, label))
+            if path.is_file() and not _RESULTS.search(file.name):
+                from lm_eval_embednoise.analysis import verdict_files
+
+                runs.append(verdict_files.read(file, label))
+            else:
+                runs.extend(read_results(file, label, partial))
     return runs
 
 
-def read_results(path: Path, label: str | None = None) -> list[Run]:
+def read_results(path: Path, label: str | None = None, partial: bool = False) -> list[Run]:
     """Read the runs of one `results_*.json` and the samples files beside it."""
     results = _load_json(path)
     configs = results.get("configs")
     if not isinstance(configs, dict) or "results" not in results:
         raise ResultError(f"{path} is not a results file of lm_eval: it has no 'configs'")
-    return [_read_task(path, results, task, config, label) for task, config in configs.items()]
+    return [
+        _read_task(path, results, task, config, label, partial) for task, config in configs.items()
+    ]
 
 
 def samples(run: Run) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
@@ -127,10 +149,6 @@ def samples(run: Run) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]
             yield _problem_id(line), line["doc"], [_record(record) for record in listed]
 
 
-# What of a model not every result tells: equal where both do.
-_MAY_LACK = ("fingerprint", "parameters", "identity")
-
-
 def differences(a: Run, b: Run) -> list[str]:
     """What stands in the way of comparing two runs problem by problem; empty if nothing does."""
     found = []
@@ -139,10 +157,9 @@ def differences(a: Run, b: Run) -> list[str]:
     if a.k != b.k:
         found.append(f"K {a.k} against {b.k} samples a problem")
     for key in sorted(a.settings.keys() | b.settings.keys()):
-        lacking = key not in a.settings or key not in b.settings
-        if lacking and key.removeprefix("model ") in _MAY_LACK:
-            continue  # an older version, or another model class, doesn't tell them
-        if a.settings.get(key) != b.settings.get(key):
+        ours, theirs = a.settings.get(key), b.settings.get(key)
+        told = None not in (ours, theirs) or not key.startswith(_OWN)
+        if ours != theirs and told:
             found.append(f"{key} {a.settings.get(key)!r} against {b.settings.get(key)!r}")
     left, right = (dict(zip(run.problems, run.hashes, strict=True)) for run in (a, b))
     for only, side in ((left.keys() - right.keys(), a), (right.keys() - left.keys(), b)):
@@ -167,9 +184,32 @@ def align(runs: list[Run]) -> list[Run]:
             raise ResultError(
                 f"{first.method} and {run.method} on {run.task} are not comparable: "
                 f"{'; '.join(found)} ({first.path.parent} and {run.path.parent}). Give folders of "
-                "one setting only, or run both with the same tasks, limit, K and model"
+                "one setting only, or run both with the same tasks, limit, K and model; "
+                "--intersect leaves out problems that some runs lack"
             )
     return [_reordered(run, first.problems) for run in runs]
+
+
+def intersect(runs: list[Run]) -> list[Run]:
+    """The runs on the problems that all of them have, same document and all.
+
+    Raises:
+        ResultError: there is no such problem.
+    """
+    every = [set(zip(run.problems, run.hashes, strict=True)) for run in runs]
+    common = set.intersection(*every)
+    if not common:
+        raise ResultError(
+            f"no problem of {runs[0].task} is in all runs: " + ", ".join(r.method for r in runs)
+        )
+    for run, own in zip(runs, every, strict=True):
+        if len(own) > len(common):
+            log.warning(
+                "%s on %s: %d of %d problems are left out, which other runs lack",
+                *(run.method, run.task, len(own) - len(common), len(own)),
+            )
+    first = [p for p, h in zip(runs[0].problems, runs[0].hashes, strict=True) if (p, h) in common]
+    return [_reordered(run, tuple(first)) for run in runs]
 
 
 def combine(runs: list[Run]) -> Run:
@@ -183,9 +223,15 @@ def combine(runs: list[Run]) -> Run:
 
 
 def _read_task(
-    path: Path, results: dict[str, Any], task: str, config: dict[str, Any], label: str | None
+    path: Path,
+    results: dict[str, Any],
+    task: str,
+    config: dict[str, Any],
+    label: str | None,
+    partial: bool,
 ) -> Run:
-    date_id = path.stem.removeprefix("results_")
+    dated = _DATE.search(path.stem)  # `--output_path name.json` gives name_<date>.json
+    date_id = dated[0] if dated else path.stem.removeprefix("results_")
     samples_path = path.with_name(f"samples_{task}_{date_id}.jsonl")
     if not samples_path.is_file():
         raise ResultError(
@@ -194,38 +240,46 @@ def _read_task(
         )
     rows: dict[str, dict[str, Any]] = {}
     names: dict[str, None] = {}
+    aggregated = {name.partition(",")[0] for name in results["results"].get(task, ())}
     for line in _lines(samples_path):
-        key = _problem_id(line)
-        row = rows.setdefault(
-            key, {"hash": line.get("doc_hash", ""), "cluster": _cluster(line), "values": {}}
-        )
-        if row["hash"] != line.get("doc_hash", ""):
+        key, hash = _problem_id(line), _doc_hash(line)
+        row = rows.setdefault(key, {"hash": hash, "cluster": _cluster(line), "values": {}})
+        if row["hash"] != hash:
             raise ResultError(f"{samples_path}: two problems have the id {key!r}")
-        for name in line.get("metrics", ()):
+        # Older files don't list a problem's metrics: they are what the results are means of.
+        for name in line.get("metrics", aggregated & line.keys() - {"alias"}):
             metric = _metric_key(name, line.get("filter", ""))
             if metric in row["values"]:
                 raise ResultError(f"{samples_path}: problem {key!r} appears twice")
             row["values"][metric] = line[name]
             names[metric] = None
     expected = (results.get("n-samples") or {}).get(task, {}).get("effective")
-    if not rows or (expected is not None and len(rows) < expected):
+    if not rows or (expected is not None and len(rows) < expected and not partial):
         raise ResultError(
             f"{samples_path} holds {len(rows)} of {expected} problems: the file is truncated; run "
-            "this method again"
+            "this method again, or compare the problems that are there with --intersect"
         )
+    if not names:
+        raise ResultError(f"{samples_path} holds no value of any metric of {task}")
     clusters = tuple(row["cluster"] for row in rows.values())
     header = results.get("config") or {}
     info = header.get("embednoise") or {}
     generation = config.get("generation_kwargs") or {}
     sampling = {key: generation[key] for key in SAMPLING if key in generation}
     perturbation = info.get("perturbation") or {}
+    source = _model_source(results, header, info)
+    seeds = (perturbation.get("seed"), generation.get("seed"), header.get("torch_seed"))
+    given = label or info.get("method")
     return Run(
         path=path,
         samples_path=samples_path,
-        model=_model_name(results, header, info),
-        method=label or info.get("method") or _method_name(perturbation, sampling),
+        model=source.split("/")[-1],
+        model_source=source,
+        method=given or label_of(perturbation, sampling),
+        labelled=given is not None,
+        engine=str(header.get("model") or ""),
         task=task,
-        seed=perturbation.get("seed"),
+        seed=next((seed for seed in seeds if isinstance(seed, int)), None),
         k=int(config.get("repeats") or 1),
         settings=_settings(results, header, info, config, task),
         perturbation=perturbation,
@@ -258,36 +312,23 @@ def _settings(
         "stream_version": info.get("stream_version"),
         "model commit": header.get("model_sha") or None,
         "model dtype": header.get("model_dtype"),
-        **{f"generation {k}": v for k, v in generation.items() if k not in SAMPLING},
-        **{f"model {k}": model.get(k) for k in ("commit", "dtype", "quantization", *_MAY_LACK)},
+        **{
+            f"generation {k}": sorted(v) if isinstance(v, list) else v
+            for k, v in generation.items()
+            if k not in (*SAMPLING, "seed")
+        },
+        **{f"model {k}": model.get(k) for k in _OF_THE_MODEL},
     }
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _model_name(results: dict[str, Any], header: dict[str, Any], info: dict[str, Any]) -> str:
-    named = (info.get("model") or {}).get("name") or results.get("model_name")
+def _model_source(results: dict[str, Any], header: dict[str, Any], info: dict[str, Any]) -> str:
     arguments = header.get("model_args")
-    if not named and isinstance(arguments, dict):
-        named = arguments.get("pretrained")
-    return str(named or header.get("model") or "model").rstrip("/").split("/")[-1]
-
-
-def _method_name(perturbation: dict[str, Any], sampling: dict[str, Any]) -> str:
-    """A label for a run that brings none: its perturbation and sampling in short."""
-    dose = max((perturbation.get("sites") or {}).values(), default=perturbation.get("sigma"))
-    parts = [f"embednoise-{dose:g}"] if dose else []
-    parts += [f"rsp-{perturbation['rsp']}"] if perturbation.get("rsp") else []
-    if perturbation.get("prefix"):
-        parts.append(perturbation["prefix"].replace("random:", "prefix-"))
-    noise = "+".join(parts)
-    if not sampling.get("do_sample"):
-        return noise or "greedy"
-    temperature = float(sampling.get("temperature", 1.0))
-    top_p = sampling.get("top_p")
-    drawn = f"temp-{temperature:g}"
-    if top_p not in (None, 1.0):
-        drawn = f"nucleus-{top_p:g}" if temperature == 1.0 else f"{drawn}-nucleus-{top_p:g}"
-    return f"{noise}+{drawn}" if noise else drawn
+    if isinstance(arguments, str):  # as older harnesses wrote them: key=value,key=value
+        arguments = dict(item.partition("=")[::2] for item in arguments.split(","))
+    given = arguments.get("pretrained") or arguments.get("model") if arguments else None
+    named = (info.get("model") or {}).get("name") or given or results.get("model_name")
+    return str(named or header.get("model") or "model").rstrip("/")
 
 
 def _metric_key(name: str, filter_name: str) -> str:
@@ -304,7 +345,15 @@ def _column(rows: dict[str, dict[str, Any]], name: str) -> Array:
 def _problem_id(line: dict[str, Any]) -> str:
     doc = line.get("doc")
     named = doc.get("task_id") if isinstance(doc, dict) else None
-    return str(named if named is not None else line.get("doc_hash"))
+    return str(named if named is not None else _doc_hash(line))
+
+
+def _doc_hash(line: dict[str, Any]) -> str:
+    """The harness's hash of the document, computed as it does where an older one wrote none."""
+    if line.get("doc_hash"):
+        return str(line["doc_hash"])
+    text = json.dumps(line.get("doc"), indent=2, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _cluster(line: dict[str, Any]) -> Any:
@@ -350,6 +399,10 @@ def _load_json(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def _results_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.json") if _RESULTS.search(path.name))
+
+
 def _labelled(source: str | Path) -> tuple[str | None, Path]:
     if isinstance(source, Path) or Path(source).exists() or "=" not in source:
         return None, Path(source)
@@ -358,6 +411,7 @@ def _labelled(source: str | Path) -> tuple[str | None, Path]:
 
 
 def _reordered(run: Run, problems: tuple[str, ...]) -> Run:
+    """A run on these of its problems, in this order."""
     if run.problems == problems:
         return run
     where = {problem: i for i, problem in enumerate(run.problems)}

@@ -18,6 +18,8 @@ WATCHED = (
     "lm_eval.tasks.manager",
     "lm_eval.evaluator_utils",
     "lm_eval.evaluator",
+    "lm_eval.config.evaluate_config",
+    "lm_eval.loggers.evaluation_tracker",
 )
 
 

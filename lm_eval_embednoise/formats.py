@@ -1,112 +1,55 @@
-"""The file formats in which the field keeps generations: reading and writing them.
+"""The file formats in which the field keeps generations: reading them (formats_write.py writes).
 
-| name | file | a sample is | found again by |
-|---|---|---|---|
-| `rows` | our JSONL, one sample a line, sorted by key | a completion | task_id, doc_hash, prompt |
-| `human-eval` | JSONL of `task_id`, `completion` | a completion | task_id |
-| `evalplus` | JSONL of `task_id`, `solution` | a program | task_id |
-| `bigcode` | generations.json: a list (problems) of lists of strings | a program | position |
-| `harness` | samples_*.jsonl of lm_eval --log_samples | a completion | task_id, doc_hash, prompt |
-| `prompts` | JSONL of `prompt`, `samples` | a completion | prompt |
+| name | file | a sample is |
+|---|---|---|
+| `rows` | our JSONL, one sample a line, sorted by key | what its `form` says |
+| `human-eval` | objects of `task_id`, `completion` | a finished completion |
+| `evalplus` | objects of `task_id`, `solution`; a folder `HumanEval_0/0.py` | a program |
+| `bigcode` | generations.json: a list (problems) of lists of strings | a program |
+| `livecodebench` | objects of `question_id`, `code_list` or `output_list` | a program; an answer |
+| `harness` | samples_*.jsonl of lm_eval --log_samples | an answer |
+| `prompts` | objects of `prompt`, `samples` | an answer |
 
-A completion continues the prompt; a program contains it (prompt + completion, as in bigcode).
+Objects stand one a line or in one list, whatever the file's name ends in; `.gz` is unpacked. An
+answer is what a model wrote: the task's stop strings and extraction apply to it. A finished
+completion and a program are judged as they stand (a completion behind its problem's prompt). Files
+named `*.raw.jsonl` in EvalPlus's form hold answers. `null` in the place of a text is a sample that
+is missing.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import gzip
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from . import datafiles
 from .datafiles import BadData
-from .generation import FIELDS, Generation
-from .scoring.extract import extract_program
+from .formats_write import write
+from .generation import FIELDS, MISSING, Generation
+from .problem import ANSWER, FINISHED, FORMS, PROGRAM, Problem
 
-_MEASURED = tuple(name for name in FIELDS if name != "sample_index")
+__all__ = ["READERS", "Problem", "detect", "read", "write"]
+
 _SAMPLES_FILE = re.compile(r"samples_(.+)_\d{4}-\d\d-\d\dT[^_]*\.jsonl$")
-_FILLER = "\n    pass\n\n\n"  # ends the prompt's function, so that a whole program can follow
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The samples of one problem, with all that tells which problem it is.
-
-    Attributes:
-        samples: the generated texts, in the order of their index.
-        place: where they stand, for messages.
-        form: `completion` or `program`.
-        task: the task's name.
-        task_id: the problem's own id.
-        doc_hash: the harness's hash of its document.
-        position: its place in the task, from 0.
-        prompt: what the model was given.
-        fields: the document's own `prompt` and `entry_point`.
-    """
-
-    samples: tuple[Generation, ...]
-    place: str = ""
-    form: str = "completion"
-    task: str | None = None
-    task_id: str | None = None
-    doc_hash: str | None = None
-    position: int | None = None
-    prompt: str | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        return self.task_id or f"problem {self.position}"
-
-    def program(self, text: str) -> str:
-        """The whole program that a sample stands for.
-
-        Raises:
-            ValueError: the prompt isn't known.
-        """
-        if self.form == "program":
-            return text
-        own = self.fields.get("prompt")
-        if own is None or (self.prompt or own).endswith(own):
-            start = self.prompt if own is None else own
-            if start is None:
-                raise ValueError(
-                    f"{self.place}: {self.name} has no prompt, and a program begins with it; "
-                    "export to human-eval, or import with --problems FILE (task_id, prompt)"
-                )
-            return start + text
-        return extract_program(text, own, self.fields.get("entry_point") or None)
-
-    def completion(self, text: str) -> str:
-        """What, after the problem's own prompt, makes the program that a sample stands for.
-
-        Raises:
-            ValueError: the prompt isn't known.
-        """
-        own = self.fields.get("prompt")
-        if self.form == "completion" and (own is None or (self.prompt or own).endswith(own)):
-            return text
-        if own is None:
-            raise ValueError(
-                f"{self.place}: {self.name} is a whole program and its prompt is not known, so "
-                "what follows it can't be told; export to evalplus or bigcode, or import with "
-                "--problems FILE (JSONL of task_id, prompt)"
-            )
-        program = self.program(text)
-        return program[len(own) :] if program.startswith(own) else _FILLER + program
+_IDS = ("task_id", "question_id", "unique_id", "problem_id")  # as benchmarks call a problem's id
+_QUESTIONS = ("question", "question_content", "problem")
+# How a record says that its text is no answer (`scoring.extract`).
+_VERBATIM = {"completion, verbatim": FINISHED, "program, verbatim": PROGRAM}
+Reader = Callable[[dict[str, Any], str, Path], Problem]
+Entry = tuple[str, Any]
 
 
 def read(path: str | Path, kind: str | None = None) -> list[Problem]:
     """The problems of a file, in its order.
 
     Args:
-        path: the file; `.gz` is unpacked.
+        path: the file, or EvalPlus's folder of programs.
         kind: its format; told from the file's first entry if not given.
 
     Raises:
@@ -114,12 +57,15 @@ def read(path: str | Path, kind: str | None = None) -> list[Problem]:
         ValueError: an unknown format.
     """
     path = Path(path)
-    kind = kind or detect(path)
+    if path.is_dir():
+        return _read_folder(path)
+    entries = _entries(path)
+    kind = kind or _kind_of(entries, path)
     if kind not in READERS:
         raise ValueError(f"format {kind!r} is not known; allowed: {', '.join(READERS)}")
     if kind == "bigcode":
-        return _read_bigcode(path)
-    problems = (READERS[kind](row, place, path) for place, row in _rows(path))
+        return _read_bigcode(entries, path)
+    problems = (READERS[kind](_object(entry), entry[0], path) for entry in entries)
     return _merged(problems, first_only=kind == "harness")
 
 
@@ -129,59 +75,140 @@ def detect(path: Path) -> str:
     Raises:
         BadData: it is none of the known ones.
     """
-    if path.suffix == ".json":
-        return "bigcode"
-    for place, row in _rows(path):
-        if "key" in row and "token_ids" in row:
-            return "rows"
-        if "resps" in row:
-            return "harness"
-        if "samples" in row and "prompt" in row:
-            return "prompts"
-        if "solution" in row:
-            return "evalplus"
-        if "completion" in row:
-            return "human-eval"
+    return "evalplus" if path.is_dir() else _kind_of(_entries(path), path)
+
+
+def is_folder_of_programs(path: Path) -> bool:
+    """Whether a folder is EvalPlus's: one sub-folder a problem, holding its programs 0.py, 1.py."""
+    return path.is_dir() and next(path.glob("*/0.py"), None) is not None
+
+
+def _entries(path: Path) -> list[Entry]:
+    """The values of a file, each with its place: those of the one list it holds, or its lines."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        data = file.read()
+    lines = [(f"{path}: line {i}", line) for i, line in enumerate(data.split(b"\n"), start=1)]
+    lines = [(place, line) for place, line in lines if line.strip()]
+    if path.name.removesuffix(".gz").endswith(".json") or len(lines) > 1:
+        try:
+            return _listed(json.loads(data), path)
+        except ValueError as error:  # lines of their own, whatever the file is called
+            if isinstance(error, BadData):
+                raise
+            if len(lines) < 2:
+                raise BadData(f"{path}: not JSON ({error})") from None
+    return [(place, _parse(line, place)) for place, line in lines]
+
+
+def _parse(line: bytes, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise BadData(f"{place}: not JSON ({error})") from None
+
+
+def _listed(content: Any, path: Path) -> list[Entry]:
+    if isinstance(content, dict) and isinstance(content.get("eval"), dict):  # EvalPlus's results
+        rows = [row for of in content["eval"].values() if isinstance(of, list) for row in of]
+        return [(f"{path}: entry {number}", row) for number, row in enumerate(rows)]
+    if isinstance(content, dict) and any(key in content for key in ("prompt", *_IDS, "resps")):
+        return [(str(path), content)]  # one object: a JSONL file of one line
+    if not isinstance(content, list):
         raise BadData(
-            f"{place}: no known format has the keys {', '.join(map(repr, row))}; expected task_id "
-            "and completion (human-eval), task_id and solution (evalplus), resps (harness), prompt "
-            "and samples, or a .json file (bigcode)"
+            f"{path}: expected a list of lists of strings, or objects, found {_type(content)}"
         )
-    raise BadData(f"{path}: the file is empty")
+    return [(f"{path}: entry {number}", value) for number, value in enumerate(content)]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for place, row in datafiles.read_rows(path):
-        if not isinstance(row, dict):
-            raise BadData(f"{place}: expected an object, found {type(row).__name__}")
-        yield place, row
+def _kind_of(entries: list[Entry], path: Path) -> str:
+    if not entries:
+        raise BadData(f"{path}: the file is empty")
+    place, row = entries[0]
+    if isinstance(row, list) and path.suffix == ".json":
+        return "bigcode"
+    row = _object(entries[0])
+    if "key" in row and "token_ids" in row:
+        return "rows"
+    if "resps" in row:
+        return "harness"
+    if "samples" in row and "prompt" in row:
+        return "prompts"
+    if "question_id" in row and ("code_list" in row or "output_list" in row):
+        return "livecodebench"
+    if "solution" in row:
+        return "evalplus"
+    if "completion" in row:
+        return "human-eval"
+    raise BadData(
+        f"{place}: no known format has the keys {', '.join(map(repr, row))}; expected task_id and "
+        "completion (human-eval), task_id and solution (evalplus), resps (harness), question_id "
+        "and code_list (livecodebench), prompt and samples, or a .json list of lists (bigcode)"
+    )
+
+
+def _object(entry: Entry) -> dict[str, Any]:
+    place, row = entry
+    if not isinstance(row, dict):
+        raise BadData(f"{place}: expected an object, found {_type(row)}")
+    return row
+
+
+def _type(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
 
 
 def _text(row: Mapping[str, Any], place: str, key: str) -> str:
     value = datafiles.field(dict(row), place, key)
     if not isinstance(value, str):
-        raise BadData(f"{place}: key {key!r} must be a string, found {type(value).__name__}")
+        raise BadData(f"{place}: key {key!r} must be a string, found {_type(value)}")
     return value
 
 
-def _known(row: Mapping[str, Any], key: str) -> str | None:
-    value = row.get(key)
-    return None if value is None else str(value)
+def _known(row: Mapping[str, Any], *keys: str) -> str | None:
+    return next((str(row[key]) for key in keys if row.get(key) is not None), None)
 
 
 def _generation(text: str, row: Mapping[str, Any]) -> Generation:
     """A text with what a mapping knows about it."""
-    known = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    known = {n: row[n] for n in FIELDS if n != "form" and row.get(n) is not None}
     return Generation(text, **known)
+
+
+def _sample(row: Mapping[str, Any], place: str, key: str) -> Generation:
+    """The text under a key with what else the row knows; a null is a sample that isn't there."""
+    if key in row and row[key] is None:
+        return Generation("", finish_reason=MISSING)
+    return _generation(_text(row, place, key), row)
+
+
+def _samples(row: Mapping[str, Any], place: str, key: str) -> tuple[Generation, ...]:
+    """The texts in a list: strings, nulls, or objects with `text` and what is known of it."""
+    listed = datafiles.field(dict(row), place, key)
+    if not isinstance(listed, list):
+        raise BadData(f"{place}: key {key!r} must be a list, found {_type(listed)}")
+    return tuple(_item(item, f"{place}: key {key!r}[{i}]") for i, item in enumerate(listed))
+
+
+def _item(item: Any, place: str) -> Generation:
+    if isinstance(item, dict):
+        return _sample(item, place, "text")
+    if item is None:
+        return Generation("", finish_reason=MISSING)
+    if isinstance(item, str):
+        return Generation(item)
+    raise BadData(f"{place} must be a string, null, or an object with 'text', found {_type(item)}")
 
 
 def _row(row: dict[str, Any], place: str, _: Path) -> Problem:
     text = _text(row, place, "text")
+    form = _text(row, place, "form")
+    if form not in FORMS:
+        raise BadData(f"{place}: key 'form' is {form!r}; allowed: {', '.join(FORMS)}")
     generation = _generation(text, {**row, "sample_index": row.get("sample")})
     return Problem(
         (generation,),
         place,
-        _text(row, place, "form"),
+        form,
         _known(row, "task"),
         _known(row, "task_id"),
         _known(row, "doc_hash"),
@@ -192,45 +219,40 @@ def _row(row: dict[str, Any], place: str, _: Path) -> Problem:
 
 
 def _human_eval(row: dict[str, Any], place: str, _: Path) -> Problem:
-    text = _text(row, place, "completion")
-    return Problem((_generation(text, row),), place, task_id=str(_id(row, place)))
+    sample = _sample(row, place, "completion")
+    return Problem((sample,), place, FINISHED, task_id=_id(row, place))
 
 
 def _evalplus(row: dict[str, Any], place: str, path: Path) -> Problem:
     if "solution" not in row and "completion" in row:  # EvalPlus takes both, line by line
         return _human_eval(row, place, path)
-    text = _text(row, place, "solution")
-    return Problem((_generation(text, row),), place, "program", task_id=str(_id(row, place)))
+    form = ANSWER if ".raw." in path.name else PROGRAM
+    return Problem((_sample(row, place, "solution"),), place, form, task_id=_id(row, place))
 
 
-def _id(row: dict[str, Any], place: str) -> Any:
-    return datafiles.field(row, place, "task_id")
+def _id(row: dict[str, Any], place: str) -> str:
+    return str(datafiles.field(row, place, "task_id"))
+
+
+def _livecodebench(row: dict[str, Any], place: str, _: Path) -> Problem:
+    finished = "code_list" in row
+    samples = _samples(row, place, "code_list" if finished else "output_list")
+    named = str(datafiles.field(row, place, "question_id"))
+    fields = {"question": row["question_content"]} if row.get("question_content") else {}
+    form = PROGRAM if finished else ANSWER
+    return Problem(samples, place, form, task_id=f"LiveCodeBench/{named}", fields=fields)
 
 
 def _prompts(row: dict[str, Any], place: str, _: Path) -> Problem:
-    samples = datafiles.field(row, place, "samples")
-    if not isinstance(samples, list):
-        raise BadData(f"{place}: key 'samples' must be a list, found {type(samples).__name__}")
-    texts = []
-    for number, sample in enumerate(samples):
-        if isinstance(sample, dict):
-            texts.append(_generation(_text(sample, f"{place}: samples[{number}]", "text"), sample))
-        elif isinstance(sample, str):
-            texts.append(Generation(sample))
-        else:
-            raise BadData(
-                f"{place}: key 'samples'[{number}] must be a string, or an object with 'text', "
-                f"found {type(sample).__name__}"
-            )
-    prompt = _text(row, place, "prompt")
-    return Problem(tuple(texts), place, task_id=_known(row, "task_id"), prompt=prompt)
+    samples, prompt = _samples(row, place, "samples"), _text(row, place, "prompt")
+    return Problem(samples, place, task_id=_known(row, "task_id"), prompt=prompt)
 
 
 def _harness(row: dict[str, Any], place: str, path: Path) -> Problem:
     answers = datafiles.field(row, place, "resps")
     if not (isinstance(answers, list) and answers and isinstance(answers[0], list)):
         raise BadData(f"{place}: key 'resps' must be a list of lists of strings")
-    texts = [Generation(str(text)) for text in answers[0]]
+    texts = [_item(text, f"{place}: key 'resps'[{i}]") for i, text in enumerate(answers[0])]
     records = [_record(record) for record in _first_list(row.get("filtered_resps"))]
     if records and all("text" in record for record in records):  # this project's filter
         texts = [
@@ -238,17 +260,21 @@ def _harness(row: dict[str, Any], place: str, path: Path) -> Problem:
             for record in records
             if not record.get("missing")
         ]
-    doc = row.get("doc") if isinstance(row.get("doc"), dict) else {}
+    doc = row["doc"] if isinstance(row.get("doc"), dict) else {}
     named = _SAMPLES_FILE.search(path.name)
+    fields = {key: doc[key] for key in ("prompt", "entry_point") if isinstance(doc.get(key), str)}
+    question = _known(doc, *_QUESTIONS)
+    forms = {_VERBATIM.get(str(record.get("rule"))) for record in records} - {None}
     return Problem(
         tuple(texts),
         place,
+        str(forms.pop()) if len(forms) == 1 else ANSWER,  # what replay was given, where it says so
         task=named.group(1) if named else None,
-        task_id=_known(doc or {}, "task_id"),
+        task_id=_known(doc, *_IDS),
         doc_hash=_known(row, "doc_hash"),
         position=row.get("doc_id"),
         prompt=_prompt_of(row.get("arguments")),
-        fields={k: v for k, v in (doc or {}).items() if k in ("prompt", "entry_point")},
+        fields=fields if question is None else {**fields, "question": question},
     )
 
 
@@ -277,28 +303,48 @@ def _prompt_of(arguments: Any) -> str | None:
     return None
 
 
-def _read_bigcode(path: Path) -> list[Problem]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadData(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, list):
-        raise BadData(f"{path}: expected a list of lists of strings, found {_kind(content)}")
+def _read_bigcode(entries: list[Entry], path: Path) -> list[Problem]:
     problems = []
-    for position, samples in enumerate(content):
-        place = f"{path}: entry {position}"
+    for position, (place, samples) in enumerate(entries):
         if not isinstance(samples, list):
-            raise BadData(f"{place}: expected a list of strings, found {_kind(samples)}")
+            raise BadData(f"{place}: expected a list of strings, found {_type(samples)}")
         for number, text in enumerate(samples):
-            if not isinstance(text, str):
-                raise BadData(f"{place}[{number}]: expected a string, found {_kind(text)}")
-        texts = tuple(Generation(text) for text in samples)
-        problems.append(Problem(texts, place, "program", position=position))
+            if not (text is None or isinstance(text, str)):
+                raise BadData(f"{place}[{number}]: expected a string, found {_type(text)}")
+        texts = tuple(_item(text, place) for text in samples)
+        problems.append(Problem(texts, place, PROGRAM, position=position))
     return problems
 
 
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+def _read_folder(path: Path) -> list[Problem]:
+    """EvalPlus's folder: `HumanEval_0/0.py`, a program a file, `/` written as `_` in the id."""
+    problems: list[Problem] = []
+    folders = sorted((f for f in path.iterdir() if f.is_dir()), key=lambda f: _natural(f.name))
+    for folder in folders:
+        files = sorted(folder.glob("*.py"), key=lambda file: _natural(file.stem))
+        texts = [
+            Generation(file.read_text(encoding="utf-8"), sample_index=_number(file))
+            for file in files
+        ]
+        if texts:
+            named = folder.name.replace("_", "/", 1)
+            problems.append(
+                Problem(tuple(texts), str(folder), PROGRAM, task_id=named, position=len(problems))
+            )
+    if not problems:
+        raise BadData(f"{path}: no folder in it holds programs (HumanEval_0/0.py, …)")
+    return problems
+
+
+def _number(file: Path) -> int:
+    if not file.stem.isdigit():
+        raise BadData(f"{file}: a sample's file is called by its number, 0.py, 1.py, …")
+    return int(file.stem)
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts HumanEval_2 before HumanEval_10."""
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 
 def _merged(problems: Iterable[Problem], first_only: bool) -> list[Problem]:
@@ -321,115 +367,12 @@ def _merged(problems: Iterable[Problem], first_only: bool) -> list[Problem]:
     return merged
 
 
-Reader = Callable[[dict[str, Any], str, Path], Problem]
 READERS: dict[str, Reader] = {
     "rows": _row,
     "human-eval": _human_eval,
     "evalplus": _evalplus,
     "bigcode": lambda row, place, path: Problem(()),  # read as a whole
+    "livecodebench": _livecodebench,
     "harness": _harness,
     "prompts": _prompts,
 }
-
-
-def write(problems: Iterable[Problem], kind: str, file: TextIO, measurements: bool = False) -> None:
-    """Write problems in a format; `rows` are written from a store (generations.py).
-
-    Args:
-        problems: in the order to write.
-        kind: human-eval, evalplus, bigcode, harness or prompts.
-        file: where to.
-        measurements: add what is known of each sample (tokens, nll, rho, …) where the format
-            has room for it: all but bigcode.
-
-    Raises:
-        ValueError: an unknown format, or a problem that lacks what the format needs.
-    """
-    problems = list(problems)
-    if kind == "bigcode":
-        _check_positions(problems)
-        content = [[p.program(text) for text in p.samples] for p in problems]
-        file.write(json.dumps(content) + "\n")
-        return
-    if kind not in _WRITERS:
-        raise ValueError(f"format {kind!r} is not known; allowed: rows, bigcode, {_WRITABLE}")
-    for problem in problems:
-        for line in _WRITERS[kind](problem, measurements):
-            file.write(json.dumps(line) + "\n")
-
-
-def _check_positions(problems: list[Problem]) -> None:
-    """bigcode's file knows a problem by its place alone, so none may be missing."""
-    places = [problem.position for problem in problems]
-    for expected, problem in enumerate(problems):
-        if problem.position != expected:
-            raise ValueError(
-                f"bigcode's generations.json knows problems by their place, and the store has "
-                f"{problem.name} at place {problem.position}, none at {expected} (of {len(places)} "
-                "problems): run the first N problems (--limit N) or all of them"
-            )
-
-
-def _measured(generation: Generation, measurements: bool) -> dict[str, Any]:
-    if not measurements:
-        return {}
-    known = generation.measurements()
-    return {name: known[name] for name in _MEASURED if known[name] is not None}
-
-
-def _named(problem: Problem) -> str:
-    if problem.task_id is None:
-        raise ValueError(
-            f"{problem.place}: problem {problem.position} has no task_id, which this format needs; "
-            "import with --problems FILE (JSONL of task_id and prompt, in the same order)"
-        )
-    return problem.task_id
-
-
-def _write_human_eval(problem: Problem, measurements: bool) -> Iterator[dict[str, Any]]:
-    for text in problem.samples:
-        line = {"task_id": _named(problem), "completion": problem.completion(str(text))}
-        yield {**line, **_measured(text, measurements)}
-
-
-def _write_evalplus(problem: Problem, measurements: bool) -> Iterator[dict[str, Any]]:
-    for text in problem.samples:
-        line = {"task_id": _named(problem), "solution": problem.program(str(text))}
-        yield {**line, **_measured(text, measurements)}
-
-
-def _write_prompts(problem: Problem, measurements: bool) -> Iterator[dict[str, Any]]:
-    if problem.prompt is None:
-        raise ValueError(f"{problem.place}: the prompt of {problem.name} is not known")
-    named = {} if problem.task_id is None else {"task_id": problem.task_id}
-    samples = [
-        {"text": str(text), **_measured(text, True)} if measurements else str(text)
-        for text in problem.samples
-    ]
-    yield {**named, "prompt": problem.prompt, "samples": samples}
-
-
-def _write_harness(problem: Problem, measurements: bool) -> Iterator[dict[str, Any]]:
-    doc = {"task_id": problem.task_id, **problem.fields}
-    records = [
-        {"index": i, "text": str(text), **_measured(text, True)} if measurements else str(text)
-        for i, text in enumerate(problem.samples)
-    ]
-    yield {
-        "doc_id": problem.position,
-        "doc": {key: value for key, value in doc.items() if value is not None},
-        "arguments": {"gen_args_0": {"arg_0": problem.prompt}},
-        "resps": [[str(text) for text in problem.samples]],
-        "filtered_resps": [records],
-        "filter": "records" if measurements else "none",
-        "doc_hash": problem.doc_hash,
-    }
-
-
-_WRITERS: dict[str, Callable[[Problem, bool], Iterator[dict[str, Any]]]] = {
-    "human-eval": _write_human_eval,
-    "evalplus": _write_evalplus,
-    "prompts": _write_prompts,
-    "harness": _write_harness,
-}
-_WRITABLE = ", ".join(_WRITERS)

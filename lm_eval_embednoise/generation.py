@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-FIELDS = ("sample_index", "tokens", "finish_reason", "nll", "nll_tokens", "rho", "sites", "seconds")
+FIELDS = (
+    *("sample_index", "tokens", "finish_reason", "nll", "nll_tokens", "rho", "sites", "seconds"),
+    "form",
+)
+MISSING = "missing"  # the finish reason of a sample that isn't there
 
 
 class Generation(str):
@@ -21,6 +25,8 @@ class Generation(str):
         rho: measured ‖ε‖/‖h‖, mean over the perturbed positions (the largest over several sites).
         sites: site → {"rho": its ρ, "std": its noise's standard deviation per coordinate}.
         seconds: this sample's share of the generation time.
+        form: None for a model's answer, in which the program must be found; `program` for a
+            finished one, `completion` for what follows the prompt in one: judged to the letter.
     """
 
     __slots__ = FIELDS
@@ -33,6 +39,7 @@ class Generation(str):
     rho: float | None
     sites: dict[str, dict[str, float]] | None
     seconds: float | None
+    form: str | None
 
     def __new__(cls, text: str = "", **measurements: Any) -> Generation:
         unknown = set(measurements) - set(FIELDS)

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import formats
+from . import formats, matching
 from .datafiles import read_rows
 from .formats import Problem
 from .generation import Generation
 from .store import Document, Prompt, Store, Stored, digest
 
-_GIVEN = ("task_id", "prompt", "entry_point")
+_GIVEN = ("prompt", "entry_point")
 EPILOG = """\
 examples:
   # what a store holds
@@ -178,7 +178,7 @@ def generation_of(row: Stored) -> Generation:
 
 def _show(args: argparse.Namespace) -> int:
     path = Path(args.path)
-    if path.is_file():
+    if path.is_file() or formats.is_folder_of_programs(path):
         kind = formats.detect(path)
         found = formats.read(path, kind)
         sizes = _sizes([len(problem.samples) for problem in found])
@@ -290,15 +290,18 @@ def _import(args: argparse.Namespace) -> int:
     kind = args.kind or formats.detect(path)
     problems = formats.read(path, kind)
     given = _given_problems(args.problems)
+    owners = _owners(problems, given)
+    places = _places(problems, kind) if not given else [given[o or 0].doc_id for o in owners]
     store = Store(args.store, write=True)
     content = [[p.task_id, p.doc_hash, p.position, p.prompt, *p.samples] for p in problems]
     settings = {"imported": {"file": path.name, "format": kind, "content": digest(content)}}
     hash = digest(settings)
     number = 0
-    for problem in problems:
-        known = given.get(problem.task_id or "") or given.get(str(problem.position)) or {}
-        fields = {**problem.fields, **{k: v for k, v in known.items() if k != "task_id"}}
-        task_id = problem.task_id or known.get("task_id")
+    for position, problem in enumerate(problems):
+        owner = owners[position]
+        known = {} if owner is None else given[owner].doc
+        fields = {**problem.fields, **{k: known[k] for k in _GIVEN if k in known}}
+        task_id = problem.task_id if owner is None else known["task_id"]
         prompt = Prompt((), problem.prompt or known.get("prompt") or "")
         place = f"{task_id or problem.position}"
         samples = [
@@ -321,7 +324,7 @@ def _import(args: argparse.Namespace) -> int:
         document = Document(
             args.task or problem.task or "",
             problem.doc_hash or "",
-            problem.position or 0,
+            places[position],
             task_id,
             prompt.hash,
             place,
@@ -345,15 +348,46 @@ def _strengths(text: Generation) -> tuple[dict[str, float], dict[str, float]]:
     return rhos, stds
 
 
-def _given_problems(path: str | None) -> dict[str, dict[str, str]]:
-    """Task id, and place in the file → task_id, prompt and entry_point of each problem."""
-    found: dict[str, dict[str, str]] = {}
-    if path is None:
-        return found
-    for position, (place, row) in enumerate(read_rows(Path(path))):
+def _places(problems: list[Problem], kind: str) -> list[int]:
+    """Each problem's place in its task: the file's own, else by the numbers of the ids."""
+    if kind not in ("bigcode", "harness", "rows"):
+        ids = [(p.task_id or "").rpartition("/") for p in problems]
+        if len({head for head, _, _ in ids}) == 1 and all(last.isdecimal() for _, _, last in ids):
+            order = sorted(range(len(ids)), key=lambda i: int(ids[i][2]))
+            rank = {problem: place for place, problem in enumerate(order)}
+            return [rank[i] for i in range(len(ids))]
+    return [problem.position or 0 for problem in problems]
+
+
+def _given_problems(path: str | None) -> list[matching.Asked]:
+    """The problems of a file, in the task's order: task_id, prompt and entry_point of each."""
+    found: list[matching.Asked] = []
+    for position, (place, row) in enumerate(read_rows(Path(path)) if path else ()):
         for key in ("task_id", "prompt"):
             if not isinstance(row.get(key), str):
                 raise ValueError(f"{place}: key {key!r} must be a string; it is {row.get(key)!r}")
-        known: dict[str, str] = {k: row[k] for k in row if k in _GIVEN}
-        found[known["task_id"]] = found[str(position)] = known
+        known = {key: row[key] for key in ("task_id", *_GIVEN) if key in row}
+        found.append(matching.Asked(known, position, "", row["prompt"]))
     return found
+
+
+def _owners(problems: list[Problem], given: list[matching.Asked]) -> list[int | None]:
+    """For each problem the place in `given` of the one it belongs to; None where there is none."""
+    if not given:
+        return [None] * len(problems)
+    matches = matching.match(problems, given)
+    at = {id(problem): i for i, problem in enumerate(matches.problems) if problem is not None}
+    owners = [at.get(id(problem)) for problem in problems]
+    if matches.ways["place alone"]:
+        print(
+            f"embednoise: {matches.ways['place alone']} problems are matched with --problems by "
+            "their place alone",
+            file=sys.stderr,
+        )
+    strange = [p.name for p, owner in zip(problems, owners, strict=True) if owner is None]
+    if strange:
+        raise ValueError(
+            f"{len(strange)} problems are none of those in --problems, e.g. {strange[0]}: is it "
+            "the right file?"
+        )
+    return owners

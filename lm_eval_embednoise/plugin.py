@@ -1,4 +1,4 @@
-"""All that touches lm_eval itself: its registries, where the task files are, standard errors, seed.
+"""All that touches lm_eval: models, task files, standard errors, seed, early checks, files.
 
 Filters and aggregations need no registration: the task files name them by their dotted path.
 """
@@ -32,7 +32,7 @@ def register() -> None:
     import lm_eval.tasks.manager  # noqa: F401
 
     for name in _EXTENSIONS:
-        if name in sys.modules:  # the import hook extends the evaluator when it is needed
+        if name in sys.modules:  # the import hook sees to the others
             extend(name)
 
 
@@ -98,6 +98,63 @@ def _pass_seed_on(evaluator: Any) -> None:
     if not hasattr(evaluator.simple_evaluate, "_embednoise"):
         evaluator.simple_evaluate = harness_seed.passed_on(evaluator.simple_evaluate)
         evaluator.simple_evaluate._embednoise = True
+
+
+def _check_early(config: Any) -> None:
+    """Look at a run's arguments as soon as the harness has read them, before a model is loaded."""
+    cls = config.EvaluatorConfig
+    original = cls.from_cli.__func__
+    if hasattr(original, "_embednoise"):
+        return
+
+    @functools.wraps(original)
+    def from_cli(own: Any, namespace: Any) -> Any:
+        from lm_eval_embednoise import early
+
+        found = original(own, namespace)
+        early.check_run(
+            model=found.model,
+            model_args=found.model_args or {},
+            gen_kwargs=found.gen_kwargs or {},
+            tasks=found.tasks.split(",") if isinstance(found.tasks, str) else found.tasks or (),
+            output_path=found.output_path,
+            use_cache=found.use_cache,
+            apply_chat_template=found.apply_chat_template,
+        )
+        return found
+
+    from_cli._embednoise = True  # type: ignore[attr-defined]
+    cls.from_cli = classmethod(from_cli)
+
+
+def _note_identical(evaluator: Any) -> None:
+    """Let results say on how many problems all sampled texts are equal."""
+    original = evaluator.evaluate
+    if hasattr(original, "_embednoise"):
+        return
+
+    @functools.wraps(original)
+    def evaluate(lm: Any, task_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        from lm_eval_embednoise import identical
+
+        results = original(lm, task_dict, *args, **kwargs)
+        if results is not None and isinstance(task_dict.get("tasks"), dict):
+            identical.note(results, task_dict["tasks"])
+        return results
+
+    evaluate._embednoise = True  # type: ignore[attr-defined]
+    evaluator.evaluate = evaluate
+
+
+def _extend_evaluator(evaluator: Any) -> None:
+    _pass_seed_on(evaluator)
+    _note_identical(evaluator)
+
+
+def _write_valid_json(tracker: Any) -> None:
+    from lm_eval_embednoise import written
+
+    written.extend(tracker)
 
 
 def set_repeats(task: Any, k: int) -> None:
@@ -186,5 +243,7 @@ _EXTENSIONS: dict[str, Callable[[Any], None]] = {
     "lm_eval.models": _register_models,
     "lm_eval.tasks.manager": _add_tasks,
     "lm_eval.evaluator_utils": _add_standard_errors,
-    "lm_eval.evaluator": _pass_seed_on,
+    "lm_eval.evaluator": _extend_evaluator,
+    "lm_eval.config.evaluate_config": _check_early,
+    "lm_eval.loggers.evaluation_tracker": _write_valid_json,
 }

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lm_eval_embednoise import early
 from lm_eval_embednoise.plan import Method, find_file, parse_arguments, read_file
 
 DEFAULT_MODEL = "hf-embednoise"
@@ -54,23 +55,21 @@ def merge(args: argparse.Namespace, method: str | None = None) -> argparse.Names
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what the model can't serve, before tasks are searched and a model is loaded.
+    """Refuse what can't work, before tasks are searched and a model is loaded.
 
     Raises:
-        ValueError: for a model argument or a generation argument.
+        ValueError: see `early.check_run`.
     """
-    if args.model != DEFAULT_MODEL:
-        return
-    from lm_eval_embednoise.config import Sampling
-    from lm_eval_embednoise.models.hf_embednoise import check_arguments
-
-    check_arguments(args.model_args)
-    given = dict(args.gen_kwargs)
-    if given and "do_sample" not in given and "temperature" not in given:
-        given["do_sample"] = True  # the task may say so; what is checked is what was given
-    if given.get("do_sample") is True:
-        given.setdefault("temperature", 1.0)
-    Sampling.from_gen_kwargs(given)
+    tasks = getattr(args, "tasks", None) or ()
+    early.check_run(
+        model=args.model,
+        model_args=args.model_args,
+        gen_kwargs=args.gen_kwargs,
+        tasks=tasks.split(",") if isinstance(tasks, str) else tasks,
+        output_path=getattr(args, "output_path", None),
+        use_cache=getattr(args, "use_cache", None),
+        apply_chat_template=getattr(args, "apply_chat_template", None),
+    )
 
 
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class Session:
         info["protocol"] = protocol
         info["calibration"] = cell.method.calibration
         info.setdefault("perturbation", arguments)
+        if self.model.apply_chat_template:  # for the file's hash of it, as the harness's command
+            info["chat_template"] = self.lm.chat_template(self.model.apply_chat_template)
         named = {"name": cell.model.name}
         info["model"] = {**info.get("model", {}), **named}
         return dict(results)

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 import lm_eval_embednoise
-from lm_eval_embednoise import calibrate
+from lm_eval_embednoise import calibrate, early
 from lm_eval_embednoise.analysis import tables
 from lm_eval_embednoise.analysis.compare import write_outputs
 from lm_eval_embednoise.analysis.comparison import compare
@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     study = _overridden(Study.load(args.study), args)
     out = args.out or Path("results") / study.name
     protocol = Protocol.load(study.protocol)
+    check(study, out)
     runner = Runner(study, out, protocol)
     if args.processes < 1:
         raise StudyError(f"--processes {args.processes}: it must be a whole number ≥ 1")
@@ -115,6 +116,23 @@ def run(args: argparse.Namespace) -> int:
         f"figures and samples: embednoise report {written[0]}"
     )
     return 0
+
+
+def check(study: Study, out: Path) -> None:
+    """Refuse what a run of days would stumble over, before anything is loaded.
+
+    Raises:
+        ValueError: for a folder that can't be written to, a chat template where the task has none
+            (or the other way round), a method that the model can't run.
+    """
+    early.check_writable("--out", out)
+    for model in study.models:
+        early.check_prompting((task.name for task in study.all_tasks), model.apply_chat_template)
+        if model.model == early.OURS:
+            known = [method for method in study.methods if not method.pending]
+            early.check_methods(
+                model.model_args, [(m.name, m.perturbation, m.gen_kwargs) for m in known]
+            )
 
 
 class Runner:
@@ -253,6 +271,7 @@ class Runner:
 
         target = self.out / cell.folder
         partial = target.with_name(f".{target.name}.{os.getpid()}")
+        info = results["config"]["embednoise"]
         try:
             tracker = EvaluationTracker(output_path=str(partial))
             # The model's name, not the object: the tracker deep-copies what it is given.
@@ -260,15 +279,13 @@ class Runner:
                 model_source=cell.model.model,
                 model_args=results["config"]["model_args"],
                 system_instruction=None,
-                chat_template=None,
+                chat_template=info.pop("chat_template", None),
                 fewshot_as_multiturn=False,
             )
             tracker.general_config_tracker.model_name = cell.model.name
             samples = results.pop("samples")
             tracker.save_results_aggregated(results=results, samples=samples)
             for task, task_samples in samples.items():
-                for line in task_samples:  # the tracker would write Python's repr of a record
-                    line["filtered_resps"] = _as_json(line["filtered_resps"])
                 tracker.save_results_samples(task_name=task, samples=task_samples)
             files = [path for path in partial.rglob("*") if path.is_file()]
             if len(files) != 1 + len(samples):  # the tracker logs its errors and goes on
@@ -287,13 +304,15 @@ class Runner:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _as_json(responses: Any) -> Any:
-    """Filtered responses with every record as JSON text, which other tools can read."""
-    if isinstance(responses, (list, tuple)):
-        return [_as_json(item) for item in responses]
-    if isinstance(responses, dict):
-        return json.dumps(responses, default=str)
-    return responses
+def _with_arguments(model: Model, added: dict[str, Any], options: dict[str, Any]) -> Model:
+    """A model with the command line's arguments; other weights go by their own name."""
+    name = model.name
+    other = added.get("pretrained")
+    if other is not None and other != model.model_args.get("pretrained"):
+        name = str(other).rstrip("/").split("/")[-1]
+    return dataclasses.replace(
+        model, name=name, model_args={**model.model_args, **added}, **options
+    )
 
 
 def _overridden(study: Study, args: argparse.Namespace) -> Study:
@@ -310,10 +329,7 @@ def _overridden(study: Study, args: argparse.Namespace) -> Study:
         key: getattr(args, key) for key in ("batch_size", "device") if getattr(args, key)
     }
     added = parse_arguments("--model_args", args.model_args or "")
-    models = tuple(
-        dataclasses.replace(model, model_args={**model.model_args, **added}, **options)
-        for model in study.models
-    )
+    models = tuple(_with_arguments(model, added, options) for model in study.models)
     calibration = study.calibrate
     if calibration is not None:  # a smaller study calibrates on less as well
         smaller = dataclasses.replace(calibration.task, **sizes)

@@ -539,7 +539,14 @@ def test_merging_joins_the_leaderboards(tmp_path, comparison, capsys):
             lambda c: [row.update(problems="x") for row in c["leaderboard"]],
             "minicode_diverse has problems",
         ),
-        (lambda c: None, "both hold minicoder"),
+        (
+            lambda c: [row.update(seeds=[7]) for row in c["leaderboard"]],
+            "both hold minicoder .* with another seeds",
+        ),
+        (
+            lambda c: c["leaderboard"][0]["sampling"].update(top_k=50),
+            "both hold minicoder .* with another sampling",
+        ),
     ],
 )
 def test_mixtures_are_refused(comparison, change, said):
@@ -548,3 +555,24 @@ def test_mixtures_are_refused(comparison, change, said):
     change(other)
     with pytest.raises(ResultError, match=said):
         merge({"a.json": comparison, "b.json": other})
+
+
+def test_files_that_share_their_baseline_are_merged(tmp_path):
+    """Two groups' methods against one baseline, its runs in both files; and one file twice."""
+    write_study(tmp_path, n=12)
+    base, ours, theirs = "temp-0.8", "greedy", "embednoise-0.1"
+    files = {
+        name: compare(read_runs([tmp_path / base, tmp_path / name]), draws=DRAWS)
+        for name in (ours, theirs)
+    }
+    merged = merge(files)
+    schema.validate(merged)
+    rows = [(row["task"], row["method"]) for row in merged["leaderboard"]]
+    assert len(rows) == len(set(rows)) == 6
+    assert {pair["method"] for pair in merged["pairs"]} == {ours, theirs}
+    whole = compare(read_runs([tmp_path / name for name in (base, ours, theirs)]), draws=DRAWS)
+    for plane in whole["planes"]:
+        key = {name: plane[name] for name in ("task", "x", "y")}
+        assert set(entry(merged, "planes", **key)["front"]) == set(plane["front"])
+    assert tables.terminal(merged)
+    assert merge({"a": files[ours], "b": files[ours]}) == files[ours]

@@ -107,7 +107,9 @@ def test_a_replay_scores_as_the_model_did(made: Any, files: Path, kind: str) -> 
     if kind == "store":
         info = replayed["config"]["embednoise"]
         assert info["method"] == "noisy" and info["model"]["name"] == "minicoder"
-        assert info["perturbation"] == made[1]["config"]["embednoise"]["perturbation"]
+        generated = made[1]["config"]["embednoise"]
+        assert info["perturbation"] == generated["perturbation"]
+        assert len(generated["model"]["fingerprint"]) == 32
 
 
 def test_maths_is_replayed_too(made: Any, tmp_path: Path) -> None:
@@ -178,9 +180,12 @@ WRONG = [
     ("a.jsonl", '{"prompt": "p", "samples": "x"}', ["line 1", "'samples'", "must be a list"]),
     ("a.jsonl", '{"prompt": "p", "samples": [1]}', ["line 1", "[0]", "found int"]),
     ("a.jsonl", '{"resps": "x"}', ["line 1", "'resps'", "list of lists"]),
-    ("a.json", '{"a": 1}', ["expected a list of lists of strings, found dict"]),
+    ("a.json", '{"a": 1}', ["expected a list of lists of strings, or objects, found dict"]),
     ("a.json", '[["x"], "y"]', ["entry 1", "expected a list of strings, found str"]),
-    ("a.json", '[["x", null]]', ["entry 0[1]", "expected a string, found null"]),
+    ("a.json", '[["x", 3]]', ["entry 0[1]", "expected a string, found int"]),
+    ("a.json", '[{"task_id": "a/0"}]', ["entry 0", "no known format"]),
+    ("a.jsonl", '{"question_id": "x", "code_list": "y"}', ["line 1", "'code_list'", "a list"]),
+    ("a.jsonl", '{"key": "k", "token_ids": [], "text": "", "form": "x"}', ["'form' is 'x'"]),
     ("a.json", "[[", ["not JSON"]),
 ]
 
@@ -332,3 +337,258 @@ def test_exports_that_cannot_be_made_say_why(tmp_path: Path, capsys: Any) -> Non
     options = ["--to", "human-eval", "--out", out]
     assert command("generations", "export", lm_store.folder, *options) == 1
     assert f"cannot write {out}" in capsys.readouterr().err
+
+
+# ---- whose answer it is
+
+
+def docs(rows: list[dict[str, Any]], k: int = 1, until: tuple[str, ...] = ()) -> list[Instance]:
+    made = []
+    for number, doc in enumerate(rows):
+        asked = doc.get("prompt") or f"Question: {doc['question']}\nAnswer:"
+        settings = {"until": list(until)}
+        one = Instance("generate_until", doc, (asked, settings), 0, ("t", number, k))
+        made += [one] * k
+    return made
+
+
+CODE = [
+    {"task_id": f"HumanEval/{i}", "prompt": f"def {name}(x):\n    ", "entry_point": name}
+    for i, name in enumerate(("add", "sub", "mul", "div", "mod"))
+]
+PROGRAMS = [f"{doc['prompt']}return {doc['entry_point']!r}" for doc in CODE]
+
+
+def put(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def programs(path: Path, rows: list[dict[str, Any]] = CODE, **options: Any) -> list[str]:
+    """The program that each document's first text stands for."""
+    texts = Replay(path=path, **options).generate_until(docs(rows))
+    return [program(text, doc) for text, doc in zip(texts, rows, strict=True)]
+
+
+def program(text: Any, doc: dict[str, Any]) -> str:
+    from lm_eval_embednoise.scoring.extract import extract_program
+
+    if text.finish_reason == "missing":
+        return "missing"
+    if text.form is None:
+        return extract_program(text, doc.get("prompt", ""), doc["entry_point"] or None)
+    return doc["prompt"] + text if text.form == "completion" else str(text)
+
+
+def test_a_shuffled_bigcode_file_is_matched_by_its_prompts(tmp_path: Path) -> None:
+    order = (3, 0, 4, 1, 2)
+    path = put(tmp_path / "g.json", [[PROGRAMS[i]] for i in order])
+    assert programs(path) == PROGRAMS
+    assert programs(path, CODE[1::2]) == PROGRAMS[1::2]  # and for a subset of the problems
+    bare = put(tmp_path / "h.json", [[PROGRAMS[i].replace("(x)", "(number)")] for i in order])
+    found = programs(bare)  # the prompt is another one: by the function's name
+    assert [text.split("(")[0] for text in found] == [f"def {d['entry_point']}" for d in CODE]
+
+
+def test_a_file_without_ids_is_refused_where_place_cannot_tell(tmp_path: Path, caplog: Any) -> None:
+    silent = put(tmp_path / "g.json", [["pass"]] * 5)
+    assert programs(silent) == ["pass"] * 5
+    assert "5 of 5 problems of t are matched by their place alone" in caplog.text
+    short = put(tmp_path / "h.json", [["pass"]] * 4)
+    with pytest.raises(ValueError, match=r"has 4 problems without ids, .* asks for number 5"):
+        programs(short)
+    # What speaks says that the order is another one: what says nothing is not placed by it.
+    mixed = put(tmp_path / "m.json", [[PROGRAMS[1]], [PROGRAMS[0]], ["pass"], ["pass"], ["pass"]])
+    assert programs(mixed) == [PROGRAMS[0], PROGRAMS[1], "missing", "missing", "missing"]
+
+
+def test_programs_under_the_wrong_ids_are_refused(tmp_path: Path) -> None:
+    rows = [
+        {"task_id": f"HumanEval/{i}", "solution": PROGRAMS[(i + 1) % 5]} for i in range(len(CODE))
+    ]
+    with pytest.raises(ValueError, match=r"5 of 5 problems hold .* defines sub, HumanEval/0 asks"):
+        programs(write(tmp_path / "e.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("Mbpp/2", "MBPP/2"),
+        ("2", "MBPP/2"),
+        ("MBPP/2", "MBPP/2"),
+        ("humaneval/2", "HumanEval/2"),
+        ("abc301_a", "LCB/abc301_a"),
+        ("LiveCodeBench/abc301_a", "LCB/abc301_a"),
+        ("abc301_a", "abc301_a"),
+        ("LCB/abc301_a", "abc301_a"),
+        ("7", "APPS/0007"),
+        ("test/algebra/1.json", "MATH/test/algebra/1.json"),
+    ],
+)
+def test_ids_are_one_however_they_are_written(tmp_path: Path, given: str, asked: str) -> None:
+    path = write(tmp_path / "a.jsonl", [{"task_id": given, "completion": "x"}])
+    doc = {"task_id": asked, "question": "Which number?"}
+    assert Replay(path=path).generate_until(docs([doc])) == ["x"]
+
+
+def test_ids_of_another_benchmark_are_not_matched(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"task_id": "HumanEval/2", "completion": "x"}])
+    with pytest.raises(ValueError, match="samples for none of the 1 problems"):
+        Replay(path=path).generate_until(docs([{"task_id": "MBPP/2", "question": "?"}]))
+
+
+def test_stock_samples_are_matched_by_their_question(tmp_path: Path) -> None:
+    """Of stock gsm8k, whose documents have no id, another hash and few-shot prompts."""
+    questions = [f"Janet has {i} ducks. How many eggs are left?" for i in range(4)]
+    rows = [
+        {
+            "doc_id": i,
+            "doc": {"question": question, "answer": f"#### {i}"},
+            "arguments": {"gen_args_0": {"arg_0": f"Question: other\nAnswer: 1\n\n{question}"}},
+            "resps": [[f"#### {i}"]],
+            "filtered_resps": ["1"],
+            "filter": name,
+            "doc_hash": f"stock{i}",
+        }
+        for name in ("strict-match", "flexible-extract")
+        for i, question in reversed(list(enumerate(questions)))
+    ]
+    stock = write(tmp_path / "samples_gsm8k_2026-01-01T00-00-00.000000.jsonl", rows)
+    asked = docs([{"task_id": f"GSM8K/{i}", "question": q} for i, q in enumerate(questions)])
+    expected = [f"#### {i}" for i in range(4)]
+    assert Replay(path=stock).generate_until(asked) == expected
+    prompts = [
+        {"prompt": f"A: 1\n\nQ: {question}\nA:", "samples": [expected[i]]}
+        for i, question in reversed(list(enumerate(questions)))
+    ]
+    assert Replay(path=write(tmp_path / "p.jsonl", prompts)).generate_until(asked) == expected
+
+
+def test_stock_humaneval_is_matched_by_its_id(tmp_path: Path) -> None:
+    rows = [
+        {"doc": {**doc, "test": ""}, "doc_id": 9, "doc_hash": f"s{i}", "resps": [[f"return {i}"]]}
+        for i, doc in enumerate(CODE)
+    ]
+    stock = write(tmp_path / "samples_humaneval_2026-01-01T00-00-00.000000.jsonl", rows[::-1])
+    assert programs(stock) == [f"{doc['prompt']}return {i}" for i, doc in enumerate(CODE)]
+
+
+def test_an_evalplus_folder_is_read(tmp_path: Path) -> None:
+    for i, program in enumerate(PROGRAMS):
+        folder = tmp_path / f"HumanEval_{i}"
+        folder.mkdir()
+        for number in range(11):
+            (folder / f"{number}.py").write_text(f"{program}  # {number}")
+    asked = docs(CODE, 11)
+    texts = Replay(path=tmp_path).generate_until(asked)
+    assert [str(text)[-2:].strip() for text in texts] == [str(n) for n in range(11)] * 5
+    assert programs(tmp_path) == [f"{program}  # 0" for program in PROGRAMS]
+
+
+def test_livecodebench_lists_are_read(tmp_path: Path) -> None:
+    rows = [
+        {
+            "question_id": f"abc{i}_a",
+            "question_content": "?",
+            "code_list": [f"print({i})", None],
+            "output_list": ["no"],
+            "graded_list": [True, False],
+        }
+        for i in range(3)
+    ]
+    asked = [{"task_id": f"LCB/abc{i}_a", "question": "?", "entry_point": ""} for i in range(3)]
+    path = put(tmp_path / "eval_all.json", rows[::-1])
+    assert programs(path, asked) == [f"print({i})" for i in range(3)]
+    texts = Replay(path=path).generate_until(docs(asked, 2))
+    assert [text.finish_reason for text in texts[:2]] == [None, "missing"]
+    raw = [{"question_id": "abc0_a", "output_list": ["Sure:\n```python\nprint(0)\n```\n"]}]
+    path = put(tmp_path / "raw.json", raw)
+    assert programs(path, asked[:1])[0].strip() == "print(0)"
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "evalplus results"])
+def test_a_json_file_may_hold_lines_or_objects(tmp_path: Path, form: str) -> None:
+    rows = [{"task_id": doc["task_id"], "solution": PROGRAMS[i]} for i, doc in enumerate(CODE)]
+    path = tmp_path / "any.json"
+    if form == "lines":
+        write(path, rows)
+    else:
+        results = {"eval": {row["task_id"]: [row] for row in rows}, "hash": "x"}
+        put(path, rows if form == "list" else results)
+    assert programs(path) == PROGRAMS
+
+
+def test_a_null_is_a_missing_sample(tmp_path: Path, caplog: Any) -> None:
+    rows = [{"task_id": "HumanEval/0", "completion": text} for text in ("return 1", None)]
+    texts = Replay(path=write(tmp_path / "a.jsonl", rows)).generate_until(docs(CODE[:1], 2))
+    assert [text.finish_reason for text in texts] == [None, "missing"]
+    assert "1 samples are missing and count as failures" in caplog.text
+    path = put(tmp_path / "g.json", [["def add(x):\n    pass", None]])
+    texts = Replay(path=path).generate_until(docs(CODE[:1], 2))
+    assert [text.finish_reason for text in texts] == [None, "missing"]
+
+
+PROSE = "return 1\n\nThis function returns one."
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "verbatim"),
+    [
+        ("a.jsonl", {"task_id": "HumanEval/0", "completion": PROSE}, True),
+        ("a.jsonl", {"task_id": "HumanEval/0", "solution": CODE[0]["prompt"] + PROSE}, True),
+        ("a.raw.jsonl", {"task_id": "HumanEval/0", "solution": CODE[0]["prompt"] + PROSE}, False),
+        ("a.jsonl", {"prompt": CODE[0]["prompt"], "samples": [PROSE]}, False),
+        ("a.jsonl", {"doc": CODE[0], "doc_id": 0, "resps": [[PROSE]]}, False),
+        ("a.json", [CODE[0]["prompt"] + PROSE], True),
+    ],
+)
+def test_finished_programs_are_judged_verbatim_and_answers_are_not(
+    tmp_path: Path, caplog: Any, name: str, row: Any, verbatim: bool
+) -> None:
+    """What follows the function would be a syntax error in the file's own evaluator."""
+    caplog.set_level("INFO")
+    path = put(tmp_path / name, [row]) if name.endswith(".json") else write(tmp_path / name, [row])
+    for given, expected in ((None, verbatim), (True, True), (False, False)):
+        caplog.clear()
+        [text] = Replay(path=path, finished=given).generate_until(docs(CODE[:1], until=("\n\n",)))
+        assert ("returns one" in text) == expected and (text.form is not None) == expected
+        assert ("judged as they stand" in caplog.text) == expected
+        assert ("stop strings and extraction apply" in caplog.text) != expected
+    if verbatim:
+        assert programs(path, CODE[:1]) == [CODE[0]["prompt"] + PROSE]
+
+
+def test_answers_of_a_chat_model_cut_by_stop_strings_are_named(tmp_path: Path, caplog: Any) -> None:
+    answer = f"Sure!\n```python\n{PROGRAMS[0]}\n```"
+    path = write(tmp_path / "a.jsonl", [{"prompt": CODE[0]["prompt"], "samples": [answer]}])
+    Replay(path=path).generate_until(docs(CODE[:1], until=("\n```",)))
+    assert "1 answers were cut at a stop string" in caplog.text and "_chat task" in caplog.text
+
+
+def test_the_form_of_an_import_is_kept_and_export_is_in_the_tasks_order(tmp_path: Path) -> None:
+    rows = [{"task_id": d["task_id"], "completion": f"return {d['task_id'][-1]}"} for d in CODE]
+    shuffled = write(tmp_path / "he.jsonl", [rows[i] for i in (4, 0, 2, 1, 3)])
+    store, out = tmp_path / "s", tmp_path / "out.jsonl"
+    assert command("generations", "import", shuffled, "--store", store) == 0
+    assert command("generations", "export", store, "--to", "human-eval", "--out", out) == 0
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+    texts = Replay(path=store).generate_until(docs(CODE))
+    assert {text.form for text in texts} == {"completion"}
+
+
+def test_problems_are_joined_by_id_or_prompt_not_by_place(tmp_path: Path, capsys: Any) -> None:
+    """Generations in one order, --problems in another; ids that are numbers are no places."""
+    problems = write(tmp_path / "p.jsonl", CODE)
+    order = (3, 0, 4, 1, 2)
+    shuffled = put(tmp_path / "g.json", [[PROGRAMS[i]] for i in order])
+    out = tmp_path / "ep.jsonl"
+    bring = ["import", shuffled, "--store", tmp_path / "s", "--problems", problems]
+    assert command("generations", *bring) == 0
+    assert command("generations", "export", tmp_path / "s", "--to", "evalplus", "--out", out) == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert found == [{"task_id": d["task_id"], "solution": PROGRAMS[i]} for i, d in enumerate(CODE)]
+    other = write(tmp_path / "o.jsonl", [{"task_id": "MBPP/2", "completion": "x"}])
+    bring = ["import", other, "--store", tmp_path / "t", "--problems", problems]
+    assert command("generations", *bring) == 1
+    assert "1 problems are none of those in --problems, e.g. MBPP/2" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def test_results_say_which_model_they_are_of(lm: HFEmbedNoise) -> None:
 
     plain = model()
     assert plain["name"] == "minicoder"
-    assert plain["fingerprint"] == stored.identity(lm)["model"]["fingerprint"]
+    assert plain["fingerprint"] == lm.fingerprint()
     assert model(device="cuda")["identity"] == plain["identity"]
     assert model(use_safetensors=True)["identity"] != plain["identity"]
 

@@ -296,6 +296,11 @@ def test_the_command_line_overrides_the_file(toy):
     found = study_command._overridden(Study.load(str(toy)), args)
     assert [(t.name, t.limit, t.k) for t in found.tasks] == [("one", 5, 7), ("two", 5, 7)]
     assert found.models[0].model_args == {"pretrained": "a/b", "dtype": "float32"}
+    assert found.models[0].name == "b"  # other weights are not published under the study's name
+    quick = parser.parse_args(["quick", "--model_args", "pretrained=/models/mine/"])
+    assert study_command._overridden(Study.load("quick"), quick).models[0].name == "mine"
+    typed = parser.parse_args(["quick", "--model_args", "dtype=float32"])
+    assert study_command._overridden(Study.load("quick"), typed).models[0].name == "minicoder"
     mini = study_command._overridden(Study.load("mini"), parser.parse_args(["mini", "-K", "4"]))
     assert mini.calibrate.task.k == 4 and mini.calibrate.task.split == "calibration"
     assert found.models[0].device == "cpu"

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lm_eval_embednoise import harness_seed, streams
 from lm_eval_embednoise.config import Perturbation, Sampling, suggest
+from lm_eval_embednoise.early import check_sites
 from lm_eval_embednoise.families import check_config, check_exact, steady_positions
 from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.inject import find_site
@@ -112,7 +113,7 @@ class HFEmbedNoise(HFLM):
             raise ValueError(
                 "exact=true and compile=true: compiled code differs between shapes; leave one out"
             )
-        self.blocks = blocks
+        self.blocks, self.perturbation = blocks, perturbation
         if pretrained is None:
             pretrained = str(MODEL_DIR)
             log.info("pretrained not given: using the embedded model, minicoder (%s)", pretrained)
@@ -190,6 +191,8 @@ class HFEmbedNoise(HFLM):
         with one_line(f"pretrained={pretrained!r}"):
             super()._get_config(pretrained, **kwargs)
         check_config(self.config)
+        if not self.blocks:
+            check_sites(self.perturbation, self.config)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
         name = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer of {pretrained!r}"
@@ -583,9 +586,10 @@ class HFEmbedNoise(HFLM):
             "dummy_token_id": self._prompts.dummy,
             "stream_version": streams.STREAM_VERSION,
             "model": {
-                **{k: v for k, v in identity(self)["model"].items() if k != "name"},
-                "identity": digest(identity(self)),
                 "name": self._model_name(),
+                "commit": identity(self)["model"].get("commit"),
+                "fingerprint": self.fingerprint(),
+                "identity": digest(identity(self)),
                 "class": type(self.model).__name__,
                 **self.loading.canonical(),
                 "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -597,6 +601,11 @@ class HFEmbedNoise(HFLM):
             },
         }
         return info
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over weights, adapter and tokenizer, wherever they lie."""
+        told = identity(self)
+        return digest({name: told[name] for name in ("model", "peft", "delta", "tokenizer")})
 
     def _model_name(self) -> str:
         return "minicoder" if self.pretrained == str(MODEL_DIR) else str(self.pretrained)

@@ -1,43 +1,53 @@
 """`replay`: a model that answers with samples from a file or a generation store.
 
-The harness's tasks score them as they would score a model's. A document is matched to samples
-by its task_id, else by the harness's hash of it, else by its prompt, else (bigcode's
-generations.json knows nothing else) by its place in the task.
+The harness's tasks score them as they would score a model's. matching.py finds a document's
+samples. Finished programs are judged as they stand; a model's raw answers are cut at the task's
+stop strings, and their program is extracted.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.model import LM
 
-from lm_eval_embednoise import formats, generations
-from lm_eval_embednoise.config import suggest
+from lm_eval_embednoise import formats, generations, matching
+from lm_eval_embednoise.checks import suggest
 from lm_eval_embednoise.formats import Problem
-from lm_eval_embednoise.generation import Generation
+from lm_eval_embednoise.generation import MISSING, Generation
 from lm_eval_embednoise.models.stored import doc_hash
+from lm_eval_embednoise.problem import ANSWER, FINISHED, PROGRAM
 from lm_eval_embednoise.store import MARKER, Store
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
-ARGS = ("path", "format", "settings", "task", "method", "name")
+ARGS = ("path", "format", "settings", "task", "method", "name", "finished")
 _NAMED = 5  # problems named in a message
+_FORMS = {ANSWER: None, FINISHED: "completion", PROGRAM: "program"}  # of a Generation
+_RULES = {
+    None: "a model's answers: the task's stop strings and extraction apply",
+    "completion": "finished completions: judged as they stand, behind their problem's prompt",
+    "program": "finished programs: judged as they stand",
+}
 
 
 class Replay(LM):
     """Answers requests with stored samples.
 
     Args:
-        path: a file of generations (lm_eval_embednoise.formats), a generation store, or a folder
-            with the samples_*.jsonl of `lm_eval --log_samples`.
+        path: a file of generations (lm_eval_embednoise.formats), a generation store, a folder with
+            the samples_*.jsonl of `lm_eval --log_samples`, or EvalPlus's folder of programs.
         format: the file's format; told from the file if not given.
         settings: which settings of a store: the beginning of their hash, or a method's name.
         task: whose samples, where the task that is scored has another name.
         method: a label for results; taken from the store or the file's name if not given.
         name: the model's name in results.
+        finished: whether the texts are finished programs, judged as they stand, or a model's raw
+            answers; told from the format if not given.
 
     Raises:
         ValueError: an unknown argument, no samples at `path`, a file of the wrong shape.
@@ -51,6 +61,7 @@ class Replay(LM):
         task: str | None = None,
         method: str | None = None,
         name: str | None = None,
+        finished: bool | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         device: Any = None,
@@ -68,8 +79,12 @@ class Replay(LM):
                 "samples JSONL, bigcode's generations.json, samples_*.jsonl of lm_eval, or a "
                 "generation store's folder"
             )
+        if finished is not None and not isinstance(finished, bool):
+            raise ValueError(f"finished={finished!r} must be true or false")
         self.path = Path(path)
         self.task = task
+        self.finished = finished
+        self._chatty = 0  # answers that lost a code block to the task's stop strings
         self.info: dict[str, Any] = {"method": method or self.path.stem}
         self.problems = self._read(format, None if settings is None else str(settings))
         if method is not None:
@@ -86,12 +101,15 @@ class Replay(LM):
                 f"settings={settings!r} is for a generation store; {self.path} is none"
             )
         files = [self.path]
+        if formats.is_folder_of_programs(self.path):
+            return formats.read(self.path, format)
         if self.path.is_dir():
             files = sorted(self.path.rglob("samples_*.jsonl"))
             if not files:
                 raise ValueError(
                     f"path={self.path} is neither a generation store (no {MARKER}) nor a folder "
-                    "with samples_*.jsonl of `lm_eval --log_samples`"
+                    "with samples_*.jsonl of `lm_eval --log_samples`, nor EvalPlus's "
+                    "(HumanEval_0/0.py, …)"
                 )
         elif not self.path.is_file():
             raise ValueError(f"path={self.path} does not exist")
@@ -116,27 +134,76 @@ class Replay(LM):
         groups: dict[int, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(id(request), []).append(place)
-        results: list[Generation] = [Generation("", finish_reason="missing")] * len(requests)
+        found = self._find([requests[places[0]] for places in groups.values()])
+        results = [Generation("", finish_reason=MISSING)] * len(requests)
         nothing, short, cut, other = [], 0, 0, []
-        by_task: dict[str, _Index] = {}
-        for places in groups.values():
+        rules: Counter[str | None] = Counter()
+        self._chatty = 0
+        for places, problem in zip(groups.values(), found, strict=True):
             request = requests[places[0]]
-            if request.task_name not in by_task:
-                by_task[request.task_name] = _Index(self._of_task(request.task_name))
-            problem = by_task[request.task_name].find(request)
             wanted = min(request.repeats or len(places), len(places))
-            texts = [] if problem is None else _texts(problem, request.doc)
-            if not texts:
+            texts = [] if problem is None else self._texts(problem, request)
+            there = [text for text in texts if text.finish_reason != MISSING]
+            if not there:
                 nothing.append(_name(request))
             elif problem and problem.doc_hash not in (None, doc_hash(request.doc)):
                 other.append(_name(request))
-            short += max(0, wanted - len(texts))
+            rules.update(text.form for text in there[:wanted])
+            short += max(0, wanted - len(there))
             cut += max(0, len(texts) - wanted)
             for turn, place in enumerate(places):  # a padded shard asks for its last problem twice
                 if turn % wanted < len(texts):
                     results[place] = texts[turn % wanted]
         self._say(len(groups), nothing, short, cut, other)
+        for form, number in rules.items():
+            log.info("%d texts are %s", number, _RULES[form])
+        if self._chatty:
+            log.warning(
+                "%d answers were cut at a stop string of the task and hold a code block behind it: "
+                "score the answers of a chat model with a _chat task, which has none",
+                self._chatty,
+            )
         return results
+
+    def _find(self, requests: list[Any]) -> list[Problem | None]:
+        """Each request's samples; one task's documents are matched together."""
+        found: list[Problem | None] = [None] * len(requests)
+        for task in dict.fromkeys(request.task_name for request in requests):
+            mine = [i for i, request in enumerate(requests) if request.task_name == task]
+            problems = self._of_task(task)
+            matches = matching.match(problems, [_asked(requests[i]) for i in mine])
+            for i, problem in zip(mine, matches.problems, strict=True):
+                found[i] = problem
+            if matches.ways:
+                log.info("%s: problems found: %s", task, matches.said())
+            alone = matches.ways["place alone"]
+            if alone:
+                log.warning(
+                    "%s tells no ids: %d of %d problems of %s are matched by their place alone; a "
+                    "file in another order gives wrong scores",
+                    *(self.path, alone, len(mine), task),
+                )
+        return found
+
+    def _texts(self, problem: Problem, request: Any) -> list[Generation]:
+        """The samples as the judge takes them: programs without the document's prompt where they
+        begin with it and its rest follows verbatim; answers up to the task's stop strings."""
+        prompt = request.doc.get("prompt") if isinstance(request.doc, Mapping) else None
+        form = problem.form
+        if self.finished is not None:
+            form = (FINISHED if form == ANSWER else form) if self.finished else ANSWER
+        stops = request.args[1].get("until") or [] if form == ANSWER else []
+        texts = []
+        for index, text in enumerate(problem.samples):
+            known = text.measurements()
+            if known["sample_index"] is None:
+                known["sample_index"] = index
+            own, known["form"] = str(text), _FORMS[form]
+            if form == PROGRAM and prompt and own.startswith(prompt):
+                own, known["form"] = own[len(prompt) :], _FORMS[FINISHED]
+            texts.append(Generation(_cut(own, stops), **known))
+            self._chatty += len(texts[-1]) < len(own) and "```" in own[len(texts[-1]) :]
+        return texts
 
     def _of_task(self, name: str) -> list[Problem]:
         named = [p for p in self.problems if p.task == (self.task or name)]
@@ -153,8 +220,8 @@ class Replay(LM):
             has = self.problems[0].name if self.problems else "nothing"
             raise ValueError(
                 f"{self.path} has samples for none of the {total} problems (e.g. {nothing[0]}; it "
-                f"has {has}): they are matched by task_id, document hash or prompt; is it the "
-                "right task?"
+                f"has {has}): they are matched by task_id, document hash, question or prompt; "
+                "is it the right task?"
             )
         if nothing:
             log.warning(
@@ -210,66 +277,22 @@ class Replay(LM):
         super().set_cache_hook(cache_hook)
 
 
-class _Index:
-    """Finds a request's samples."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self._ways: list[tuple[dict[Any, Problem], Callable[[Any], Any]]] = [
-            (_table(problems, lambda p: p.task_id), lambda r: _field(r, "task_id")),
-            (_table(problems, lambda p: p.doc_hash), lambda r: doc_hash(r.doc)),
-            (_table(problems, lambda p: p.prompt), lambda r: r.args[0]),
-            (_table(problems, lambda p: p.prompt), lambda r: _field(r, "prompt")),
-        ]
-        if all(p.task_id is None and p.doc_hash is None and p.prompt is None for p in problems):
-            self._ways = [(_table(problems, lambda p: p.position), lambda r: r.doc_id)]
-
-    def find(self, request: Any) -> Problem | None:
-        for table, ask in self._ways:
-            found = table.get(ask(request)) if table else None
-            if found is not None:
-                return found
-        return None
-
-
-def _table(problems: Sequence[Problem], key: Callable[[Problem], Any]) -> dict[Any, Problem]:
-    found: dict[Any, Problem] = {}
-    for problem in problems:
-        named = key(problem)
-        if named is None:
-            continue
-        if named in found and found[named].samples != problem.samples:
-            raise ValueError(
-                f"{problem.place}: samples of {named!r} stand in {found[named].place} too; give "
-                "one file, or one task= or settings= of a store"
-            )
-        found[named] = problem
-    return found
-
-
-def _field(request: Any, name: str) -> str | None:
-    value = request.doc.get(name) if isinstance(request.doc, Mapping) else None
-    return None if value is None else str(value)
+def _asked(request: Any) -> matching.Asked:
+    return matching.Asked(request.doc, request.doc_id, doc_hash(request.doc), request.args[0])
 
 
 def _name(request: Any) -> str:
-    return _field(request, "task_id") or f"document {request.doc_id}"
+    return _asked(request).name
+
+
+def _cut(text: str, stops: str | list[str]) -> str:
+    """A text up to the first of the stop strings in it, as a model would have ended it."""
+    for stop in [stops] if isinstance(stops, str) else stops:
+        if stop:
+            text = text.partition(stop)[0]
+    return text
 
 
 def _some(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _texts(problem: Problem, doc: Any) -> list[Generation]:
-    """The samples, without the document's prompt where they are programs that begin with it."""
-    prompt = doc.get("prompt") if isinstance(doc, Mapping) else None
-    found = []
-    for index, text in enumerate(problem.samples):
-        known = text.measurements()
-        if known["sample_index"] is None:
-            known["sample_index"] = index
-        own = str(text)
-        if problem.form == "program" and prompt and own.startswith(prompt):
-            own = own[len(prompt) :]
-        found.append(Generation(own, **known))
-    return found

@@ -1,0 +1,111 @@
+"""What a run is, apart from what it is called: its method's content, its label, its replicates.
+
+Runs are grouped by content. A label is what the user or the study gave, else it is derived from
+every setting that isn't the default; equal labels on unequal content are refused by what differs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lm_eval_embednoise.analysis.naming import PLAIN
+from lm_eval_embednoise.analysis.records import ResultError, Run, differences
+
+log = logging.getLogger(__name__)
+OURS = "hf-embednoise"
+
+
+def method_of(run: Run) -> dict[str, Any]:
+    """All of a run's method but the seed, in one form: flat, without what changes nothing."""
+    noise = {k: v for k, v in run.perturbation.items() if k != "seed" and v not in (None, 0, {})}
+    drawn = run.sampling.get("do_sample", bool(run.sampling.get("temperature")))
+    sampling = {"temperature": 1.0, **run.sampling} if drawn else {}
+    sampling = {k: v for k, v in sampling.items() if k != "do_sample" and v != PLAIN.get(k)}
+    if run.engine != OURS and drawn:
+        sampling.setdefault("top_k", run.sampling.get("top_k", f"as {run.engine} has it"))
+    source = {"file": run.info["replay"]} if run.info.get("replay") and not noise else {}
+    found = {**noise, **sampling, "engine": run.engine, **source}
+    flat: dict[str, Any] = json.loads(json.dumps(found, default=str, sort_keys=True))
+    return flat
+
+
+def by_method(runs: list[Run]) -> dict[str, list[Run]]:
+    """The runs of one model and task, label → replicates, each with a seed of its own.
+
+    Runs of another engine under a derived label are labelled apart. The same run found twice
+    counts once.
+
+    Raises:
+        ResultError: one label on different methods; names what differs.
+    """
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda r: (not r.labelled, r.engine != OURS, r.date)):
+        label = run.method
+        if label in found and not run.labelled and method_of(run) != method_of(found[label][0]):
+            label = f"{label} [{run.engine}]"
+        found[label].append(replace(run, method=label))
+    return {label: _replicates(label, same) for label, same in found.items()}
+
+
+def models_apart(runs: list[Run]) -> list[Run]:
+    """The runs with their models' whole names where two models share the last part of it.
+
+    `minicoder` and `/models/minicoder` may be the same model, `a/minicoder` and `b/minicoder` are
+    not, unless their fingerprints say so. (Known differences under one name are refused later.)
+    """
+    marks: dict[str, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
+    for run in runs:
+        marks[run.model][run.model_source].add(run.settings.get("model fingerprint"))
+    clear = {model for model, sources in marks.items() if _several(sources)}
+    return [replace(r, model=r.model_source) if r.model in clear else r for r in runs]
+
+
+def _several(sources: Mapping[str, set[Any]]) -> bool:
+    """Whether two of these names (name → fingerprints) stand for different models."""
+    longest = max(sources, key=len)
+    if all(longest == name or longest.endswith(f"/{name}") for name in sources):
+        return False
+    known = set().union(*sources.values())
+    return len(known) != 1 or None in known
+
+
+def signature(run: Run) -> str | None:
+    """One line that identifies a run's method: the perturbation as its model class tells it, and
+    the sampling."""
+    told = run.info.get("signature")
+    if told is None:
+        return None
+    method = method_of(replace(run, perturbation={}, info={}, engine=OURS))
+    drawn = [f"{key}:{method[key]}" for key in sorted(method) if key != "engine"]
+    return "|".join([str(told), *(drawn or ["greedy"])])
+
+
+def _replicates(label: str, runs: list[Run]) -> list[Run]:
+    first, kept = runs[0], [runs[0]]
+    for run in runs[1:]:
+        ours, theirs = method_of(first), method_of(run)
+        if ours != theirs:
+            raise ResultError(
+                f"{label!r} names different methods on {run.task} of {run.model}: "
+                f"{'; '.join(_named(ours, theirs))} ({first.path.parent} and {run.path.parent}). "
+                "Give each a label of its own: LABEL=PATH"
+            )
+        twin = next((other for other in kept if other.seed == run.seed), None)
+        if twin is None or differences(twin, run):  # what differs is refused when they are aligned
+            kept.append(run)
+        else:
+            log.warning(
+                "%s on %s: %s is the same run as %s (seed %s) and is left out",
+                *(label, run.task, run.path, twin.path, run.seed),
+            )
+    return sorted(kept, key=lambda run: run.date)
+
+
+def _named(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return [f"{key} {a.get(key)!r} against {b.get(key)!r}" for key in keys]

@@ -1,0 +1,163 @@
+"""What a run would stumble over in its middle or at its end, found before a model is loaded."""
+
+from __future__ import annotations
+
+import fnmatch
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.sites import EMBED, site_order
+
+OURS = "hf-embednoise"
+_SUFFIXES = ("_k1", "_k10", "_k20", "_500")
+
+
+def check_run(
+    *,
+    model: str | None,
+    model_args: Mapping[str, Any],
+    gen_kwargs: Mapping[str, Any],
+    tasks: Iterable[str],
+    output_path: str | Path | None = None,
+    use_cache: Any = None,
+    apply_chat_template: Any = False,
+) -> None:
+    """Refuse what a run of the harness with these arguments would fail or lose its results by.
+
+    Raises:
+        ValueError: naming the argument, and what to give instead.
+    """
+    if output_path:
+        check_writable("--output_path", Path(output_path))
+    if model != "replay":
+        check_prompting(tasks, apply_chat_template)
+    if model != OURS:
+        return
+    if use_cache:
+        raise ValueError(
+            "--use_cache is not supported by hf-embednoise: its key holds neither the noise nor "
+            "the sample index; use --model_args store=DIR instead, which keeps every sample"
+        )
+    from lm_eval_embednoise.models.hf_embednoise import check_arguments
+
+    check_arguments(model_args)
+    check_sampling(gen_kwargs)
+
+
+def check_sampling(gen_kwargs: Mapping[str, Any]) -> None:
+    """Refuse generation arguments that hf-embednoise can't serve.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    given = dict(gen_kwargs)
+    if given and "do_sample" not in given and "temperature" not in given:
+        given["do_sample"] = True  # the task may say so; what is checked is what was given
+    if given.get("do_sample") is True:
+        given.setdefault("temperature", 1.0)
+    Sampling.from_gen_kwargs(given)
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Refuse a folder (or file) that results could not be written to; nothing is left behind.
+
+    Raises:
+        ValueError: naming what stands in the way.
+    """
+    there = path.parent if path.suffix == ".json" else path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(0, f"{there} is a file")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{flag} {path} can't be written to ({error.strerror or error}), and results are "
+            "written at the end of a run: give another folder"
+        ) from None
+
+
+def check_prompting(tasks: Iterable[str], apply_chat_template: Any) -> None:
+    """Refuse a chat template around a prompt to be continued, and a question to a chat model
+    without one: stop strings and extraction are made for the other.
+
+    Args:
+        tasks: names or patterns of tasks and groups; only this project's are looked at.
+        apply_chat_template: as the harness takes it.
+
+    Raises:
+        ValueError: naming the task, and the one for this way of prompting.
+    """
+    from lm_eval_embednoise.plugin import task_dir
+
+    known = sorted({path.stem for path in task_dir().rglob("*.yaml") if path.stem[0] != "_"})
+    for name in dict.fromkeys(n for task in tasks for n in fnmatch.filter(known, str(task))):
+        chat = name.endswith("_chat")
+        if chat and not apply_chat_template:
+            raise ValueError(
+                f"{name} asks a chat model: add --apply_chat_template, or take "
+                f"{name.removesuffix('_chat')}, whose prompt a base model continues"
+            )
+        if apply_chat_template and not chat:
+            stem = next((name.removesuffix(s) for s in _SUFFIXES if name.endswith(s)), name)
+            other = f"take {stem}_chat" if f"{stem}_chat" in known else "there is no chat form"
+            raise ValueError(
+                f"{name} is a prompt to be continued, which --apply_chat_template would wrap into "
+                f"a chat and its stop strings would cut the answer: {other}, or leave the "
+                "template out"
+            )
+
+
+def check_sites(perturbation: Perturbation, config: Any) -> None:
+    """Refuse a block that a model of this configuration doesn't have.
+
+    Raises:
+        ValueError: with the number of blocks.
+    """
+    blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(blocks, int):
+        return
+    for site in perturbation.sites:
+        if site != EMBED and site_order(site) >= blocks:
+            raise ValueError(
+                f"depth={site_order(site)} is beyond the last block; the model has {blocks} "
+                f"blocks, so depth can be embed or 0 to {blocks - 1}"
+            )
+
+
+def check_methods(
+    model_args: Mapping[str, Any],
+    methods: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+) -> None:
+    """Refuse methods (name, perturbation, gen_kwargs) that hf-embednoise can't run on a model.
+
+    Only the model's configuration is read; where that fails, loading will say why.
+
+    Raises:
+        ValueError: naming method and argument.
+    """
+    from transformers import AutoConfig
+
+    from lm_eval_embednoise.minicoder import MODEL_DIR
+    from lm_eval_embednoise.models.hf_embednoise import check_arguments
+
+    check_arguments(model_args)
+    names = ("revision", "subfolder", "trust_remote_code", "gguf_file")
+    given = {name: model_args[name] for name in names if model_args.get(name)}
+    try:
+        config = AutoConfig.from_pretrained(model_args.get("pretrained") or MODEL_DIR, **given)
+    except Exception:
+        config = None
+    for name, perturbation, gen_kwargs in methods:
+        try:
+            found = Perturbation.from_args(perturbation)
+            check_sampling(gen_kwargs)
+            if config is not None and not model_args.get("blocks"):
+                check_sites(found, config)
+        except ValueError as error:
+            raise ValueError(f"method {name}: {error}") from None
