@@ -381,10 +381,10 @@ PROGRAMS: dict[str, tuple[set[str], str]] = {
     "sparse_file": ({"output_limit"}, "f = open('big', 'wb')\nf.truncate(1 << 50)"),
     "fallocate": (
         RUNTIME,
-        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nfor i in range(60):\n"
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nfor i in range(20):\n"
         "    fd = os.open(f'big{i}', os.O_RDWR | os.O_CREAT)\n"
         "    if libc.fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(15 << 20)):  # KEEP_SIZE\n"
-        "        raise OSError(ctypes.get_errno())\ndef f(x):\n    return 1",
+        "        raise OSError(ctypes.get_errno())\n    os.close(fd)\ndef f(x):\n    return 1",
     ),
     "posix_fallocate": (
         RUNTIME,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_embednoise import sandbox
-from lm_eval_embednoise.sandbox import Job, Limits, SandboxError, levels, wire
+from lm_eval_embednoise.sandbox import Job, Limits, SandboxError, kernel, levels, seccomp, wire
 from lm_eval_embednoise.sandbox.pool import Worker
 
 QUICK = Limits(cpu_seconds=0.3, wall_seconds=1.5, memory_bytes=1 << 28, output_bytes=1 << 20)
@@ -287,3 +288,39 @@ def test_the_text_of_an_exception_is_cut(level: str) -> None:
     for outcome in sandbox.run_programs(jobs, level=level, progress=False):
         assert outcome.verdict == "runtime_error"
         assert outcome.detail == "x" * 200
+
+
+def answer_of(program: bytes, number: int, arguments: tuple[int, ...] = (0,) * 6) -> int:
+    """What a filter says to a system call: an interpreter of the few instructions it has."""
+    architecture = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[kernel.MACHINE]
+    data = struct.pack("<IIQ6Q", number, architecture, 0, *arguments)
+    place = loaded = 0
+    while True:
+        code, yes, no, value = struct.unpack_from("<HBBI", program, 8 * place)
+        place += 1
+        if code == 0x06:
+            return int(value)
+        if code == 0x20:
+            (loaded,) = struct.unpack_from("<I", data, value)
+            continue
+        tests = {0x15: loaded == value, 0x25: loaded > value, 0x35: loaded >= value}
+        place += yes if {**tests, 0x45: bool(loaded & value)}[code] else no
+
+
+@pytest.mark.skipif(not seccomp.supported(), reason="no table of system calls for this machine")
+@pytest.mark.parametrize("landlock", [False, True])
+def test_the_filter_allows_its_list_and_nothing_else(landlock: bool) -> None:
+    program = seccomp.build(4321, landlock)
+    answers = {number: answer_of(program, number) for number in range(1024)}
+    allow, refuse, absent = 0x7FFF0000, 0x00050001, 0x00050026
+    listed = set(seccomp.allowed(landlock))
+    by_arguments = {number for number in answers if answers[number] == allow} - listed
+    assert all(answers[number] == allow for number in listed)
+    assert set(answers.values()) == {allow, refuse, absent}
+    assert [number for number in answers if answers[number] == absent] == [435]  # clone3
+    # With all arguments 0: fcntl(0, F_DUPFD), prlimit(0) and sendto without an address.
+    x86, arm = {44, 72, 302}, {25, 206, 261}
+    assert by_arguments == (x86 if kernel.MACHINE == "x86_64" else arm)
+    kill = 62 if kernel.MACHINE == "x86_64" else 129
+    assert answer_of(program, kill, (4321, 9, 0, 0, 0, 0)) == allow
+    assert answer_of(program, kill, (4322, 9, 0, 0, 0, 0)) == refuse

@@ -173,7 +173,7 @@ _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # F_DUPFD, GETFD, SETFD, GETFL, SETFL, GETLK, SETLK, SETLKW, F_DUPFD_CLOEXEC
 _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030)
 
-_LOAD, _JUMP_EQ, _JUMP_SET, _JUMP_GE, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+_LOAD, _JUMP_EQ, _JUMP_SET, _JUMP_GE, _JUMP_GT, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x25, 0x06
 _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARGUMENTS = 0, 4, 16
 
 
@@ -213,6 +213,24 @@ def build(pid: int, landlock: bool, receives: bool = False) -> bytes:
     return _template(landlock, receives).replace(anyone, me)
 
 
+def allowed(landlock: bool) -> list[int]:
+    """The numbers, on this machine, of the calls that are allowed whatever their arguments."""
+    column = _COLUMN[kernel.MACHINE]
+    names = (name for name in _CALLS if not (landlock and name in _UNWATCHED))
+    return sorted(number for name in names if (number := _CALLS[name][column]) is not None)
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """First and last of each run of successive numbers: a shorter filter is installed sooner."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
 @lru_cache
 def _template(landlock: bool, receives: bool) -> bytes:
     """The filter with `_ANYONE` in the place of the process's own number."""
@@ -226,10 +244,8 @@ def _template(landlock: bool, receives: bool) -> bytes:
         _op(_JUMP_GE, 0x40000000, 0, 1),  # the x32 table on x86_64
         _op(_RETURN, _KILL_PROCESS),
     ]
-    for name, numbers in _CALLS.items():
-        number = numbers[column]
-        if number is not None and not (landlock and name in _UNWATCHED):
-            program += _on(number, [_op(_RETURN, _ALLOW)])
+    for first, last in _runs(allowed(landlock)):
+        program += [_op(_JUMP_GE, first, 0, 2), _op(_JUMP_GT, last, 1, 0), _op(_RETURN, _ALLOW)]
     if receives:
         program += _on(_RECVMSG[column], [_op(_RETURN, _ALLOW)])
     thread = [_argument(0), _op(_JUMP_SET, _CLONE_THREAD, 0, 1), _op(_RETURN, _ALLOW)]

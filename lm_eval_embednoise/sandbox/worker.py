@@ -227,9 +227,15 @@ class _Run:
         poll = select.poll()
         poll.register(ended, select.POLLIN)
         poll.register(self._worker.jobs, 0)  # reports only that the harness is gone
-        limit = self._job["cpu"]
-        while True:
-            left = limit - cpu_seconds(idle.pid)
+        left = self._job["cpu"]
+        while self._killed_for is None:
+            wait = min(max(left / self._worker.cores, 0.002), _POLL_SECONDS)
+            for fd, event in poll.poll(wait * 1000):
+                if fd == ended:
+                    return
+                if event & select.POLLHUP:
+                    os._exit(1)
+            left = self._job["cpu"] - cpu_seconds(idle.pid)
             if left < 0:
                 self._killed_for = "cpu"
             elif time.monotonic() - self._began > self._job["wall"]:
@@ -238,14 +244,6 @@ class _Run:
                 self._killed_for = "idle"
             elif self._worker.level != "namespaces" and isolate.overfull(self._worker.tmp):
                 self._killed_for = "files"
-            if self._killed_for:
-                return
-            wait = min(max(left / self._worker.cores, 0.002), _POLL_SECONDS)
-            for fd, event in poll.poll(wait * 1000):
-                if fd == ended:
-                    return
-                if event & select.POLLHUP:
-                    os._exit(1)
 
     def _account(self, status: int, cpu: float, answer: Any, size: int) -> dict[str, Any]:
         failure, error = _read_report(self._report)
