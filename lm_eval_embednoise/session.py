@@ -17,6 +17,8 @@ from lm_eval_embednoise import plugin
 from lm_eval_embednoise.launch import own_command, run_in_processes
 from lm_eval_embednoise.plan import Cell, Model, StudyError, Task
 
+_TORCH_SEED = 1234  # the harness's own
+
 
 class Session:
     """One loaded model, evaluated under one perturbation after another.
@@ -47,6 +49,8 @@ class Session:
         from lm_eval import simple_evaluate
 
         arguments = self._perturb(cell)
+        # A model without a perturbation draws with what the harness seeds.
+        options = {} if arguments else {"torch_random_seed": _TORCH_SEED + cell.seed}
         results = simple_evaluate(
             model=self.lm,
             tasks=self.load_tasks(cell.task),
@@ -56,6 +60,7 @@ class Session:
             apply_chat_template=self.model.apply_chat_template,
             task_manager=self.tasks,
             log_samples=True,
+            **options,
         )
         if results is None:
             return None
@@ -66,7 +71,9 @@ class Session:
         info["method"] = cell.method.name
         info["protocol"] = protocol
         info["calibration"] = cell.method.calibration
-        info.setdefault("perturbation", arguments)
+        told = info.setdefault("perturbation", arguments)
+        if arguments:
+            told["seed"] = cell.seed
         if self.model.apply_chat_template:  # for the file's hash of it, as the harness's command
             info["chat_template"] = self.lm.chat_template(self.model.apply_chat_template)
         named = {"name": cell.model.name}

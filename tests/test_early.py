@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +50,20 @@ class Sampled(LM):
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The model; what the harness's command does to logging and argv is undone afterwards."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    loggers = [logging.getLogger(name) for name in (None, "lm_eval")]
+    before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]
     plugin.register()
     if "sampled" not in model_registry:
         model_registry.register("sampled", target=Sampled)
     monkeypatch.setattr(Sampled, "loaded", 0)
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
 
 
 def run(*options: str) -> int:

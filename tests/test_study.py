@@ -288,6 +288,18 @@ def test_a_model_that_cannot_be_perturbed_runs_sampling_only(toy, monkeypatch):
     assert len(list((toy.parent / "out").rglob("cell.json"))) == 1  # temp-0.8 came first
 
 
+def test_replicates_of_a_model_that_cannot_be_perturbed_have_the_harness_seed(toy, monkeypatch):
+    monkeypatch.delattr(StandIn, "set_perturbation")
+    monkeypatch.setattr(StandIn, "get_model_info", lambda self: {})
+    monkeypatch.setattr(StandIn, "generate_until", lambda self, r, **_: ["x"] * len(r))
+    content = yaml.safe_load(toy.read_text())
+    methods = {"methods": ["temp-0.8"], "seeds": [0, 1], "candidate": None}
+    toy.write_text(yaml.safe_dump({**content, **methods}))
+    run(toy)
+    comparison = json.loads((toy.parent / "out" / "comparison.json").read_text())
+    assert [row["seeds"] for row in comparison["leaderboard"]] == [[1234, 1235]]
+
+
 def test_the_command_line_overrides_the_file(toy):
     arguments = ["--model_args", "pretrained=a/b,dtype=float32", "--device", "cpu"]
     parser = argparse.ArgumentParser()
