@@ -112,15 +112,17 @@ class Cacheless:
 
     @torch.no_grad()
     def norm(self, site: str, clean: Sequence[int]) -> float:
-        """m: the norm that the unit of sigma refers to."""
+        """m: the norm that the unit of sigma refers to.
+
+        Where the models tested here scale their vectors (Gemma 2), the embedding module does it.
+        """
         kind = self.perturbation.sigma_reference
         if kind == "site":
             kind = "table" if site == "embed" else "hidden"
-        scale = math.sqrt(self.width) if "gemma" in self.model.config.model_type else 1.0
         if kind == "table":
-            return float(self.table.norm(dim=-1).mean()) * scale
+            return float(self.table.norm(dim=-1).mean())
         if kind == "prompt":
-            return float(self.table[list(clean)].norm(dim=-1).mean()) * scale
+            return float(self.table[list(clean)].norm(dim=-1).mean())
         seen: list[Tensor] = []
 
         def note(hidden: Tensor) -> Tensor:

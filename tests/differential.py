@@ -502,6 +502,10 @@ class _Judge:
             else:
                 self._nlls[key] = self.plain.clean_nll(job.clean, ids)
         right = self._nlls[key]
+        if sample.finish_reason == "numeric" and not ids:
+            if sample.nll is not None:
+                self._fault(sample, f"clean log-likelihood {sample.nll} of no text at all")
+            return
         got = sample.nll
         self.result.counts["log-likelihoods"] += 1
         if got is not None and abs(got - right) <= 1e-4 * (1 + len(ids) + abs(right)):
