@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 TOKENS = 1024  # positions of a pass: products run at full speed, and little is filled up
 LOGITS = 1 << 26  # most logits of one pass: 256 MiB in float32
-BUCKET = 32  # lengths of an exact run's passes are multiples of this
+BUCKET = (
+    32  # lengths of an exact run's passes are multiples of this, or what the model has room for
+)
 
 
 def unscorable(finish_reason: str | None, kept: int | None) -> bool:
@@ -55,7 +57,8 @@ def _clean_nll(
     sampler: Sampler, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]
 ) -> list[float | None]:
     ((first, prompt),) = run_prompts(sampler, [prompt_ids])
-    passes = _passes(sampler, texts, first.shape[-1])
+    room = sampler.max_length - len(prompt_ids)
+    passes = _passes(sampler, texts, room, first.shape[-1])
     shared = [Shared(*held) for held in prompt]
 
     def filled_up(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
@@ -92,13 +95,23 @@ def _clean_nll(
 
 
 def _passes(
-    sampler: Sampler, texts: Sequence[tuple[int, ...]], vocabulary: int
+    sampler: Sampler, texts: Sequence[tuple[int, ...]], room: int, vocabulary: int
 ) -> list[tuple[list[int], int]]:
-    """Texts to score together, by their numbers, and the length they are padded to."""
+    """Texts to score together, by their numbers, and the length they are padded to.
+
+    Args:
+        sampler: says how many rows a pass may have, and whether they are `exact`.
+        texts: generated ids.
+        room: positions that the model has behind the prompt; padding must not reach beyond.
+        vocabulary: logits a position.
+    """
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     passes: list[tuple[list[int], int]] = []
     if sampler.exact:
-        lengths = {i: max(1, -(-len(texts[i]) // BUCKET)) * BUCKET for i in order}
+        lengths = {}
+        for i in order:
+            whole = max(1, -(-len(texts[i]) // BUCKET)) * BUCKET
+            lengths[i] = max(1, len(texts[i]), min(whole, room))
         for length in sorted(set(lengths.values())):
             alike = [i for i in order if lengths[i] == length]
             passes += [

@@ -430,6 +430,11 @@ class _Judge:
         if sample.finish_reason == "end_token":
             chosen.append(None)  # one of the end tokens
         self.result.counts["tokens"] += len(chosen)
+        if not bool(passed.logits.amax(dim=-1).isfinite().all()):
+            # A mask doesn't hide what isn't a number from the positions before it: one at a time.
+            steps = range(len(entered) + 1)
+            runs = [self.reference.run(job, sample.index, entered[:n], std).logits for n in steps]
+            passed = Pass(torch.stack([logits[-1] for logits in runs]), passed.rho)
         numbers = passed.logits.amax(dim=-1).isfinite().tolist()
         if sample.finish_reason == "numeric":
             self.result.counts["numeric"] += 1

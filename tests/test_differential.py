@@ -20,3 +20,9 @@ def test_every_sample_is_the_references(part: int) -> None:
     counts = result.counts
     assert counts["tokens"] > 100 and counts["log-likelihoods"] > 10  # something was compared
     assert counts["near ties"] <= 0.02 * counts["tokens"]
+
+
+@pytest.mark.parametrize(("seed", "number"), [(11, 310), (11, 377), (11, 410)])
+def test_cases_that_found_a_fault(seed: int, number: int) -> None:
+    """Exact scoring padded texts beyond the model's positions (310, 410); noise made NaN (377)."""
+    assert run_case(seed, number, Result()) == []
