@@ -72,8 +72,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 MIXTURES = ("mixtral", "phimoe", "gpt_oss", "deepseek_v2")
 LIMIT = 128  # the models' positions
-EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-JITTERS = 8  # passes of the reference with its last digits moved, before a token is a fault
+# By how much, relatively, hidden states are moved to see what rounding can do: from one unit in the
+# last place to a few; in float32, where a router's tie can be finer than that, to a hundred.
+JITTERS = {
+    torch.float32: [2.0 ** (n - 23) for n in range(8)],
+    torch.bfloat16: [2.0 ** (n / 2 - 8) for n in range(5)],
+    torch.float16: [2.0 ** (n / 2 - 11) for n in range(5)],
+}
 
 
 @dataclass(frozen=True)
@@ -344,7 +349,7 @@ def _check_likelihood(case: Case, sampler: Sampler, result: Result) -> None:
     reference = Cacheless(sampler.model, sampler.perturbation)
     std = reference.std(job.clean)
     scores = []
-    for jitter in (0.0, *[EPS[case.dtype]] * JITTERS):
+    for jitter in (0.0, *JITTERS[case.dtype]):
         logits = reference.run(job, job.samples[0], continuation[:-1], std, jitter).logits
         scores.append(-nll_of(logits, continuation))
         if abs(got - scores[0]) < 1e-3 * len(continuation):
@@ -486,9 +491,8 @@ class _Judge:
     ) -> bool:
         """Whether the reference takes every doubtful token once its last digits are moved."""
         left = set(doubtful)
-        for number in range(JITTERS):
+        for number, size in enumerate(JITTERS[self.case.dtype]):
             torch.manual_seed(number)
-            size = EPS[self.case.dtype] * (1 + number)
             logits = self.reference.run(job, sample.index, entered, std, size).logits
             off = 1e-4 * (1 + float(logits.abs().max()))
             for step in sorted(left):
@@ -516,9 +520,8 @@ class _Judge:
         if got is not None and abs(got - right) <= 1e-4 * (1 + len(ids) + abs(right)):
             return
         scores = [right]
-        for number in range(JITTERS):
+        for number, size in enumerate(JITTERS[self.case.dtype]):
             torch.manual_seed(number)
-            size = EPS[self.case.dtype] * (1 + number)
             scores.append(self.plain.clean_nll(job.clean, ids, size))
         spread = max(scores) - min(scores)
         if got is None or not min(scores) - spread <= got <= max(scores) + spread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def by_python(name: str) -> tuple[bytes, int]:
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
                 timeout=60,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             stdout.seek(0)
             return stdout.read(), done.returncode

@@ -40,6 +40,7 @@ def run(job: dict[str, str], report: int, pipes: tuple[int, int] | None = None) 
     """
     wire.send(report, STARTED)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     name = "__main__" if pipes is None else "candidate"
     module = types.ModuleType(name)
     sys.modules[name] = module  # dataclasses and pickle look their module up
