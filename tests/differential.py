@@ -76,8 +76,8 @@ LIMIT = 128  # the models' positions
 # last place to a few; in float32, where a router's tie can be finer than that, to a hundred.
 JITTERS = {
     torch.float32: [2.0 ** (n - 23) for n in range(8)],
-    torch.bfloat16: [2.0 ** (n - 8) for n in range(4)],
-    torch.float16: [2.0 ** (n - 11) for n in range(4)],
+    torch.bfloat16: [2.0 ** (n // 2 - 8) for n in range(8)],
+    torch.float16: [2.0 ** (n // 2 - 11) for n in range(8)],
 }
 
 
