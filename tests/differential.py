@@ -457,6 +457,9 @@ class _Judge:
             how = self._agrees(
                 passed.logits[step], token, job, sample.index, step, float(off[step])
             )
+            if how == "no" and self.half:  # a token at the nucleus's edge may be in or out
+                wider = self._agrees(wide.logits[step], token, job, sample.index, step, margin)
+                how = "no" if wider == "no" else "near"
             if how == "near":
                 self.result.counts["near ties"] += 1
             if how == "no":
