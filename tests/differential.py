@@ -458,7 +458,8 @@ class _Judge:
                 passed.logits[step], token, job, sample.index, step, float(off[step])
             )
             if how == "no" and self.half:  # a token at the nucleus's edge may be in or out
-                wider = self._agrees(wide.logits[step], token, job, sample.index, step, margin)
+                by = float(off[step])
+                wider = self._agrees(wide.logits[step], token, job, sample.index, step, by)
                 how = "no" if wider == "no" else "near"
             if how == "near":
                 self.result.counts["near ties"] += 1
