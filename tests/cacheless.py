@@ -92,7 +92,10 @@ def dose(p: Perturbation, position: int, length: int) -> float:
 
 @dataclass
 class Pass:
-    """A pass over a sample: float32 logits [tokens + 1, vocab] behind the prompt, site → ρ."""
+    """A pass over a sample: float32 logits [tokens + 1, vocab] behind the prompt, site → ρ.
+
+    On the CPU, whatever the model is on.
+    """
 
     logits: Tensor
     rho: dict[str, float]
@@ -107,8 +110,9 @@ class Cacheless:
         blocks = (m for m in model.modules() if isinstance(m, nn.ModuleList))
         self.blocks = next(m for m in blocks if len(m) == model.config.num_hidden_layers)
         self.width: int = model.config.hidden_size
-        table = self.embedding(torch.arange(self.embedding.weight.shape[0]))
-        self.table = table.detach().double()
+        self.device = model.device
+        table = self.embedding(torch.arange(len(self.embedding.weight), device=self.device))
+        self.table = table.detach().double().cpu()
 
     @torch.no_grad()
     def norm(self, site: str, clean: Sequence[int]) -> float:
@@ -130,7 +134,7 @@ class Cacheless:
             return hidden
 
         with self._at(site, note):
-            self.model(input_ids=torch.tensor([list(clean)]), use_cache=False)
+            self.model(input_ids=torch.tensor([list(clean)], device=self.device), use_cache=False)
         bos = self.model.config.bos_token_id
         start = int(len(clean) > 1 and bos is not None and clean[0] == bos)
         return float(seen[0][start:].quantile(0.5))
@@ -163,7 +167,7 @@ class Cacheless:
                 can do.
         """
         p, length = self.perturbation, len(job.prompt_ids)
-        ids = torch.tensor([[*job.prompt_ids, *entered]])
+        ids = torch.tensor([[*job.prompt_ids, *entered]], device=self.device)
         weights = torch.tensor([dose(p, i, length) for i in range(ids.shape[1])])
         counters = [0 if p.scope == "sequence" else i for i in range(ids.shape[1])]
         rho: dict[str, float] = {}
@@ -173,9 +177,10 @@ class Cacheless:
                 key = stream_key(p.seed, job.problem, sample, "noise", site)
                 drawn = normals(key, counters, hidden.shape[-1])
                 noise = drawn * (std[site] * weights.double()).float()[:, None]
+                noise = noise.to(hidden.device)
                 ratios = noise.double().norm(dim=-1) / hidden[0].double().norm(dim=-1)
                 if bool((weights > 0).any()):
-                    rho[site] = float(ratios[weights > 0].mean())
+                    rho[site] = float(ratios.cpu()[weights > 0].mean())
                 return hidden + noise.to(hidden.dtype)
 
             return act
@@ -188,7 +193,7 @@ class Cacheless:
 
                 def put(module: nn.Module, args: Any, output: Tensor) -> Tensor:
                     output = output.clone()
-                    output[0, where] = vectors.to(output.dtype)
+                    output[0, where] = vectors.to(output)
                     return output
 
                 stack.callback(self.embedding.register_forward_hook(put).remove)
@@ -200,7 +205,7 @@ class Cacheless:
             for site in p.sites:
                 stack.enter_context(self._at(site, add(site)))
             logits = self.model(input_ids=ids, use_cache=False).logits
-        return Pass(logits[0, length - 1 :].float(), rho)
+        return Pass(logits[0, length - 1 :].float().cpu(), rho)
 
     def soft_prompt(self, problem: str, sample: int) -> Tensor:
         """The random soft prompt of a sample: float32 [N, dim]."""

@@ -97,6 +97,7 @@ class Case:
     exact: bool
     kernels: bool
     perplexity: bool
+    device: str
 
     def __str__(self) -> str:
         told = {
@@ -129,18 +130,18 @@ class Result:
 
 
 @functools.cache
-def model_of(name: str, dtype: torch.dtype) -> Any:
+def model_of(name: str, dtype: torch.dtype, device: str) -> Any:
     """A tiny random model, shared by all cases."""
     family, more = MODELS[name]
-    if dtype is not torch.float32:
-        return copy.deepcopy(model_of(name, torch.float32)).to(dtype)
+    if (dtype, device) != (torch.float32, "cpu"):
+        return copy.deepcopy(model_of(name, torch.float32, "cpu")).to(device, dtype)
     return build(family, **more)
 
 
 # ── Drawing a case ────────────────────────────────────────────────────────────────────────────────
 
 
-def draw(seed: int, number: int) -> Case:
+def draw(seed: int, number: int, device: str = "cpu") -> Case:
     """Case `number` of a seed."""
     rng = random.Random(f"{seed}/{number}")
     name = rng.choice(list(MODELS))
@@ -165,6 +166,7 @@ def draw(seed: int, number: int) -> Case:
         exact=exact,
         kernels=rng.random() < 0.7,
         perplexity=rng.random() < 0.8,
+        device=device,
     )  # fmt: skip
 
 
@@ -296,7 +298,7 @@ def sampler_of(case: Case, batch_size: int | None = None) -> Sampler:
         may_end[[second for _, second in case.stops]] = True
         stop = Stop(case.ends, may_end, kept_by(case.stops))
     return Sampler(
-        model_of(case.model, case.dtype),
+        model_of(case.model, case.dtype, case.device),
         Perturbation(**case.perturbation),
         Sampling(**case.sampling),
         stop,
@@ -365,11 +367,12 @@ class _Judge:
         self.case, self.longest, self.result = case, longest, result
         self.perturbation = Perturbation(**case.perturbation)
         self.sampling = Sampling(**case.sampling)
-        self.model = model_of(case.model, case.dtype)
+        self.model = model_of(case.model, case.dtype, case.device)
         self.reference = Cacheless(self.model, self.perturbation)
-        self.wide = Cacheless(model_of(case.model, torch.float32), self.perturbation)
+        wide = model_of(case.model, torch.float32, case.device)
         if case.dtype is not torch.float32:  # the same weights, without the rounding between
-            self.wide = Cacheless(copy.deepcopy(self.model).float(), self.perturbation)
+            wide = copy.deepcopy(self.model).float()
+        self.wide = Cacheless(wide, self.perturbation)
         self.plain = Cacheless(self.model, Perturbation())
         self.half = case.dtype is not torch.float32
         self._stds: dict[tuple[int, ...], dict[str, float]] = {}
@@ -457,10 +460,13 @@ class _Judge:
             how = self._agrees(
                 passed.logits[step], token, job, sample.index, step, float(off[step])
             )
-            if how == "no" and self.half:  # a token at the nucleus's edge may be in or out
+            if how == "no" and self.half:  # a token at the edge of what is kept may be in or out
                 by = float(off[step])
-                wider = self._agrees(wide.logits[step], token, job, sample.index, step, by)
-                how = "no" if wider == "no" else "near"
+                nudged = passed.logits[step].clone()
+                nudged[sorted(self.case.ends) if token is None else token] += by / 2
+                others = (wide.logits[step], nudged)
+                found = [self._agrees(o, token, job, sample.index, step, by) for o in others]
+                how = "no" if found == ["no", "no"] else "near"
             if how == "near":
                 self.result.counts["near ties"] += 1
             if how == "no":
@@ -539,9 +545,9 @@ class _Judge:
         )
 
 
-def run_case(seed: int, number: int, result: Result) -> list[str]:
+def run_case(seed: int, number: int, result: Result, device: str = "cpu") -> list[str]:
     """Run case `number` of a seed: its faults, a crash among them."""
-    before, case = len(result.faults), draw(seed, number)
+    before, case = len(result.faults), draw(seed, number, device)
     try:
         check(case, result)
     except ValueError as error:
@@ -560,19 +566,21 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  python -m tests.differential --minutes 30\n"
-        "  python -m tests.differential --seed 3 --case 41   # one case again, told in full",
+        "  python -m tests.differential --seed 3 --case 41   # one case again, told in full\n"
+        "  python -m tests.differential --device cuda",
     )
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the cases (default: 0)")
     parser.add_argument("--case", type=int, help="run this case only")
+    parser.add_argument("--device", default="cpu", help="of engine and reference (default: cpu)")
     args = parser.parse_args()
     torch.set_num_threads(1)  # but where a case says otherwise
     result, started, number = Result(), time.monotonic(), args.case or 0
     while True:
-        case = draw(args.seed, number)
+        case = draw(args.seed, number, args.device)
         if args.case is not None:
             print(case)
-        for fault in run_case(args.seed, number, result)[:3]:
+        for fault in run_case(args.seed, number, result, args.device)[:3]:
             print(f"--seed {args.seed} --case {number}: {fault}\n  {case}", flush=True)
         number += 1
         minutes = (time.monotonic() - started) / 60
@@ -580,7 +588,8 @@ def main() -> int:
             print(f"\r{minutes:.1f} min {dict(result.counts)}", end="", file=sys.stderr)
         if args.case is not None or minutes >= args.minutes:
             break
-    print(json.dumps({"seed": args.seed, "minutes": round(minutes, 1), **result.counts}))
+    about = {"seed": args.seed, "device": args.device, "minutes": round(minutes, 1)}
+    print(json.dumps({**about, **result.counts}))
     return 1 if result.faults else 0
 
 
