@@ -2,12 +2,10 @@
 
     python benchmarks/generation.py                          # the embedded model, on the CPU
     python benchmarks/generation.py --vllm /path/to/python   # with vLLM from its own environment
-    python benchmarks/generation.py --device cuda --shape qwen2.5-coder-7b
 
 K = 100 samples a problem, the same prompts, dtype, batch size and sampling on all sides (top_k
 off), each contender in a process of its own, in turn, `--repeats` times; medians. Tokens are those
-of the returned texts. `--shape` takes random weights in a published shape (benchmarks/shapes).
-Conditions are printed; the last line is JSON.
+of the returned texts. Conditions are printed; the last line is JSON. On a GPU: gpu.sh.
 """
 
 from __future__ import annotations
@@ -23,10 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-SHAPES = Path(__file__).parent / "shapes"
 K, ROWS, STOP = 100, 100, ["\ndef ", "\nQuestion:"]
 TEMPERATURE = {"do_sample": True, "temperature": 0.8}
 GREEDY: dict[str, Any] = {"do_sample": False}
@@ -44,7 +40,6 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ours soft prompt": ("hf-embednoise", {"rsp": 16}, TEMPERATURE),
     "ours noise at the end": ("hf-embednoise", {"sigma": 0.3, "positions": "last:8"}, TEMPERATURE),
     "ours exact": ("hf-embednoise", {"exact": True}, TEMPERATURE),
-    "ours compiled": ("hf-embednoise", {"compile": True}, TEMPERATURE),
     "stock greedy": ("hf", {}, GREEDY),
     "ours greedy": ("hf-embednoise", {}, GREEDY),
 }
@@ -62,7 +57,6 @@ CONTESTS = {  # part → who takes part
 }
 RATIOS = (  # what, numerator, denominator, goal
     ("temperature", "ours temperature", "stock temperature", 3.0),
-    ("compiled", "ours compiled", "stock temperature", 3.0),
     ("noise everywhere", "ours noise everywhere", "stock temperature", 2.0),
     ("noise, no perplexity", "ours noise, no perplexity", "stock temperature", 2.0),
     ("greedy", "ours greedy", "stock greedy", 50.0),
@@ -90,7 +84,7 @@ def prompts_of(kind: str, count: int) -> list[str]:
 
 
 def load(model: str, args: dict[str, Any], options: argparse.Namespace) -> Any:
-    """A model of the harness, with the embedded weights or random ones in a published shape."""
+    """A model of the harness, with the embedded weights."""
     import torch
     from lm_eval.models.huggingface import HFLM
 
@@ -100,17 +94,7 @@ def load(model: str, args: dict[str, Any], options: argparse.Namespace) -> Any:
     if options.threads:
         torch.set_num_threads(options.threads)
     cls = HFLM if model == "hf" else HFEmbedNoise
-    source: Any = str(MODEL_DIR)
-    settings: dict[str, Any] = {"dtype": options.dtype, "device": options.device}
-    if options.shape:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-        config = AutoConfig.from_pretrained(SHAPES / f"{options.shape}.json")
-        dtype = getattr(torch, options.dtype)
-        with torch.device(options.device):
-            source = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-        settings = {"tokenizer": AutoTokenizer.from_pretrained(MODEL_DIR)}
-    return cls(source, batch_size=options.rows, **settings, **args)
+    return cls(str(MODEL_DIR), dtype=options.dtype, batch_size=options.rows, **args)
 
 
 def child(options: argparse.Namespace) -> dict[str, Any]:
@@ -121,9 +105,7 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     model, args, sampling = CONTENDERS[options.child]
     prompts = prompts_of(options.prompts, options.problems)
     lm = load(model, args, options)
-    # Random weights never end: a fixed length, and no stop strings, as no text would hold one.
-    until = [] if options.shape else STOP
-    settings = {**sampling, "max_gen_toks": options.tokens, "until": until}
+    settings = {**sampling, "max_gen_toks": options.tokens, "until": STOP}
 
     def run(texts: list[str], k: int) -> tuple[float, list[str]]:
         requests = []
@@ -137,16 +119,10 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
             found = lm.generate_until(requests, disable_tqdm=True)
         return time.perf_counter() - start, found
 
-    # The first pass of a process is slow; compiling is done at the sizes to come.
-    run(["def f(xs):\n"], options.k if "compile" in args else 2)
+    run(["def f(xs):\n"], 2)  # the first pass of a process is slow
     seconds, texts = run(prompts, options.k)
-    if options.shape:
-        tokens = options.tokens * len(texts)
-    else:
-        tokens = sum(len(ids) for ids in lm.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    tokens = sum(len(ids) for ids in lm.tokenizer(texts, add_special_tokens=False)["input_ids"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if options.device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
     return {"seconds": seconds, "tokens": tokens, "peak_mib": peak}
 
 
@@ -181,9 +157,8 @@ def measured(name: str, kind: str, problems: int, options: argparse.Namespace) -
         given = json.dumps({"model": str(MODEL_DIR), "prompts": prompts_of(kind, problems)})
     command = [
         *(python, __file__, "--child", name, "--prompts", kind, "--problems", str(problems)),
-        *("--dtype", options.dtype, "--device", options.device, "--k", str(options.k)),
+        *("--dtype", options.dtype, "--k", str(options.k)),
         *("--tokens", str(options.tokens), "--rows", str(options.rows)),
-        *(("--shape", options.shape) if options.shape else ()),
         *(("--threads", str(options.threads)) if options.threads else ()),
     ]
     environment = {
@@ -247,7 +222,6 @@ def ratios(kind: str, medians: dict[str, Any], options: argparse.Namespace) -> d
 
 def overhead(options: argparse.Namespace) -> dict[str, float]:
     """Noise on against noise off per decode step, in our sampler; the prefill apart."""
-    import torch
 
     from lm_eval_embednoise.config import Perturbation, Sampling
     from lm_eval_embednoise.sampler import Job, Sampler
@@ -272,8 +246,6 @@ def overhead(options: argparse.Namespace) -> dict[str, float]:
                 lm.model, perturbation, sampling, batch_size=options.rows, perplexity=False
             )
             sampler.site_std(0, job)
-            if options.device == "cuda":
-                torch.cuda.synchronize()
             start = time.perf_counter()
             for _sample in sampler.run([job]):
                 pass
@@ -316,8 +288,7 @@ def where(options: argparse.Namespace) -> dict[str, float]:
     from lm_eval_embednoise.slots import SlotCache, entries
 
     lm = load("hf-embednoise", {}, options)
-    if options.device == "cpu":
-        torch.set_num_threads(1)  # as in a lane
+    torch.set_num_threads(1)  # as in a lane
     rows = options.rows
 
     def best(work: Any) -> float:
@@ -325,12 +296,8 @@ def where(options: argparse.Namespace) -> dict[str, float]:
             work()
         times = []
         for _ in range(15):
-            if options.device == "cuda":
-                torch.cuda.synchronize()
             start = time.perf_counter()
             work()
-            if options.device == "cuda":
-                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         return 1e3 * statistics.median(times)
 
@@ -373,40 +340,6 @@ def where(options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def bandwidth(options: argparse.Namespace, medians: dict[str, Any]) -> dict[str, float]:
-    """The share of the measured memory bandwidth that a decode step's weights and keys take."""
-    import torch
-    from transformers import AutoConfig
-
-    with torch.inference_mode():
-        source = torch.empty(2**30, dtype=torch.uint8, device=options.device)
-        target = torch.empty_like(source)
-        for _ in range(3):
-            target.copy_(source)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(20):
-            target.copy_(source)
-        torch.cuda.synchronize()
-    measured_bandwidth = 20 * 2 * 2**30 / (time.perf_counter() - start)
-    config = AutoConfig.from_pretrained(SHAPES / f"{options.shape}.json")
-    with torch.device("meta"):
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_config(config)
-    weights = sum(p.numel() for p in model.parameters())
-    if not config.tie_word_embeddings:
-        weights -= model.get_input_embeddings().weight.numel()  # a row for each token, no more
-    size = getattr(torch, options.dtype).itemsize
-    heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-    entries_read = config.num_hidden_layers * 2 * heads * options.tokens / 2 * options.rows
-    rate = medians["ours temperature"]["tokens_per_second"]
-    used = (weights + entries_read) * size * rate / options.rows
-    found = {"bandwidth": measured_bandwidth, "share": used / measured_bandwidth}
-    print(f"{found['share']:.0%} of {measured_bandwidth / 1e9:.0f} GB/s (goal 60 %)")
-    return found
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -417,16 +350,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=ROWS, help="batch size, on all sides")
     parser.add_argument("--tokens", type=int, default=128, help="most tokens a sample")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", help="float32 by default, bfloat16 with --shape")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--shape", choices=sorted(path.stem for path in SHAPES.glob("*.json")))
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice otherwise")
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--prompts", default="short", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.dtype = options.dtype or ("bfloat16" if options.shape else "float32")
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -442,10 +371,9 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": platform.machine(),
         "processors": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "threads": options.threads or torch.get_num_threads(),
         "load_before": os.getloadavg()[0],
-        "model": options.shape or "minicoder",
+        "model": "minicoder",
         "dtype": options.dtype,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -453,13 +381,11 @@ def main() -> None:
     }
     for name, value in report.items():
         print(f"{name:14} {value}")
-    parts = ["short", "where", "overhead"] if options.shape else options.parts.split(",")
+    parts = options.parts.split(",")
     report["medians"], report["ratios"] = {}, {}
     for part, contenders in CONTESTS.items():
         if part in parts:
             names = [*contenders]
-            if part == "short" and options.device == "cuda":
-                names.append("ours compiled")
             if part == "short" and options.vllm:
                 names.append("vllm temperature")
             kind, problems = ("long", 1) if part == "long" else ("short", options.problems)
@@ -469,8 +395,6 @@ def main() -> None:
         report["where"] = where(options)
     if "overhead" in parts:
         report["overhead"] = overhead(options)
-    if options.device == "cuda" and options.shape:
-        report["bandwidth"] = bandwidth(options, report["medians"]["short"])
     print(json.dumps(report))
 
 

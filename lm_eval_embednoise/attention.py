@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lm_eval_embednoise import kernels
@@ -152,8 +153,12 @@ def rows_attention(
     scale = dim**-0.5 if scaling is None else scaling
     q = query.reshape(rows, heads, group * new, dim)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    out, lse = over_rows(view, layer, q, key, value, scale, sliding_window, softcap, new, group)
+    out, lse = over_rows(
+        view, layer, q, key, value, scale, sliding_window, softcap, new, group,
+        with_lse=s_aux is not None,
+    )  # fmt: skip
     if s_aux is not None:
+        assert lse is not None
         sinks = s_aux.float().view(1, heads, group, 1).expand(-1, -1, -1, new)
         share = torch.sigmoid(lse - sinks.reshape(1, heads, group * new))
         out = (out.float() * share[..., None]).to(out.dtype)
@@ -173,7 +178,8 @@ def over_rows(
     new: int = 1,
     group: int = 1,
     compiled: bool = False,
-) -> tuple[Tensor, Tensor]:
+    with_lse: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Attention over the rows' own entries and over their shared prompts.
 
     Args:
@@ -185,9 +191,10 @@ def over_rows(
         new: new entries a row.
         group: query heads a key head; needed only where new > 1.
         compiled: by torch.compile.
+        with_lse: False where the log-sum-exps aren't needed: a GPU can do without them.
 
     Returns:
-        [rows, heads, group · new, value_dim], and the float32 log-sum-exps.
+        [rows, heads, group · new, value_dim], and the float32 log-sum-exps, None without.
     """
     parts = view.prompts(layer)
     own = softcap is None and not compiled and kernels.serve(q, key, value)
@@ -197,6 +204,8 @@ def over_rows(
             return by_kernels(parts, q.contiguous(), key, value, lengths, scale)
     attended, merged = _functions(compiled)
     mask = _grouped(view.own_mask(window, q, new), group)
+    if q.is_cuda and not parts and not with_lse and softcap is None:
+        return fused(q, key, value, mask, scale), None
     out, lse = attended(q, key, value, mask, scale, softcap)
     if not parts:
         return out, lse
@@ -274,6 +283,13 @@ def attend(
     lse = scores.logsumexp(dim=-1)
     weights = (scores - lse[..., None]).exp().to(v.dtype)
     return torch.matmul(weights, v), lse
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """`attend` without the log-sum-exps, as PyTorch's own attention: one operation on a GPU."""
+    if mask is not None:
+        mask = mask.to(q.device).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def _grouped(mask: Tensor | None, group: int) -> Tensor | None:

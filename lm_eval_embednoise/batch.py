@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from lm_eval_embednoise import attention, kernels, perturb, streams
 from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.choose import NO_TOKEN, choose
+from lm_eval_embednoise.graphs import StepGraphs
 from lm_eval_embednoise.inject import Rows, acting, mean_ratio, noise_keys
 from lm_eval_embednoise.prefill import prefill_clean, prefill_noisy
 from lm_eval_embednoise.rows import Prepared, Row
@@ -63,6 +64,7 @@ class Batch:
         self._ahead = self._noisy_steps and not kernels.serve(sampler.embedding)
         stop = sampler.stop
         self._may_end = None if stop.may_end is None else stop.may_end.tolist()
+        self._graphs: StepGraphs | None = None
         self._membership_changed = True
         self._alone = fixed or not sampler.keeps_logits  # prompts are prefilled one by one
 
@@ -226,11 +228,32 @@ class Batch:
         """The same by `lean.Lean`, which needs no hooks for the noise."""
         sampler = self.sampler
         assert sampler.lean is not None
+        if self._recordable:
+            return self._replayed(state, tokens, positions)
         if not self._noisy_steps:
             return sampler.lean.step(tokens, self.cache, positions)
         act, measured = acting(sampler.perturbation, self._noise(state, positions))
         sites = sampler.perturbation.sites.keys()
         logits = sampler.lean.step(tokens, self.cache, positions, act, sites)
+        _add_up(state, measured)
+        return logits
+
+    @property
+    def _recordable(self) -> bool:
+        """Whether the step can be replayed from a recording (graphs.py)."""
+        return self.sampler.device.type == "cuda" and not self.share and not self.fixed
+
+    def _replayed(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+        """`_lean` on a GPU, where rows have all their entries themselves."""
+        sampler = self.sampler
+        assert sampler.lean is not None
+        if self._graphs is None:
+            noisy = sampler.perturbation if self._noisy_steps else None
+            self._graphs = StepGraphs(sampler.lean, self.cache, noisy)
+        noise = self._drawn_ahead(positions[:, 0]) if self._noisy_steps else {}
+        logits, measured = self._graphs.step(
+            tokens, positions, state["write"], self.cache.width, noise
+        )
         _add_up(state, measured)
         return logits
 

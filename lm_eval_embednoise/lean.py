@@ -299,8 +299,9 @@ class Lean:
         q, k, v = self.before(x, block, cos, sin, self.kv_heads, self.dim)
         keys, values = cache.slot_layers[number].update(k, v)
         mixed, _ = attention.over_rows(
-            cache, number, q, keys, values, block.scaling, block.window, compiled=self.compiled
-        )
+            cache, number, q, keys, values, block.scaling, block.window,
+            compiled=self.compiled, with_lse=False,
+        )  # fmt: skip
         return self.behind(x, mixed.reshape(len(x), -1), block)
 
 

@@ -23,8 +23,10 @@ from lm_eval_embednoise.slots import SlotCache
 if TYPE_CHECKING:
     from lm_eval_embednoise.sampler import Sampler
 
-TOKENS = 1024  # positions of a pass: products run at full speed, and little is filled up
-LOGITS = 1 << 26  # most logits of one pass: 256 MiB in float32
+# By device: positions of a pass, so that products run at full speed and little is filled up, and
+# the most logits of one, of which several copies in float32 stand beside each other.
+TOKENS = {"cpu": 1 << 10, "cuda": 1 << 13}
+LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}
 BUCKET = (
     32  # lengths of an exact run's passes are multiples of this, or what the model has room for
 )
@@ -119,9 +121,11 @@ def _passes(
                 for start in range(0, len(alike), EXACT_ROWS)
             ]
         return passes
+    kind = sampler.device.type if sampler.device.type in TOKENS else "cpu"
+    tokens = min(TOKENS[kind], LOGITS[kind] // vocabulary)
     while order:
         length = max(1, len(texts[order[-1]]))
-        most = max(1, min(TOKENS // length, sampler.batch_size, LOGITS // (length * vocabulary)))
+        most = max(1, min(tokens // length, sampler.batch_size))
         chosen, order = order[-most:], order[:-most]
         passes.append((chosen, length))
     return passes

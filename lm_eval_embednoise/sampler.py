@@ -45,6 +45,7 @@ LANE_ROWS = 16  # fewest rows that are worth a lane of their own
 GREEDY = Sampling()
 LAST = (-1,)  # the position that decoding needs
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
+SHARED_ON_GPU = 2  # most prompts in a batch up to which it pays on a GPU
 SHARED_HEAD = 8  # positions from which a part of it does
 
 
@@ -331,9 +332,10 @@ class Sampler:
         self, jobs: Sequence[Job], waiting: deque[Row], missing: Counter[int], slots: int
     ) -> Batch:
         """Memory for the rows to come, laid out as the perturbation allows."""
+        longest = max(row.limit + len(jobs[row.job].prompt_ids) for row in waiting)
         share = (
             self.shares_prompts
-            and (self.exact or len(waiting) >= SHARED_ROWS * len(missing))
+            and (self.exact or self._sharing_pays(slots, len(waiting) / len(missing), longest))
             and all(self.head(jobs[number]) for number in missing)
         )
         columns = max(
@@ -351,6 +353,26 @@ class Sampler:
             return PaddedBatch(self, slots, columns)
         flat_mask = how == "rows, flat mask"
         return Batch(self, slots, columns, share=share, fixed=self.exact, flat_mask=flat_mask)
+
+    def _sharing_pays(self, slots: int, rows: float, longest: int) -> bool:
+        """Whether a batch is faster with shared prompts than with a copy for every row.
+
+        Sharing reads less memory and takes more operations, on which a GPU waits: there rows that
+        have their prompts themselves are faster while they fit.
+
+        Args:
+            slots: rows of the batch.
+            rows: of a prompt, on average.
+            longest: positions of the longest row.
+        """
+        if self.device.type != "cuda" or rows < SHARED_ROWS:
+            return rows >= SHARED_ROWS
+        if self.lean is None:
+            return slots <= SHARED_ON_GPU * rows
+        free, _ = torch.cuda.mem_get_info(self.device)
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        entry = 2 * len(self.blocks) * self.lean.kv_heads * self.lean.dim * self.dtype.itemsize
+        return slots * longest * entry > (free + unused) // 2
 
     def decoding(self, longest: int) -> str:
         """How rows of up to `longest` positions are decoded: see `families.decoding`."""

@@ -29,6 +29,7 @@ _MASK = 0xFFFFFFFF
 _ROUND_M = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _CHUNK = 1 << 15  # numbers drawn at a time: intermediates stay in the processor's cache
+_CHUNK_GPU = 1 << 22  # the same on a GPU: a dozen such arrays of 64-bit numbers stand at a time
 
 
 def stream_key(seed: int, problem: str, sample: int, purpose: str, site: str = "") -> int:
@@ -112,7 +113,8 @@ def _normal(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
     flat_positions = positions.reshape(-1)
     out = torch.empty(rows * pos, blocks * 4, dtype=torch.float32, device=keys.device)
     coordinate = torch.arange(blocks, device=keys.device)[None, :]
-    step = max(1, _CHUNK // (blocks * 4)) if keys.device.type == "cpu" else max(1, rows * pos)
+    chunk = _CHUNK if keys.device.type == "cpu" else _CHUNK_GPU
+    step = max(1, chunk // (blocks * 4))
     for start in range(0, rows * pos, step):
         part = slice(start, start + step)
         position = flat_positions[part, None].expand(-1, blocks)

@@ -17,7 +17,7 @@ FOLDERS = {
 CHAIN = (
     "config", "kernels", "streams", "perturb", "families", "inject", "reference", "soft_prompt",
     "context", "attention", "slots", "behind", "weights", "lean_checks",
-    "lean", "choose", "lanes", "rows", "prefill",
+    "lean", "graphs", "choose", "lanes", "rows", "prefill",
     "batch", "padded", "likelihood", "sampler", "models",
 )  # fmt: skip
 
