@@ -223,7 +223,7 @@ def ratios(kind: str, medians: dict[str, Any], options: argparse.Namespace) -> d
 def overhead(options: argparse.Namespace) -> dict[str, float]:
     """Noise on against noise off per decode step, in our sampler; the prefill apart."""
 
-    from lm_eval_embednoise.config import Perturbation, Sampling
+    from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
     from lm_eval_embednoise.sampler import Job, Sampler
 
     lm = load("hf-embednoise", {}, options)

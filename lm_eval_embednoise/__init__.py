@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 # Public names and where they live; resolved on first use so that the import stays instant.
 _LAZY = {
     "Generation": "lm_eval_embednoise.generation",
-    "Perturbation": "lm_eval_embednoise.config",
-    "Sampling": "lm_eval_embednoise.config",
-    "ByPrompt": "lm_eval_embednoise.context",
-    "perturbed": "lm_eval_embednoise.context",
+    "Perturbation": "lm_eval_embednoise.noise.perturbation",
+    "Sampling": "lm_eval_embednoise.noise.perturbation",
+    "ByPrompt": "lm_eval_embednoise.noise.context",
+    "perturbed": "lm_eval_embednoise.noise.context",
 }
 __all__ = ["ByPrompt", "Generation", "Perturbation", "Sampling", "__version__", "perturbed"]
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from lm_eval_embednoise import attention, kernels, perturb, streams
+from lm_eval_embednoise import attention, kernels
 from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.choose import NO_TOKEN, choose
 from lm_eval_embednoise.graphs import StepGraphs
-from lm_eval_embednoise.inject import Rows, acting, mean_ratio, noise_keys
+from lm_eval_embednoise.noise import perturb, streams
+from lm_eval_embednoise.noise.inject import Rows, acting, mean_ratio, noise_keys
 from lm_eval_embednoise.prefill import prefill_clean, prefill_noisy
 from lm_eval_embednoise.rows import Prepared, Row
 from lm_eval_embednoise.slots import SlotCache, decode_mask, seen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lm_eval_embednoise.config import Sampling
+from lm_eval_embednoise.noise.perturbation import Sampling
 
 NO_TOKEN = -1
 

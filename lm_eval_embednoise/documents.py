@@ -15,8 +15,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from . import hidden_tests, plus_tests, sandbox
-from .datafiles import BadData, DataMissing, Source, field, locate, read_rows
+from lm_eval_embednoise import hidden_tests, plus_tests, sandbox
+from lm_eval_embednoise.datafiles import BadData, DataMissing, Source, field, locate, read_rows
 
 Row = dict[str, Any]
 SUBSET_SEED = 0
@@ -237,7 +237,7 @@ def _mbpp_prompt(code: str, entry_point: str, text: str, place: str) -> tuple[st
 def _embedded(name: str, fields: tuple[str, ...]) -> dict[str, Any]:
     from datasets import Dataset
 
-    from .minicoder import SPLITS, load_problems
+    from lm_eval_embednoise.minicoder import SPLITS, load_problems
 
     try:
         problems = {split: load_problems(name, split) for split in SPLITS}

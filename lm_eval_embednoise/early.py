@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.sites import EMBED, site_order
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.sites import EMBED, site_order
 
 OURS = "hf-embednoise"
 _SUFFIXES = ("_k1", "_k10", "_k20", "_500")

@@ -28,11 +28,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import datafiles
-from .datafiles import BadData
-from .formats_write import write
-from .generation import FIELDS, MISSING, Generation
-from .problem import ANSWER, FINISHED, FORMS, PROGRAM, Problem
+from lm_eval_embednoise import datafiles
+from lm_eval_embednoise.datafiles import BadData
+from lm_eval_embednoise.formats_write import write
+from lm_eval_embednoise.generation import FIELDS, MISSING, Generation
+from lm_eval_embednoise.problem import ANSWER, FINISHED, FORMS, PROGRAM, Problem
 
 __all__ = ["READERS", "Problem", "detect", "read", "write"]
 

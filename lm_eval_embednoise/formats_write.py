@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
-from .generation import FIELDS, MISSING, Generation
-from .problem import Problem
+from lm_eval_embednoise.generation import FIELDS, MISSING, Generation
+from lm_eval_embednoise.problem import Problem
 
 _MEASURED = tuple(name for name in FIELDS if name not in ("sample_index", "form"))
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lm_eval_embednoise.config import Perturbation
-from lm_eval_embednoise.inject import Rows, acting
+from lm_eval_embednoise.noise.inject import Rows, acting
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.slots import SlotCache
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from lm_eval_embednoise import attention, kernels
 from lm_eval_embednoise.attention import Shared
-from lm_eval_embednoise.config import EMBED
-from lm_eval_embednoise.inject import Act
 from lm_eval_embednoise.lean_checks import CLASSES, ROUNDING, deviation, obstacle
+from lm_eval_embednoise.noise.inject import Act
+from lm_eval_embednoise.noise.perturbation import EMBED
 from lm_eval_embednoise.slots import SlotCache
 from lm_eval_embednoise.weights import Linear, SideBySide
 

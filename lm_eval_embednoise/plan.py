@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from lm_eval_embednoise.config import Perturbation
-from lm_eval_embednoise.noise_file import with_noise_file
+from lm_eval_embednoise.noise.noise_file import with_noise_file
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 _METHOD_KEYS = {"model", "model_args", "gen_kwargs", "metadata"}
 STAR, TUNED = "embednoise-star", "temp-tuned"  # σ* and T*, as calibrate names them

@@ -215,7 +215,7 @@ def load_with_pass_at(ks: Sequence[int]) -> None:
     """
     from lm_eval.tasks import TaskManager
 
-    from .scoring import aggregate, reduce
+    from lm_eval_embednoise.scoring import aggregate, reduce
 
     original = TaskManager.load
     os.environ[reduce.PASS_AT_VARIABLE] = ",".join(map(str, ks))

@@ -13,8 +13,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from lm_eval_embednoise import attention
 from lm_eval_embednoise.attention import Shared
 from lm_eval_embednoise.behind import BehindPrompt
-from lm_eval_embednoise.inject import Rows, acting
 from lm_eval_embednoise.lanes import threads
+from lm_eval_embednoise.noise.inject import Rows, acting
 from lm_eval_embednoise.rows import Prepared
 from lm_eval_embednoise.slots import Entries, SlotCache, entries
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.config import EMBED, Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, Sampling
 from lm_eval_embednoise.plan import parse_arguments
 from lm_eval_embednoise.store import Store, Stored, digest
 
@@ -158,7 +158,7 @@ def activations(made: Regenerated) -> dict[str, Any]:
     import torch
     from transformers.cache_utils import DynamicCache
 
-    from lm_eval_embednoise.inject import Rows, hooked, noise_keys
+    from lm_eval_embednoise.noise.inject import Rows, hooked, noise_keys
 
     sampler, job, blocks = made.sampler, made.job, made.lm.blocks
     perturbation, device = sampler.perturbation, sampler.device

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise import attention, perturb
+from lm_eval_embednoise import attention
 from lm_eval_embednoise.batch import EXACT_ROWS, Batch
 from lm_eval_embednoise.choose import choose
-from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import (
     attends_to_entries,
     check_exact,
@@ -31,15 +30,17 @@ from lm_eval_embednoise.families import (
     find_blocks,
     steady_positions,
 )
-from lm_eval_embednoise.inject import Rows, find_site, mean_ratio, noise_keys, running
 from lm_eval_embednoise.lanes import Stopped, run_lanes, threads
 from lm_eval_embednoise.lean import Lean
 from lm_eval_embednoise.lean_checks import obstacle
 from lm_eval_embednoise.likelihood import clean_nll, unscorable
+from lm_eval_embednoise.noise import perturb
+from lm_eval_embednoise.noise.inject import Rows, find_site, mean_ratio, noise_keys, running
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.reference import References
+from lm_eval_embednoise.noise.soft_prompt import SoftPrompts
 from lm_eval_embednoise.padded import PaddedBatch
-from lm_eval_embednoise.reference import References
 from lm_eval_embednoise.rows import Row
-from lm_eval_embednoise.soft_prompt import SoftPrompts
 
 LANE_ROWS = 16  # fewest rows that are worth a lane of their own
 GREEDY = Sampling()

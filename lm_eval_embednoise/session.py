@@ -98,7 +98,7 @@ class Session:
     def _perturb(self, cell: Cell) -> dict[str, Any]:
         arguments = {**cell.method.perturbation, "seed": cell.seed}
         if hasattr(self.lm, "set_perturbation"):
-            from lm_eval_embednoise.config import Perturbation
+            from lm_eval_embednoise.noise.perturbation import Perturbation
 
             self.lm.set_perturbation(Perturbation.from_args(arguments), method=cell.method.name)
             return arguments

@@ -21,7 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from .segments import Records, StoreError, Writer, rows, segment_paths
+from lm_eval_embednoise.segments import Records, StoreError, Writer, rows, segment_paths
 
 FORMAT, VERSION = "embednoise-generations", 1
 MARKER = "store.json"

@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.sampler import Job
 
 MASK = np.uint64(0xFFFFFFFF)

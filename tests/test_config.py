@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_eval_embednoise import streams
 from lm_eval_embednoise.checks import integer
-from lm_eval_embednoise.config import Perturbation, Positions, Sampling, parse_depth
+from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.perturbation import Perturbation, Positions, Sampling, parse_depth
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,6 @@ from families import FAMILIES, WINDOW, tiny
 from test_inject import hook_count
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise import streams
-from lm_eval_embednoise.config import Perturbation, Sampling
-from lm_eval_embednoise.context import perturbed
 from lm_eval_embednoise.families import (
     FLAT_MASK,
     ROWS,
@@ -25,8 +22,11 @@ from lm_eval_embednoise.families import (
     find_blocks,
     find_embedding,
 )
-from lm_eval_embednoise.inject import hooked
-from lm_eval_embednoise.reference import References, token_norms
+from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.context import perturbed
+from lm_eval_embednoise.noise.inject import hooked
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.reference import References, token_norms
 from lm_eval_embednoise.sampler import Job, Sampler, Stop
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"

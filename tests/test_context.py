@@ -14,8 +14,9 @@ from test_inject import hook_count
 from torch import nn
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise import ByPrompt, Perturbation, perturbed, streams
-from lm_eval_embednoise.config import Sampling
+from lm_eval_embednoise import ByPrompt, Perturbation, perturbed
+from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.perturbation import Sampling
 from lm_eval_embednoise.sampler import Job, Sampler, Stop
 
 PAD = 0

@@ -11,11 +11,11 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.dates import _CODES, _FLAGS, DATE, parse_date, stopped
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise, check_arguments
 from lm_eval_embednoise.models.prompts import generation_prompt
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 CHAT = [{"role": "user", "content": "Hello"}]
 TODAYS = (datetime.datetime(2026, 11, 27, 23, 59, 58), datetime.datetime(2027, 1, 2, 0, 1))

@@ -11,7 +11,6 @@ from families import build, tiny
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartConfig, BartForCausalLM
 
-from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import (
     find_blocks,
     find_embedding,
@@ -21,7 +20,8 @@ from lm_eval_embednoise.families import (
 )
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
-from lm_eval_embednoise.reference import token_norms
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.reference import token_norms
 from lm_eval_embednoise.sampler import Job, Sampler
 
 PLAIN = """mamba mamba2 falcon_mamba rwkv xlstm recurrent_gemma zamba zamba2 bamba falcon_h1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lm_eval_embednoise import harness_seed
-from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 DEFAULTS = dict(zip(harness_seed.NAMES, (0, 1234, 1234, 1234), strict=True))
 

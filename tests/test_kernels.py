@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 
-from lm_eval_embednoise import kernels, streams
-from lm_eval_embednoise.config import Perturbation, Sampling
+from lm_eval_embednoise import kernels
 from lm_eval_embednoise.kernels import build
+from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.sampler import Job, Sampler
 
 LIBRARIES = [build.library(name) for name in ("step", "draws")]  # here: hypothesis times its tests
@@ -205,7 +206,8 @@ def test_greedy_is_the_models_generate(model: PreTrainedModel, lean: bool) -> No
 
 SCRIPT = """
 import torch
-from lm_eval_embednoise import kernels, streams
+from lm_eval_embednoise import kernels
+from lm_eval_embednoise.noise import streams
 keys = streams.key_words([5])
 found = kernels.normals(keys, torch.zeros(1, 1, dtype=torch.int64), 4)
 print(kernels.serve(torch.ones(1)), found is not None, streams.normal(keys, keys[:, :1], 4).shape)

@@ -14,12 +14,12 @@ from test_sampler import METHODS, jobs
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.families import find_embedding
-from lm_eval_embednoise.inject import hooked
 from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.lanes import run_lanes
 from lm_eval_embednoise.lean import Lean
+from lm_eval_embednoise.noise.inject import hooked
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.sampler import Job, Sampler, Stop
 from lm_eval_embednoise.slots import SlotCache, entries
 

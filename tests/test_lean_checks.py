@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.qwen2 import modeling_qwen2
 
-from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.lean import Lean
 from lm_eval_embednoise.lean_checks import obstacle
 from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.sampler import Job, Sampler
 from lm_eval_embednoise.weights import SideBySide
 

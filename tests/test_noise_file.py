@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 EVERYTHING = """
 depth: {embed: 0.1, 5: 0.3, block.7: 0}

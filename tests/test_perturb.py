@@ -9,10 +9,10 @@ import torch
 from slow import NEW, PROMPT, job_of, slow_g, slow_generate
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise import perturb
 from lm_eval_embednoise import sampler as sampler_module
-from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.noise import perturb
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.sampler import Job, Sampler
 
 SCOPES = ("token", "sequence")

@@ -13,9 +13,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from lm_eval_embednoise import cli, plugin
-from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.replay import Replay
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store import Store
 
 TASK, MATHS, LIMIT, K = "minicode_diverse_k10", "minimath_diverse_k10", 5, 10

@@ -13,11 +13,11 @@ from families import tiny
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_embednoise import streams
-from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
-from lm_eval_embednoise.reference import References
+from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.perturbation import Perturbation
+from lm_eval_embednoise.noise.reference import References
 from lm_eval_embednoise.sampler import Sampler
 
 LENGTH = 64  # of a model with learned positions: a longer input raises

@@ -14,8 +14,8 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lm_eval_embednoise import cli, runfile
-from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.models import hf_embednoise, loading
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.plan import Study, StudyError
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))

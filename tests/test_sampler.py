@@ -18,8 +18,8 @@ from lm_eval_embednoise import batch
 from lm_eval_embednoise import sampler as sampler_module
 from lm_eval_embednoise.batch import EXACT_ROWS
 from lm_eval_embednoise.choose import choose
-from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.prefill import prefill_noisy
 from lm_eval_embednoise.rows import Prepared
 from lm_eval_embednoise.sampler import Job, Sample, Sampler, Stop

@@ -16,7 +16,6 @@ from test_store_resume import GREEDY, generate, written
 from transformers import AutoModelForCausalLM
 
 from lm_eval_embednoise import fingerprint
-from lm_eval_embednoise.config import Perturbation, Sampling
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models import stored
 from lm_eval_embednoise.models.hf_embednoise import OWN_ARGS, HFEmbedNoise
@@ -27,6 +26,7 @@ from lm_eval_embednoise.models.loading import (
     NOT_IN_KEY,
     keyed,
 )
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.regenerate import regenerate
 from lm_eval_embednoise.store import Prompt, Store, digest
 

@@ -17,9 +17,9 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_embednoise import cli, segments
-from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store import Store
 
 K, PROBLEMS = 4, 3

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import special, stats
 
-from lm_eval_embednoise import perturb, streams
-from lm_eval_embednoise.config import Perturbation
-from lm_eval_embednoise.inject import Rows
+from lm_eval_embednoise.noise import perturb, streams
+from lm_eval_embednoise.noise.inject import Rows
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 # Known-answer vectors of Random123 1.14 (kat_vectors, philox 4x32 10): counter, key, output.
 KNOWN = [

@@ -10,7 +10,7 @@ import yaml
 
 from lm_eval_embednoise import calibrate
 from lm_eval_embednoise.analysis.protocol import Protocol
-from lm_eval_embednoise.config import Perturbation
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.plan import Method, StudyError
 
 RULE = Protocol.load()["calibration"]

@@ -14,12 +14,10 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from lm_eval_embednoise import harness_seed, streams
-from lm_eval_embednoise.config import Perturbation, Sampling, suggest
+from lm_eval_embednoise import harness_seed
 from lm_eval_embednoise.early import check_sites
 from lm_eval_embednoise.families import check_config, check_exact, steady_positions
 from lm_eval_embednoise.generation import Generation
-from lm_eval_embednoise.inject import find_site
 from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.dates import DATE, parse_date, stopped
@@ -36,6 +34,9 @@ from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
 from lm_eval_embednoise.models.spelling import Spelling
 from lm_eval_embednoise.models.stored import Ledger, identity
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
+from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.inject import find_site
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling, suggest
 from lm_eval_embednoise.sampler import Job, Sample, Sampler
 from lm_eval_embednoise.store import Store, digest
 

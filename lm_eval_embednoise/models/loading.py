@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_embednoise.config import suggest
+from lm_eval_embednoise.noise.perturbation import suggest
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 

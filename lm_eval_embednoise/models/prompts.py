@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm_eval_embednoise import perturb
-from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.models.dates import stopped
+from lm_eval_embednoise.noise import perturb
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.sampler import Job
 
 # Names for tokens that are awkward to write on a command line, and how a tokenizer knows them.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..sandbox.extraction import Taken, preamble
-from ..sandbox.reader import Answer, read_answers
+from lm_eval_embednoise.sandbox.extraction import Taken, preamble
+from lm_eval_embednoise.sandbox.reader import Answer, read_answers
 
 __all__ = ["COMPLETION", "PROGRAM", "Taken", "extract_program", "preamble", "programs_of"]
 # Values of a sample's `form`; without one it is an answer, whose program must be found.

@@ -18,7 +18,8 @@ from typing import Any
 
 from lm_eval.api.filter import Filter
 
-from ..sandbox import Outcome, map_items, strongest
+from lm_eval_embednoise.sandbox import Outcome, map_items, strongest
+
 from .extract import Taken, programs_of
 from .judge import Candidate, Run, judge
 from .maths import form_of, target_of

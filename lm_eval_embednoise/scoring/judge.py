@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .. import hidden_tests, plus_tests
-from ..sandbox import Job, Limits, Outcome, SandboxError, wire
+from lm_eval_embednoise import hidden_tests, plus_tests
+from lm_eval_embednoise.sandbox import Job, Limits, Outcome, SandboxError, wire
+
 from . import compare
 
 log = logging.getLogger(f"lm_eval.{__name__}")

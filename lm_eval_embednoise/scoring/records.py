@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..sandbox import Outcome
+from lm_eval_embednoise.sandbox import Outcome
+
 from . import maths
 
 _MEASUREMENTS = ("tokens", "finish_reason", "nll", "nll_tokens", "rho", "sites", "seconds")

@@ -24,8 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import sandbox
-from ..sandbox import Outcome
+from lm_eval_embednoise import sandbox
+from lm_eval_embednoise.sandbox import Outcome
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 VARIABLE = "EMBEDNOISE_VERDICTS"

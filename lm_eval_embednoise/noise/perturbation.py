@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval_embednoise.checks import choice, integer, number, suggest
-from lm_eval_embednoise.noise_file import with_noise_file
-from lm_eval_embednoise.sites import EMBED, Positions, parse_depth, site_order
+from lm_eval_embednoise.noise.noise_file import with_noise_file
+from lm_eval_embednoise.noise.sites import EMBED, Positions, parse_depth, site_order
 
 SIGMA_UNITS = ("relative", "norm", "absolute")
 SIGMA_REFERENCES = ("site", "table", "prompt", "hidden")

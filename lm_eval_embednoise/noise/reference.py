@@ -8,10 +8,10 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise import perturb
-from lm_eval_embednoise.config import EMBED, Perturbation
 from lm_eval_embednoise.families import find_embedding, hidden_width
-from lm_eval_embednoise.inject import hooked
+from lm_eval_embednoise.noise import perturb
+from lm_eval_embednoise.noise.inject import hooked
+from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 
 
 class _Reached(Exception):

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from lm_eval_embednoise import streams
-from lm_eval_embednoise.config import EMBED, Perturbation
+from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 
 PREFIX_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

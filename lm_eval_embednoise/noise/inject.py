@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise import kernels, perturb, streams
-from lm_eval_embednoise.config import EMBED, Perturbation, site_order
+from lm_eval_embednoise import kernels
 from lm_eval_embednoise.families import find_blocks, find_embedding
+from lm_eval_embednoise.noise import perturb, streams
+from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, site_order
 
 Act = Callable[[str, Tensor], Tensor]  # replaces the vectors [rows, pos, dim] at a site
 

@@ -17,11 +17,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise import streams
-from lm_eval_embednoise.config import Perturbation
 from lm_eval_embednoise.families import find_blocks, find_owner
-from lm_eval_embednoise.inject import Rows, add_noise, find_site, hooked, mean_ratio, noise_keys
-from lm_eval_embednoise.reference import References
+from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.inject import (
+    Rows,
+    add_noise,
+    find_site,
+    hooked,
+    mean_ratio,
+    noise_keys,
+)
+from lm_eval_embednoise.noise.perturbation import Perturbation
+from lm_eval_embednoise.noise.reference import References
 
 Key = tuple[str, int]  # a problem's name and a sample index
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise import perturb, streams
-from lm_eval_embednoise.config import EMBED, Perturbation
 from lm_eval_embednoise.families import find_embedding
+from lm_eval_embednoise.noise import perturb, streams
+from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 
 
 @torch.no_grad()
