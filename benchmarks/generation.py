@@ -223,8 +223,8 @@ def ratios(kind: str, medians: dict[str, Any], options: argparse.Namespace) -> d
 def overhead(options: argparse.Namespace) -> dict[str, float]:
     """Noise on against noise off per decode step, in our sampler; the prefill apart."""
 
+    from lm_eval_embednoise.engine.sampler import Job, Sampler
     from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-    from lm_eval_embednoise.sampler import Job, Sampler
 
     lm = load("hf-embednoise", {}, options)
     steps = 48
@@ -283,9 +283,9 @@ def where(options: argparse.Namespace) -> dict[str, float]:
     from torch import nn
     from transformers.cache_utils import DynamicCache
 
-    from lm_eval_embednoise import attention
-    from lm_eval_embednoise.lean import Lean
-    from lm_eval_embednoise.slots import SlotCache, entries
+    from lm_eval_embednoise.engine import attention
+    from lm_eval_embednoise.engine.lean import Lean
+    from lm_eval_embednoise.engine.slots import SlotCache, entries
 
     lm = load("hf-embednoise", {}, options)
     torch.set_num_threads(1)  # as in a lane

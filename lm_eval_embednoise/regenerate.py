@@ -19,8 +19,8 @@ from lm_eval_embednoise.plan import parse_arguments
 from lm_eval_embednoise.store import Store, Stored, digest
 
 if TYPE_CHECKING:
+    from lm_eval_embednoise.engine.sampler import Job, Sampler
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
-    from lm_eval_embednoise.sampler import Job, Sampler
 
 _KINDS = (".npz", ".safetensors")
 EPILOG = """\

@@ -22,8 +22,8 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lm_eval_embednoise.engine.sampler import Job
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job
 
 MASK = np.uint64(0xFFFFFFFF)
 

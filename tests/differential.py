@@ -36,8 +36,8 @@ from cacheless import Cacheless, Pass, cdf, nll_of, stream_key, uniform
 from families import VOCABULARY, build
 
 from lm_eval_embednoise import kernels
+from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler, Stop
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job, Sample, Sampler, Stop
 
 WIDE = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}  # for the passes in C
 LONG_ROPE = {

@@ -51,8 +51,8 @@ def main(out: Path) -> None:
     from lm_eval.utils import handle_non_serializable
 
     from lm_eval_embednoise import plugin
+    from lm_eval_embednoise.engine.sampler import Sampler
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
-    from lm_eval_embednoise.sampler import Sampler
 
     generated = 0
     run = Sampler.run

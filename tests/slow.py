@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise.families import find_blocks
+from lm_eval_embednoise.engine.families import find_blocks
+from lm_eval_embednoise.engine.sampler import Job
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job
 
 PROMPT = (5, 17, 3, 88, 41)
 NEW = 4

@@ -14,7 +14,7 @@ from families import FAMILIES, WINDOW, tiny
 from test_inject import hook_count
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise.families import (
+from lm_eval_embednoise.engine.families import (
     FLAT_MASK,
     ROWS,
     cache_layers,
@@ -22,12 +22,12 @@ from lm_eval_embednoise.families import (
     find_blocks,
     find_embedding,
 )
+from lm_eval_embednoise.engine.sampler import Job, Sampler, Stop
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.context import perturbed
 from lm_eval_embednoise.noise.inject import hooked
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import References, token_norms
-from lm_eval_embednoise.sampler import Job, Sampler, Stop
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
 PROMPTS = [(5, 17, 3, 60, 61, 62, 63, 64, 65), (9, 9, 2, 8, 30), (60, 7)]
@@ -229,7 +229,7 @@ def test_padded_decoding_serves_the_others_too(
     """What is the fallback for unknown families is right where both ways are possible."""
     model = tiny(family)
     expected = sampled(model, NOISE, 1)
-    monkeypatch.setattr("lm_eval_embednoise.sampler.decoding", lambda *args: "padded")
+    monkeypatch.setattr("lm_eval_embednoise.engine.sampler.decoding", lambda *args: "padded")
     assert sigma_zero(model) and sampled(model, NOISE, 4) == expected
 
 

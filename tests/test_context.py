@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise import ByPrompt, Perturbation, perturbed
+from lm_eval_embednoise.engine.sampler import Job, Sampler, Stop
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Sampling
-from lm_eval_embednoise.sampler import Job, Sampler, Stop
 
 PAD = 0
 PROMPTS = [(5, 17, 3), (1, 9, 2, 8, 30, 31, 7), (4,)]

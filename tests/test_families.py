@@ -11,18 +11,18 @@ from families import build, tiny
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartConfig, BartForCausalLM
 
-from lm_eval_embednoise.families import (
+from lm_eval_embednoise.engine.families import (
     find_blocks,
     find_embedding,
     find_owner,
     hidden_width,
     steady_positions,
 )
+from lm_eval_embednoise.engine.sampler import Job, Sampler
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import token_norms
-from lm_eval_embednoise.sampler import Job, Sampler
 
 PLAIN = """mamba mamba2 falcon_mamba rwkv xlstm recurrent_gemma zamba zamba2 bamba falcon_h1
 nemotron_h minimax deepseek_v32 deepseek_v4"""

@@ -14,10 +14,10 @@ from differential import Result, check, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_eval_embednoise import graphs
-from lm_eval_embednoise.attention import attend, fused
-from lm_eval_embednoise.batch import Batch
-from lm_eval_embednoise.graphs import StepGraphs, rounded
+from lm_eval_embednoise.engine import graphs
+from lm_eval_embednoise.engine.attention import attend, fused
+from lm_eval_embednoise.engine.batch import Batch
+from lm_eval_embednoise.engine.graphs import StepGraphs, rounded
 
 
 class Again:
@@ -56,7 +56,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_recorded_steps_give_the_samples_of_a_pass_without_a_cache(recorded: Any) -> None:
     """Random cases of the models that are served, copies of the prompt for every row."""
-    recorded.setattr("lm_eval_embednoise.sampler.SHARED_ROWS", 10**6)
+    recorded.setattr("lm_eval_embednoise.engine.sampler.SHARED_ROWS", 10**6)
     result, number, Again.replays = Result(), 0, 0
     while result.counts["cases"] < 16:
         number += 1

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 
 from lm_eval_embednoise import kernels
+from lm_eval_embednoise.engine.sampler import Job, Sampler
 from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job, Sampler
 
 LIBRARIES = [build.library(name) for name in ("step", "draws")]  # here: hypothesis times its tests
 pytestmark = pytest.mark.skipif(None in LIBRARIES, reason="nothing compiled here")

@@ -14,14 +14,14 @@ from test_sampler import METHODS, jobs
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from lm_eval_embednoise.families import find_embedding
+from lm_eval_embednoise.engine.families import find_embedding
+from lm_eval_embednoise.engine.lanes import run_lanes
+from lm_eval_embednoise.engine.lean import Lean
+from lm_eval_embednoise.engine.sampler import Job, Sampler, Stop
+from lm_eval_embednoise.engine.slots import SlotCache, entries
 from lm_eval_embednoise.kernels import build
-from lm_eval_embednoise.lanes import run_lanes
-from lm_eval_embednoise.lean import Lean
 from lm_eval_embednoise.noise.inject import hooked
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job, Sampler, Stop
-from lm_eval_embednoise.slots import SlotCache, entries
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
@@ -120,7 +120,7 @@ def test_lanes_change_no_sample(
         seen.add(threading.get_ident())
         return original(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("lm_eval_embednoise.sampler.LANE_ROWS", 2)
+    monkeypatch.setattr("lm_eval_embednoise.engine.sampler.LANE_ROWS", 2)
     monkeypatch.setattr(Sampler, "_decode", noting)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert run() == alone

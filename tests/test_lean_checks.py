@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.qwen2 import modeling_qwen2
 
-from lm_eval_embednoise.lean import Lean
-from lm_eval_embednoise.lean_checks import obstacle
-from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.engine.lean import Lean
+from lm_eval_embednoise.engine.lean_checks import obstacle
+from lm_eval_embednoise.engine.likelihood import clean_nll
+from lm_eval_embednoise.engine.sampler import Job, Sampler
+from lm_eval_embednoise.engine.weights import SideBySide
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job, Sampler
-from lm_eval_embednoise.weights import SideBySide
 
 PROMPT = (5, 17, 3, 60)
 NEW = 8

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lm_eval_embednoise import doctor
-from lm_eval_embednoise.families import decoding
+from lm_eval_embednoise.engine.families import decoding
+from lm_eval_embednoise.engine.sampler import Job, Sampler
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.loaded import check_tokenizer
@@ -26,7 +27,6 @@ from lm_eval_embednoise.models.loading import ATTENTIONS, HOST_ARGS, INSTEAD, LO
 from lm_eval_embednoise.noise.inject import find_blocks
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import token_norms
-from lm_eval_embednoise.sampler import Job, Sampler
 
 MINICODER = str(MODEL_DIR)
 GREEDY = {"until": ["\ndef "], "do_sample": False, "max_gen_toks": 12}

@@ -18,12 +18,12 @@ from test_sampler import PROMPTS, jobs
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_embednoise import Generation
-from lm_eval_embednoise.choose import NO_TOKEN, choose
-from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.engine.choose import NO_TOKEN, choose
+from lm_eval_embednoise.engine.likelihood import clean_nll
+from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler, Stop
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import LEAST_TEMPERATURE, Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job, Sample, Sampler, Stop
 from lm_eval_embednoise.scoring import maths, records
 from lm_eval_embednoise.scoring.reduce import math_metrics
 

@@ -9,11 +9,11 @@ import torch
 from slow import NEW, PROMPT, job_of, slow_g, slow_generate
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise import sampler as sampler_module
-from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.engine import sampler as sampler_module
+from lm_eval_embednoise.engine.likelihood import clean_nll
+from lm_eval_embednoise.engine.sampler import Job, Sampler
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job, Sampler
 
 SCOPES = ("token", "sequence")
 POSITIONS = ("prompt", "all", "generated", "first:2", "last:3", "generated:2", "dummy:2")

@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 from transformers import AutoTokenizer
 
+from lm_eval_embednoise.engine.sampler import Job
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.prompts import Prompts, dummy_token_id
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.sampler import Job
 
 TEXT = "def double(xs):\n    return [2 * x for x in xs]\n"
 TEMPLATE = (

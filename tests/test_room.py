@@ -13,12 +13,12 @@ from families import tiny
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.reference import References
-from lm_eval_embednoise.sampler import Sampler
 
 LENGTH = 64  # of a model with learned positions: a longer input raises
 LONG = "def f(xs, n):\n    return [x * n for x in xs if x > 3 and n < 17]\n" * 6

@@ -14,15 +14,15 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lm_eval_embednoise import batch
-from lm_eval_embednoise import sampler as sampler_module
-from lm_eval_embednoise.batch import EXACT_ROWS
-from lm_eval_embednoise.choose import choose
-from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.engine import batch
+from lm_eval_embednoise.engine import sampler as sampler_module
+from lm_eval_embednoise.engine.batch import EXACT_ROWS
+from lm_eval_embednoise.engine.choose import choose
+from lm_eval_embednoise.engine.likelihood import clean_nll
+from lm_eval_embednoise.engine.prefill import prefill_noisy
+from lm_eval_embednoise.engine.rows import Prepared
+from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler, Stop
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.prefill import prefill_noisy
-from lm_eval_embednoise.rows import Prepared
-from lm_eval_embednoise.sampler import Job, Sample, Sampler, Stop
 
 PROMPTS = [(5, 17, 3), (9, 9, 2, 8, 30, 31, 7), (4,), (60, 2, 2, 2, 11), (71, 72)]
 NEW = 12

@@ -12,12 +12,12 @@ from slow import NEW, PROMPT, job_of, slow_generate, slow_soft
 from torch import nn
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise import sampler as sampler_module
-from lm_eval_embednoise.families import find_embedding
-from lm_eval_embednoise.likelihood import clean_nll
+from lm_eval_embednoise.engine import sampler as sampler_module
+from lm_eval_embednoise.engine.families import find_embedding
+from lm_eval_embednoise.engine.likelihood import clean_nll
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.soft_prompt import SoftPrompts, fit_table
-from lm_eval_embednoise.sampler import Sampler
 
 SLOTS = ("after-prompt", "before-assistant", "after-bos")
 FITS = ("isotropic", "per-dimension")

@@ -6,10 +6,10 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lm_eval_embednoise.engine.sampler import Job
 from lm_eval_embednoise.models.dates import stopped
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.sampler import Job
 
 # Names for tokens that are awkward to write on a command line, and how a tokenizer knows them.
 NAMED_TOKENS = ("newline", "pad", "eos", "bos", "unk")

@@ -18,12 +18,12 @@ import torch
 from lm_eval.utils import handle_non_serializable, hash_string
 
 from lm_eval_embednoise import fingerprint
-from lm_eval_embednoise.likelihood import clean_nll, unscorable
+from lm_eval_embednoise.engine.likelihood import clean_nll, unscorable
+from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler
 from lm_eval_embednoise.models.loading import keyed
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.sampler import Job, Sample, Sampler
 from lm_eval_embednoise.store import Document, Prompt, Store, Stored, digest
 
 if TYPE_CHECKING:

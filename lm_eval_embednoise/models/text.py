@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from lm_eval_embednoise.engine.sampler import Stop
 from lm_eval_embednoise.models.spelling import Spelling, shown
-from lm_eval_embednoise.sampler import Stop
 
 _UNFINISHED = "\ufffd"
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise.families import find_blocks, find_owner
+from lm_eval_embednoise.engine.families import find_blocks, find_owner
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import (
     Rows,

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise.families import find_embedding, hidden_width
+from lm_eval_embednoise.engine.families import find_embedding, hidden_width
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.inject import hooked
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise.families import find_embedding
+from lm_eval_embednoise.engine.families import find_embedding
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from lm_eval_embednoise.engine.slots import SlotCache
 from lm_eval_embednoise.noise.inject import Rows, acting
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.slots import SlotCache
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.lean import Lean
+    from lm_eval_embednoise.engine.lean import Lean
 
 COLUMNS = 128  # recorded numbers of columns are multiples of it
 FEWEST = 8  # rows of a recording

@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_module
 from transformers.activations import ACT2FN
 from transformers.cache_utils import DynamicCache
 
-from lm_eval_embednoise.slots import SlotCache, entries
+from lm_eval_embednoise.engine.slots import SlotCache, entries
 
 # The classes served, and where transformers defines them.
 CLASSES = {

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise import attention
-from lm_eval_embednoise.attention import Shared
-from lm_eval_embednoise.batch import EXACT_ROWS
-from lm_eval_embednoise.behind import BehindPrompt
-from lm_eval_embednoise.lanes import Stopped, run_lanes
-from lm_eval_embednoise.prefill import run_prompts
-from lm_eval_embednoise.slots import SlotCache
+from lm_eval_embednoise.engine import attention
+from lm_eval_embednoise.engine.attention import Shared
+from lm_eval_embednoise.engine.batch import EXACT_ROWS
+from lm_eval_embednoise.engine.behind import BehindPrompt
+from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
+from lm_eval_embednoise.engine.prefill import run_prompts
+from lm_eval_embednoise.engine.slots import SlotCache
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.sampler import Sampler
+    from lm_eval_embednoise.engine.sampler import Sampler
 
 # By device: positions of a pass, so that products run at full speed and little is filled up, and
 # the most logits of one, of which several copies in float32 stand beside each other.

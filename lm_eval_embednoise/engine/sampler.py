@@ -20,27 +20,27 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise import attention
-from lm_eval_embednoise.batch import EXACT_ROWS, Batch
-from lm_eval_embednoise.choose import choose
-from lm_eval_embednoise.families import (
+from lm_eval_embednoise.engine import attention
+from lm_eval_embednoise.engine.batch import EXACT_ROWS, Batch
+from lm_eval_embednoise.engine.choose import choose
+from lm_eval_embednoise.engine.families import (
     attends_to_entries,
     check_exact,
     decoding,
     find_blocks,
     steady_positions,
 )
-from lm_eval_embednoise.lanes import Stopped, run_lanes, threads
-from lm_eval_embednoise.lean import Lean
-from lm_eval_embednoise.lean_checks import obstacle
-from lm_eval_embednoise.likelihood import clean_nll, unscorable
+from lm_eval_embednoise.engine.lanes import Stopped, run_lanes, threads
+from lm_eval_embednoise.engine.lean import Lean
+from lm_eval_embednoise.engine.lean_checks import obstacle
+from lm_eval_embednoise.engine.likelihood import clean_nll, unscorable
+from lm_eval_embednoise.engine.padded import PaddedBatch
+from lm_eval_embednoise.engine.rows import Row
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.inject import Rows, find_site, mean_ratio, noise_keys, running
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import References
 from lm_eval_embednoise.noise.soft_prompt import SoftPrompts
-from lm_eval_embednoise.padded import PaddedBatch
-from lm_eval_embednoise.rows import Row
 
 LANE_ROWS = 16  # fewest rows that are worth a lane of their own
 GREEDY = Sampling()

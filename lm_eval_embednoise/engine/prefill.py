@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from lm_eval_embednoise import attention
-from lm_eval_embednoise.attention import Shared
-from lm_eval_embednoise.behind import BehindPrompt
-from lm_eval_embednoise.lanes import threads
+from lm_eval_embednoise.engine import attention
+from lm_eval_embednoise.engine.attention import Shared
+from lm_eval_embednoise.engine.behind import BehindPrompt
+from lm_eval_embednoise.engine.lanes import threads
+from lm_eval_embednoise.engine.rows import Prepared
+from lm_eval_embednoise.engine.slots import Entries, SlotCache, entries
 from lm_eval_embednoise.noise.inject import Rows, acting
-from lm_eval_embednoise.rows import Prepared
-from lm_eval_embednoise.slots import Entries, SlotCache, entries
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.sampler import Sampler
+    from lm_eval_embednoise.engine.sampler import Sampler
 
 PASS_TOKENS = 8192  # positions of one pass
 LEAN_TOKENS = 2048  # the same in C: what lies between its operations should fit a core's caches

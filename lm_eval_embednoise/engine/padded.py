@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
-from lm_eval_embednoise.batch import Batch
-from lm_eval_embednoise.slots import Entries
+from lm_eval_embednoise.engine.batch import Batch
+from lm_eval_embednoise.engine.slots import Entries
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.sampler import Sampler
+    from lm_eval_embednoise.engine.sampler import Sampler
 
 
 class PaddedCache:

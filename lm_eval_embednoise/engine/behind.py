@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from lm_eval_embednoise.attention import Part, Shared
-from lm_eval_embednoise.slots import additive
+from lm_eval_embednoise.engine.attention import Part, Shared
+from lm_eval_embednoise.engine.slots import additive
 
 
 class _NewEntries(CacheLayerMixin):

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from lm_eval_embednoise import attention, kernels
-from lm_eval_embednoise.attention import Shared
-from lm_eval_embednoise.choose import NO_TOKEN, choose
-from lm_eval_embednoise.graphs import StepGraphs
+from lm_eval_embednoise import kernels
+from lm_eval_embednoise.engine import attention
+from lm_eval_embednoise.engine.attention import Shared
+from lm_eval_embednoise.engine.choose import NO_TOKEN, choose
+from lm_eval_embednoise.engine.graphs import StepGraphs
+from lm_eval_embednoise.engine.prefill import prefill_clean, prefill_noisy
+from lm_eval_embednoise.engine.rows import Prepared, Row
+from lm_eval_embednoise.engine.slots import SlotCache, decode_mask, seen
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.inject import Rows, acting, mean_ratio, noise_keys
-from lm_eval_embednoise.prefill import prefill_clean, prefill_noisy
-from lm_eval_embednoise.rows import Prepared, Row
-from lm_eval_embednoise.slots import SlotCache, decode_mask, seen
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.sampler import Job, Sampler
+    from lm_eval_embednoise.engine.sampler import Job, Sampler
 
 EXACT_ROWS = 16  # rows of every pass of an exact run
 AHEAD = 8  # generated positions whose noise is drawn together: many small draws cost more

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm_eval_embednoise import attention, kernels
-from lm_eval_embednoise.attention import Shared
-from lm_eval_embednoise.lean_checks import CLASSES, ROUNDING, deviation, obstacle
+from lm_eval_embednoise import kernels
+from lm_eval_embednoise.engine import attention
+from lm_eval_embednoise.engine.attention import Shared
+from lm_eval_embednoise.engine.lean_checks import CLASSES, ROUNDING, deviation, obstacle
+from lm_eval_embednoise.engine.slots import SlotCache
+from lm_eval_embednoise.engine.weights import Linear, SideBySide
 from lm_eval_embednoise.noise.inject import Act
 from lm_eval_embednoise.noise.perturbation import EMBED
-from lm_eval_embednoise.slots import SlotCache
-from lm_eval_embednoise.weights import Linear, SideBySide
 
 Sites = Set[str]
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lm_eval_embednoise.attention import Shared
-from lm_eval_embednoise.slots import Entries
+from lm_eval_embednoise.engine.attention import Shared
+from lm_eval_embednoise.engine.slots import Entries
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.sampler import Job
+    from lm_eval_embednoise.engine.sampler import Job
 
 
 @dataclass

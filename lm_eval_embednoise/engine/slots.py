@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from lm_eval_embednoise.attention import Part, Shared
+from lm_eval_embednoise.engine.attention import Part, Shared
 
 Entries = list[tuple[Tensor, Tensor]]  # for each layer keys and values, [rows, heads, pos, dim]
 

@@ -1,0 +1,1 @@
+"""Tokens in, tokens out: jobs to samples with a frozen model."""
