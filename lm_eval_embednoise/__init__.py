@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 # Public names and where they live; resolved on first use so that the import stays instant.
 _LAZY = {
-    "Generation": "lm_eval_embednoise.generation",
+    "Generation": "lm_eval_embednoise.store.generation",
     "Perturbation": "lm_eval_embednoise.noise.perturbation",
     "Sampling": "lm_eval_embednoise.noise.perturbation",
     "ByPrompt": "lm_eval_embednoise.noise.context",

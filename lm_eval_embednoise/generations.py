@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise import formats, matching
 from lm_eval_embednoise.datafiles import read_rows
-from lm_eval_embednoise.formats import Problem
-from lm_eval_embednoise.generation import Generation
-from lm_eval_embednoise.store import Document, Prompt, Store, Stored, digest
+from lm_eval_embednoise.store import formats, matching
+from lm_eval_embednoise.store.formats import Problem
+from lm_eval_embednoise.store.generation import Generation
+from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
 
 _GIVEN = ("prompt", "entry_point")
 EPILOG = """\

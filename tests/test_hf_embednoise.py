@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
+from lm_eval_embednoise.store.generation import Generation
 
 UNTIL = ["\ndef ", "\nclass "]
 GREEDY = {"until": UNTIL, "do_sample": False, "max_gen_toks": 40}

@@ -15,7 +15,7 @@ from lm_eval_embednoise.models import hf_embednoise
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.regenerate import regenerate
-from lm_eval_embednoise.store import Store
+from lm_eval_embednoise.store.store import Store
 
 GREEDY: dict[str, Any] = {"until": ["\ndef "], "do_sample": False, "max_gen_toks": 8}
 WARM = {**GREEDY, "do_sample": True, "temperature": 1.0, "top_p": 0.9}

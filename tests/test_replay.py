@@ -16,7 +16,7 @@ from lm_eval_embednoise import cli, plugin
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.replay import Replay
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.store import Store
+from lm_eval_embednoise.store.store import Store
 
 TASK, MATHS, LIMIT, K = "minicode_diverse_k10", "minimath_diverse_k10", 5, 10
 KINDS = {
@@ -301,7 +301,7 @@ def test_several_settings_must_be_named(made: Any) -> None:
 def test_a_problem_missing_in_bigcodes_order_is_an_error() -> None:
     import io
 
-    from lm_eval_embednoise.formats import Problem, write
+    from lm_eval_embednoise.store.formats import Problem, write
 
     there = [Problem((), task_id=f"a/{i}", prompt="p", position=i) for i in (0, 2)]
     with pytest.raises(ValueError, match=r"has a/2 at place 2, none at 1 \(of 2 problems\)"):
@@ -311,7 +311,7 @@ def test_a_problem_missing_in_bigcodes_order_is_an_error() -> None:
 
 
 def test_a_chat_answer_becomes_a_program_and_a_completion() -> None:
-    from lm_eval_embednoise.formats import Problem
+    from lm_eval_embednoise.store.formats import Problem
 
     own = 'import math\n\ndef f(x):\n    """Root."""\n'
     fields = {"prompt": own, "entry_point": "f"}

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.sandbox import Outcome
 from lm_eval_embednoise.scoring import filters, latex, maths, records
 from lm_eval_embednoise.scoring.extract import extract_program
 from lm_eval_embednoise.scoring.filters import CodeRecords, MathRecords
 from lm_eval_embednoise.scoring.reduce import code_metrics, math_metrics, plus_metrics
+from lm_eval_embednoise.store.generation import Generation
 
 PROMPT = "import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    '''Double x.'''\n"
 BODY = "    return 2 * x\n"

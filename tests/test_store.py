@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from lm_eval_embednoise import fingerprint, segments
-from lm_eval_embednoise.store import Document, Prompt, Store, Stored, digest
+from lm_eval_embednoise.store import fingerprint, segments
+from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
 
 SETTINGS = {"model": "m"}
 ROW = Stored(digest(SETTINGS), Prompt((1, 2)).hash, "p", 0, "text", (5, 6), 2, "length")

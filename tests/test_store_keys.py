@@ -15,7 +15,6 @@ from test_loading import write_gguf
 from test_store_resume import GREEDY, generate, written
 from transformers import AutoModelForCausalLM
 
-from lm_eval_embednoise import fingerprint
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models import stored
 from lm_eval_embednoise.models.hf_embednoise import OWN_ARGS, HFEmbedNoise
@@ -28,7 +27,8 @@ from lm_eval_embednoise.models.loading import (
 )
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.regenerate import regenerate
-from lm_eval_embednoise.store import Prompt, Store, digest
+from lm_eval_embednoise.store import fingerprint
+from lm_eval_embednoise.store.store import Prompt, Store, digest
 
 BY_NAME = {"trust_remote_code", "mixed_precision_dtype", "autogptq", "gptqmodel", "use_safetensors"}
 

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from lm_eval_embednoise import cli, segments
+from lm_eval_embednoise import cli
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.store import Store
+from lm_eval_embednoise.store import segments
+from lm_eval_embednoise.store.store import Store
 
 K, PROBLEMS = 4, 3
 NOISE = Perturbation(sigma=0.4)

@@ -19,7 +19,7 @@ from lm_eval_embednoise.models.loaded import check_tokenizer, garbled
 from lm_eval_embednoise.models.spelling import Spelling
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids
 from lm_eval_embednoise.regenerate import regenerate
-from lm_eval_embednoise.store import Store
+from lm_eval_embednoise.store.store import Store
 
 TEXT = "    return [x for x in xs]\n\n\ndef other(é):\n    pass\nprint('ünï')\n"
 STOPS = ("\ndef ", "\nprint(", "é)", "]\n")

@@ -18,7 +18,6 @@ from lm_eval_embednoise import harness_seed
 from lm_eval_embednoise.early import check_sites
 from lm_eval_embednoise.engine.families import check_config, check_exact, steady_positions
 from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler
-from lm_eval_embednoise.generation import Generation
 from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.dates import DATE, parse_date, stopped
@@ -38,7 +37,8 @@ from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittabl
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import find_site
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling, suggest
-from lm_eval_embednoise.store import Store, digest
+from lm_eval_embednoise.store.generation import Generation
+from lm_eval_embednoise.store.store import Store, digest
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 

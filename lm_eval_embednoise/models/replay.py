@@ -15,13 +15,14 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from lm_eval_embednoise import formats, generations, matching
+from lm_eval_embednoise import generations
 from lm_eval_embednoise.checks import suggest
-from lm_eval_embednoise.formats import Problem
-from lm_eval_embednoise.generation import MISSING, Generation
 from lm_eval_embednoise.models.stored import doc_hash
-from lm_eval_embednoise.problem import ANSWER, FINISHED, PROGRAM
-from lm_eval_embednoise.store import MARKER, Store
+from lm_eval_embednoise.store import formats, matching
+from lm_eval_embednoise.store.formats import Problem
+from lm_eval_embednoise.store.generation import MISSING, Generation
+from lm_eval_embednoise.store.problem import ANSWER, FINISHED, PROGRAM
+from lm_eval_embednoise.store.store import MARKER, Store
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
@@ -39,8 +40,8 @@ class Replay(LM):
     """Answers requests with stored samples.
 
     Args:
-        path: a file of generations (lm_eval_embednoise.formats), a generation store, a folder with
-            the samples_*.jsonl of `lm_eval --log_samples`, or EvalPlus's folder of programs.
+        path: a file of generations (lm_eval_embednoise.store.formats), a generation store, a folder
+            with the samples_*.jsonl of `lm_eval --log_samples`, or EvalPlus's folder of programs.
         format: the file's format; told from the file if not given.
         settings: which settings of a store: the beginning of their hash, or a method's name.
         task: whose samples, where the task that is scored has another name.

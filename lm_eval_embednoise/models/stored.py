@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.utils import handle_non_serializable, hash_string
 
-from lm_eval_embednoise import fingerprint
 from lm_eval_embednoise.engine.likelihood import clean_nll, unscorable
 from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler
 from lm_eval_embednoise.models.loading import keyed
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.store import Document, Prompt, Store, Stored, digest
+from lm_eval_embednoise.store import fingerprint
+from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise

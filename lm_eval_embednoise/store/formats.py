@@ -30,9 +30,9 @@ from typing import Any
 
 from lm_eval_embednoise import datafiles
 from lm_eval_embednoise.datafiles import BadData
-from lm_eval_embednoise.formats_write import write
-from lm_eval_embednoise.generation import FIELDS, MISSING, Generation
-from lm_eval_embednoise.problem import ANSWER, FINISHED, FORMS, PROGRAM, Problem
+from lm_eval_embednoise.store.formats_write import write
+from lm_eval_embednoise.store.generation import FIELDS, MISSING, Generation
+from lm_eval_embednoise.store.problem import ANSWER, FINISHED, FORMS, PROGRAM, Problem
 
 __all__ = ["READERS", "Problem", "detect", "read", "write"]
 

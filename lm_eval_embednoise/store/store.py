@@ -7,7 +7,8 @@ matter is left out: a deterministic method has no seed, no stream and no problem
 size, device and kernels are recorded with the run that made a sample, beside its key.
 
 Knows no model and no harness. Several processes and hosts may share a folder: each writes segments
-of its own (lm_eval_embednoise.segments), and reading merges them, the oldest row of a key first.
+of its own (lm_eval_embednoise.store.segments), and reading merges them, the oldest row of a key
+first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise.segments import Records, StoreError, Writer, rows, segment_paths
+from lm_eval_embednoise.store.segments import Records, StoreError, Writer, rows, segment_paths
 
 FORMAT, VERSION = "embednoise-generations", 1
 MARKER = "store.json"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_embednoise.generation import MISSING
-from lm_eval_embednoise.problem import PROGRAM, Problem
+from lm_eval_embednoise.store.generation import MISSING
+from lm_eval_embednoise.store.problem import PROGRAM, Problem
 
 # Names that the same benchmark goes by in ids.
 _BENCHMARKS = {

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
-from lm_eval_embednoise.generation import FIELDS, MISSING, Generation
-from lm_eval_embednoise.problem import Problem
+from lm_eval_embednoise.store.generation import FIELDS, MISSING, Generation
+from lm_eval_embednoise.store.problem import Problem
 
 _MEASURED = tuple(name for name in FIELDS if name not in ("sample_index", "form"))
 
