@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from lm_eval_embednoise import documents, hidden_tests
+from lm_eval_embednoise.problems import documents, hidden_tests
 from lm_eval_embednoise.sandbox import Outcome, map_items
 from lm_eval_embednoise.scoring.judge import judge
 

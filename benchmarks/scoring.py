@@ -28,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_embednoise import documents, sandbox
-from lm_eval_embednoise.datafiles import VARIABLE
+from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.minicoder import load_problems
+from lm_eval_embednoise.problems import documents
+from lm_eval_embednoise.problems.datafiles import VARIABLE
 from lm_eval_embednoise.sandbox import Job, run_programs
 from lm_eval_embednoise.scoring import diversity
 from lm_eval_embednoise.scoring.filters import CodeRecords

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise.datafiles import read_rows
+from lm_eval_embednoise.problems.datafiles import read_rows
 from lm_eval_embednoise.store import formats, matching
 from lm_eval_embednoise.store.formats import Problem
 from lm_eval_embednoise.store.generation import Generation

@@ -14,8 +14,9 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 import lm_eval_embednoise.tasks
-from lm_eval_embednoise import documents, plugin
+from lm_eval_embednoise import plugin
 from lm_eval_embednoise.minicoder import load_problems
+from lm_eval_embednoise.problems import documents
 from lm_eval_embednoise.scoring import aggregate, reduce
 
 ROOT = Path(next(iter(lm_eval_embednoise.tasks.__path__)))

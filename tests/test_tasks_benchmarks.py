@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_embednoise import datafiles, documents, hidden_tests
+from lm_eval_embednoise.problems import datafiles, documents, hidden_tests
 from lm_eval_embednoise.sandbox import map_items
 from lm_eval_embednoise.scoring import compare, latex, maths
 from lm_eval_embednoise.scoring.filters import CodeRecords, MathRecords

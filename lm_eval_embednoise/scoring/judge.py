@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise import hidden_tests, plus_tests
+from lm_eval_embednoise.problems import hidden_tests, plus_tests
 from lm_eval_embednoise.sandbox import Job, Limits, Outcome, SandboxError, wire
 
 from . import compare

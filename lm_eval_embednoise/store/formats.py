@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise import datafiles
-from lm_eval_embednoise.datafiles import BadData
+from lm_eval_embednoise.problems import datafiles
+from lm_eval_embednoise.problems.datafiles import BadData
 from lm_eval_embednoise.store.formats_write import write
 from lm_eval_embednoise.store.generation import FIELDS, MISSING, Generation
 from lm_eval_embednoise.store.problem import ANSWER, FINISHED, FORMS, PROGRAM, Problem

@@ -14,7 +14,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise.datafiles import BadData, Source, field, load_json, locate, parse_row
+from lm_eval_embednoise.problems.datafiles import (
+    BadData,
+    Source,
+    field,
+    load_json,
+    locate,
+    parse_row,
+)
 
 Row = dict[str, Any]
 APPS = Source(

@@ -15,8 +15,16 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from lm_eval_embednoise import hidden_tests, plus_tests, sandbox
-from lm_eval_embednoise.datafiles import BadData, DataMissing, Source, field, locate, read_rows
+from lm_eval_embednoise import sandbox
+from lm_eval_embednoise.problems import hidden_tests, plus_tests
+from lm_eval_embednoise.problems.datafiles import (
+    BadData,
+    DataMissing,
+    Source,
+    field,
+    locate,
+    read_rows,
+)
 
 Row = dict[str, Any]
 SUBSET_SEED = 0

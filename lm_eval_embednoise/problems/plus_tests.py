@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_embednoise.datafiles import BadData, Source, field, load_json, locate, read_lines
+from lm_eval_embednoise.problems.datafiles import (
+    BadData,
+    Source,
+    field,
+    load_json,
+    locate,
+    read_lines,
+)
 
 Row = dict[str, Any]
 HUMANEVAL_PLUS = Source(
