@@ -11,8 +11,11 @@ from lm_eval_embednoise import _hook
 
 # Subcommand → (module with add_arguments(parser) and run(args), one line of help).
 COMMANDS = {
-    "study": ("lm_eval_embednoise.study", "run models × tasks × methods and compare them"),
-    "calibrate": ("lm_eval_embednoise.calibrate", "find a model's σ* and T* with equal budgets"),
+    "study": ("lm_eval_embednoise.study.run", "run models × tasks × methods and compare them"),
+    "calibrate": (
+        "lm_eval_embednoise.study.calibrate",
+        "find a model's σ* and T* with equal budgets",
+    ),
     "compare": ("lm_eval_embednoise.analysis.compare", "compare methods from result folders"),
     "report": ("lm_eval_embednoise.analysis.report", "one self-contained HTML page"),
     "power": ("lm_eval_embednoise.analysis.power", "problems needed to see a difference"),
@@ -88,7 +91,8 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     """`embednoise run`: the harness's command with the plug-in loaded, and K from `-K`."""
-    from lm_eval_embednoise import launch, plugin, runfile
+    from lm_eval_embednoise import launch, plugin
+    from lm_eval_embednoise.study import runfile
 
     own = argparse.ArgumentParser(prog="embednoise run", add_help=False, allow_abbrev=False)
     own.add_argument("-K", type=int)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, Sampling
-from lm_eval_embednoise.plan import parse_arguments
 from lm_eval_embednoise.store.store import Store, Stored, digest
+from lm_eval_embednoise.study.plan import parse_arguments
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.engine.sampler import Job, Sampler

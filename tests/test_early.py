@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import model_registry
 
 from lm_eval_embednoise import cli, early, identical, plugin, written
-from lm_eval_embednoise import study as study_command
+from lm_eval_embednoise.study import run as study_command
 
 TASK = "minicode_diverse_k10"
 

@@ -13,10 +13,11 @@ import torch
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lm_eval_embednoise import cli, runfile
+from lm_eval_embednoise import cli
 from lm_eval_embednoise.models import hf_embednoise, loading
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.plan import Study, StudyError
+from lm_eval_embednoise.study import runfile
+from lm_eval_embednoise.study.plan import Study, StudyError
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
 SHAPES = Path(__file__).parents[1] / "benchmarks" / "shapes"

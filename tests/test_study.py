@@ -12,10 +12,10 @@ import yaml
 from lm_eval.api.model import LM
 from lm_eval.api.registry import model_registry
 
-from lm_eval_embednoise import estimate
-from lm_eval_embednoise import study as study_command
 from lm_eval_embednoise.analysis.records import read_runs, samples
-from lm_eval_embednoise.plan import Method, Study, StudyError, fingerprint
+from lm_eval_embednoise.study import estimate
+from lm_eval_embednoise.study import run as study_command
+from lm_eval_embednoise.study.plan import Method, Study, StudyError, fingerprint
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
 GRID = ["0.01", "0.05", "0.1", "0.5", "1.0"]

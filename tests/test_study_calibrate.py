@@ -8,10 +8,10 @@ import json
 import pytest
 import yaml
 
-from lm_eval_embednoise import calibrate
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.plan import Method, StudyError
+from lm_eval_embednoise.study import calibrate
+from lm_eval_embednoise.study.plan import Method, StudyError
 
 RULE = Protocol.load()["calibration"]
 

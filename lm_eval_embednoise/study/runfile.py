@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_embednoise import early
-from lm_eval_embednoise.plan import Method, find_file, parse_arguments, read_file
+from lm_eval_embednoise.study.plan import Method, find_file, parse_arguments, read_file
 
 DEFAULT_MODEL = "hf-embednoise"
 

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 import lm_eval_embednoise
-from lm_eval_embednoise import calibrate, early
+from lm_eval_embednoise import early
 from lm_eval_embednoise.analysis import tables
 from lm_eval_embednoise.analysis.compare import write_outputs
 from lm_eval_embednoise.analysis.comparison import compare
@@ -29,8 +29,9 @@ from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.schema import write_text
 from lm_eval_embednoise.analysis.statement import wrapped
-from lm_eval_embednoise.estimate import Estimate, duration, estimate
-from lm_eval_embednoise.plan import (
+from lm_eval_embednoise.study import calibrate
+from lm_eval_embednoise.study.estimate import Estimate, duration, estimate
+from lm_eval_embednoise.study.plan import (
     Cell,
     Method,
     Model,
@@ -40,7 +41,7 @@ from lm_eval_embednoise.plan import (
     fingerprint,
     parse_arguments,
 )
-from lm_eval_embednoise.session import Session, first_rank, launch, quiet_harness
+from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
 
 _PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "numpy", "scipy")
 _DONE = "cell.json"  # written last into a cell's folder: its settings and their fingerprint

@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_eval_embednoise import plugin
 from lm_eval_embednoise.launch import own_command, run_in_processes
-from lm_eval_embednoise.plan import Cell, Model, StudyError, Task
+from lm_eval_embednoise.study.plan import Cell, Model, StudyError, Task
 
 _TORCH_SEED = 1234  # the harness's own
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lm_eval_embednoise.plan import Cell, Method, Model, Study, Task
-from lm_eval_embednoise.session import Session
+from lm_eval_embednoise.study.plan import Cell, Method, Model, Study, Task
+from lm_eval_embednoise.study.session import Session
 
 # A method of each kind; those of one kind cost about the same.
 _KINDS = {

@@ -1,0 +1,1 @@
+"""Many runs as one experiment: its file, its plan, its cells, calibration, estimates."""
