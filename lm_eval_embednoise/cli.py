@@ -19,9 +19,15 @@ COMMANDS = {
     "compare": ("lm_eval_embednoise.analysis.compare", "compare methods from result folders"),
     "report": ("lm_eval_embednoise.analysis.report", "one self-contained HTML page"),
     "power": ("lm_eval_embednoise.analysis.power", "problems needed to see a difference"),
-    "regenerate": ("lm_eval_embednoise.regenerate", "make one stored sample again, from its key"),
-    "generations": ("lm_eval_embednoise.generations", "show, export, import stored samples"),
-    "doctor": ("lm_eval_embednoise.doctor", "say what works on this machine"),
+    "regenerate": (
+        "lm_eval_embednoise.commands.regenerate",
+        "make one stored sample again, from its key",
+    ),
+    "generations": (
+        "lm_eval_embednoise.commands.generations",
+        "show, export, import stored samples",
+    ),
+    "doctor": ("lm_eval_embednoise.commands.doctor", "say what works on this machine"),
 }
 RUN_HELP = "evaluate: the arguments of `lm_eval run`, -K, --method and --processes"
 

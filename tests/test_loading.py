@@ -17,7 +17,7 @@ from test_hf_embednoise import requests
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lm_eval_embednoise import doctor
+from lm_eval_embednoise.commands import doctor
 from lm_eval_embednoise.engine.families import decoding
 from lm_eval_embednoise.engine.sampler import Job, Sampler
 from lm_eval_embednoise.minicoder import MODEL_DIR

@@ -147,7 +147,7 @@ def test_openmp_threads_sleep_where_the_harness_runs_and_nobody_decided(
 
 
 def test_doctor_says_how_openmp_waits(capsys: pytest.CaptureFixture[str]) -> None:
-    from lm_eval_embednoise import doctor
+    from lm_eval_embednoise.commands import doctor
 
     said = {state: doctor._waiting("x", state) for state in ("ours", "too late", "not set")}
     assert [ok for ok, _, _ in said.values()] == [True, False, False]

@@ -10,11 +10,11 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_embednoise import cli
+from lm_eval_embednoise.commands.regenerate import regenerate
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.models import hf_embednoise
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.regenerate import regenerate
 from lm_eval_embednoise.store.store import Store
 
 GREEDY: dict[str, Any] = {"until": ["\ndef "], "do_sample": False, "max_gen_toks": 8}

@@ -15,6 +15,7 @@ from test_loading import write_gguf
 from test_store_resume import GREEDY, generate, written
 from transformers import AutoModelForCausalLM
 
+from lm_eval_embednoise.commands.regenerate import regenerate
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models import stored
 from lm_eval_embednoise.models.hf_embednoise import OWN_ARGS, HFEmbedNoise
@@ -26,7 +27,6 @@ from lm_eval_embednoise.models.loading import (
     keyed,
 )
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.regenerate import regenerate
 from lm_eval_embednoise.store import fingerprint
 from lm_eval_embednoise.store.store import Prompt, Store, digest
 

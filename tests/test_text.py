@@ -14,11 +14,11 @@ from tokenizers import decoders, normalizers
 from tokenizers_made import CORPUS, KINDS, SHOWN, SPECIAL, byte_level
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from lm_eval_embednoise.commands.regenerate import regenerate
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.loaded import check_tokenizer, garbled
 from lm_eval_embednoise.models.spelling import Spelling
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids
-from lm_eval_embednoise.regenerate import regenerate
 from lm_eval_embednoise.store.store import Store
 
 TEXT = "    return [x for x in xs]\n\n\ndef other(é):\n    pass\nprint('ünï')\n"

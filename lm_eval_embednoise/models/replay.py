@@ -15,8 +15,8 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from lm_eval_embednoise import generations
 from lm_eval_embednoise.checks import suggest
+from lm_eval_embednoise.commands import generations
 from lm_eval_embednoise.models.stored import doc_hash
 from lm_eval_embednoise.store import formats, matching
 from lm_eval_embednoise.store.formats import Problem

@@ -174,7 +174,7 @@ def _kernels() -> Iterator[Finding]:
         yield _loads(name, **arguments) or (True, name, "ready")
 
 
-_EMBEDDED = Path(__file__).parent / "minicoder" / "model"
+_EMBEDDED = Path(__file__).parents[1] / "minicoder" / "model"
 
 
 def _loads(name: str, **arguments: Any) -> Finding | None:

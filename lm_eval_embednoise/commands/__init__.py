@@ -1,0 +1,1 @@
+"""What `embednoise` does beside running and studying: doctor, generations, regenerate."""
