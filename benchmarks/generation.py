@@ -223,7 +223,8 @@ def ratios(kind: str, medians: dict[str, Any], options: argparse.Namespace) -> d
 def overhead(options: argparse.Namespace) -> dict[str, float]:
     """Noise on against noise off per decode step, in our sampler; the prefill apart."""
 
-    from lm_eval_embednoise.engine.sampler import Job, Sampler
+    from lm_eval_embednoise.engine.jobs import Job
+    from lm_eval_embednoise.engine.sampler import Sampler
     from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
     lm = load("hf-embednoise", {}, options)
@@ -245,7 +246,7 @@ def overhead(options: argparse.Namespace) -> dict[str, float]:
             sampler = Sampler(
                 lm.model, perturbation, sampling, batch_size=options.rows, perplexity=False
             )
-            sampler.site_std(0, job)
+            sampler.runner.site_std(0, job)
             start = time.perf_counter()
             for _sample in sampler.run([job]):
                 pass

@@ -36,7 +36,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler, Stop
+from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.minicoder import MODEL_DIR, load_problems
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling

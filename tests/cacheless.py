@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise.engine.sampler import Job
+from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
 MASK = np.uint64(0xFFFFFFFF)

@@ -36,7 +36,8 @@ from cacheless import Cacheless, Pass, cdf, nll_of, stream_key, uniform
 from families import VOCABULARY, build
 
 from lm_eval_embednoise import kernels
-from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler, Stop
+from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
 WIDE = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}  # for the passes in C
@@ -348,7 +349,7 @@ def _check_likelihood(case: Case, sampler: Sampler, result: Result) -> None:
     if not continuation or case.dtype is not torch.float32:
         return
     got, _ = sampler.loglikelihood(0, job, continuation)[:2]
-    reference = Cacheless(sampler.model, sampler.perturbation)
+    reference = Cacheless(sampler.runner.model, sampler.perturbation)
     std = reference.std(job.clean)
     scores = []
     for jitter in (0.0, *JITTERS[case.dtype]):

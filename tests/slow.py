@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise.engine.families import find_blocks
-from lm_eval_embednoise.engine.sampler import Job
+from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.model_parts import find_blocks
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
 PROMPT = (5, 17, 3, 88, 41)

@@ -14,18 +14,13 @@ from families import FAMILIES, WINDOW, tiny
 from test_inject import hook_count
 from transformers import PreTrainedModel
 
-from lm_eval_embednoise.engine.families import (
-    FLAT_MASK,
-    ROWS,
-    cache_layers,
-    decoding,
-    find_blocks,
-    find_embedding,
-)
-from lm_eval_embednoise.engine.sampler import Job, Sampler, Stop
+from lm_eval_embednoise.engine.families import FLAT_MASK, ROWS, Decoding, cache_layers, decoding
+from lm_eval_embednoise.engine.jobs import Job, Stop
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.context import perturbed
 from lm_eval_embednoise.noise.inject import hooked
+from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import References, token_norms
 
@@ -192,9 +187,9 @@ WINDOWS = {
     frozenset({"DynamicLayer", "DynamicSlidingWindowLayer"}): "some blocks",
 }
 DECODING = {
-    ("rows", "rows"): "refill",
-    ("rows, flat mask", "rows, flat mask"): "refill",
-    ("padded", "padded"): "no refill",
+    (Decoding.ROWS, Decoding.ROWS): "refill",
+    (Decoding.FLAT_MASK, Decoding.FLAT_MASK): "refill",
+    (Decoding.PADDED, Decoding.PADDED): "no refill",
 }
 
 
@@ -215,8 +210,8 @@ def test_family(family: str) -> None:
         "blocks": next(name for name, module in model.named_modules() if module is blocks),
         "embedding": f"× {float(factor.mean()):.3g}" if even else "normalised",
         "window": WINDOWS[windows],
-        "decoding": DECODING[sampler.decoding(WINDOW), sampler.decoding(WINDOW + 1)],
-        "prompt": "once" if sampler.shares_prompts else "each row",
+        "decoding": DECODING[sampler.runner.decoding(WINDOW), sampler.runner.decoding(WINDOW + 1)],
+        "prompt": "once" if sampler.runner.shares_prompts else "each row",
         **{name: "yes" if held else "no" for name, held in holds.items()},
     }
     assert all(holds.values()), holds
@@ -229,14 +224,14 @@ def test_padded_decoding_serves_the_others_too(
     """What is the fallback for unknown families is right where both ways are possible."""
     model = tiny(family)
     expected = sampled(model, NOISE, 1)
-    monkeypatch.setattr("lm_eval_embednoise.engine.sampler.decoding", lambda *args: "padded")
+    monkeypatch.setattr("lm_eval_embednoise.engine.runner.decoding", lambda *args: Decoding.PADDED)
     assert sigma_zero(model) and sampled(model, NOISE, 4) == expected
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss"])
 def test_rows_refill_as_long_as_none_outgrows_the_window(family: str) -> None:
     model = tiny(family, sliding_window=64)
-    assert decoding(model, find_blocks(model), 64) == "rows"
+    assert decoding(model, find_blocks(model), 64) is Decoding.ROWS
     assert sigma_zero(model) and alone_as_in_company(model)
 
 

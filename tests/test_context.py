@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise import ByPrompt, Perturbation, perturbed
-from lm_eval_embednoise.engine.sampler import Job, Sampler, Stop
+from lm_eval_embednoise.engine.jobs import Job, Stop
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Sampling
 

@@ -11,16 +11,17 @@ from families import build, tiny
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartConfig, BartForCausalLM
 
-from lm_eval_embednoise.engine.families import (
+from lm_eval_embednoise.engine.families import steady_positions
+from lm_eval_embednoise.engine.jobs import Job
+from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+from lm_eval_embednoise.noise.model_parts import (
     find_blocks,
     find_embedding,
     find_owner,
     hidden_width,
-    steady_positions,
 )
-from lm_eval_embednoise.engine.sampler import Job, Sampler
-from lm_eval_embednoise.minicoder import MODEL_DIR
-from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import token_norms
 

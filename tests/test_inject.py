@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from lm_eval_embednoise.engine.families import find_blocks, find_embedding
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise.inject import Rows, hooked, noise_keys, running
+from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
 IDS = torch.tensor([[5, 17, 3, 88], [9, 9, 9, 9]])

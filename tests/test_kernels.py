@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 
 from lm_eval_embednoise import kernels
-from lm_eval_embednoise.engine.sampler import Job, Sampler
+from lm_eval_embednoise.engine.jobs import Job
+from lm_eval_embednoise.engine.runner import DECODERS
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
@@ -188,14 +190,18 @@ def model() -> PreTrainedModel:
     return tiny("qwen2", hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
 
 
-@pytest.mark.parametrize("lean", [True, False])
-def test_greedy_is_the_models_generate(model: PreTrainedModel, lean: bool) -> None:
-    """Samples that share prompts, in the short step and in the model's own forward."""
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_greedy_is_the_models_generate(model: PreTrainedModel, decoder: str) -> None:
+    """Samples that share prompts, in C, in the short step and in the model's own forward."""
     prompts = [(5, 9, 3), (7, 7, 2, 30, 31, 8, 4, 19), (60, 2)]
     perturbation = Perturbation(sigma=1e-9, positions="generated")  # work that isn't identical
-    sampler = Sampler(model, perturbation, Sampling(max_gen_toks=16), batch_size=10)
-    assert sampler.lean is not None
-    sampler.lean = sampler.lean if lean else None
+    settings = Sampling(max_gen_toks=16)
+    sampler = Sampler(model, perturbation, settings, batch_size=10, decoder=decoder)
+    lean = sampler.runner.lean
+    assert (lean is None) == (decoder == "model")
+    assert lean is None or lean.in_c == (
+        decoder == "auto" and kernels.serve(lean.model.lm_head.weight)
+    )
     jobs = [Job(ids, f"p{n}", tuple(range(5))) for n, ids in enumerate(prompts)]
     plain = GenerationConfig(max_new_tokens=16, do_sample=False, pad_token_id=0)
     for sample in sampler.run(jobs):

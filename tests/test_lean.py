@@ -14,13 +14,14 @@ from test_sampler import METHODS, jobs
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from lm_eval_embednoise.engine.families import find_embedding
+from lm_eval_embednoise.engine.jobs import Job, Stop
 from lm_eval_embednoise.engine.lanes import run_lanes
 from lm_eval_embednoise.engine.lean import Lean
-from lm_eval_embednoise.engine.sampler import Job, Sampler, Stop
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.engine.slots import SlotCache, entries
 from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise.inject import hooked
+from lm_eval_embednoise.noise.model_parts import find_embedding
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
 
@@ -87,11 +88,18 @@ def test_the_compiled_step_gives_the_same_samples(qwen2: PreTrainedModel) -> Non
             qwen2, noise, Sampling(temperature=1.0, max_gen_toks=12), Stop(frozenset({40})),
             batch_size=7, compiled=compiled,
         )  # fmt: skip
-        assert sampler.lean is not None and sampler.lean.compiled == compiled
+        assert sampler.runner.lean is not None and sampler.runner.lean.compiled == compiled
         found.append({(s.job, s.index): s.ids for s in sampler.run(jobs(tuple(range(5))))})
     assert found[0] == found[1]
     with pytest.raises(ValueError, match="compile=true is not available for GPT2LMHeadModel"):
         Sampler(tiny("gpt2"), noise, Sampling(max_gen_toks=2), compiled=True)
+
+
+def test_a_decoder_that_is_none_or_leaves_nothing_to_compile(qwen2: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="decoder='torhc' must be one of auto, torch, model"):
+        Sampler(qwen2, Perturbation(), Sampling(), decoder="torhc")
+    with pytest.raises(ValueError, match=r"compile=true .* decoder=model"):
+        Sampler(qwen2, Perturbation(), Sampling(), decoder="model", compiled=True)
 
 
 def test_only_the_plain_architecture_is_served(qwen2: PreTrainedModel) -> None:
@@ -157,10 +165,8 @@ def test_noise_at_a_block_reaches_the_lean_step(qwen2: PreTrainedModel) -> None:
     """Measured ρ is the same with the model's own forward."""
     p = Perturbation(sigma=0.5, depth="embed+1", positions="generated")
     found = []
-    for lean in (True, False):
-        sampler = Sampler(qwen2, p, Sampling(max_gen_toks=6), batch_size=4)
-        if not lean:
-            sampler.lean = None
+    for decoder in ("torch", "model"):
+        sampler = Sampler(qwen2, p, Sampling(max_gen_toks=6), batch_size=4, decoder=decoder)
         found.append([(s.ids, s.rho) for s in sampler.run([Job((5, 17, 3), "p", (0, 1))])])
     for (ids, rho), (other_ids, other_rho) in zip(*found, strict=True):
         assert ids == other_ids and rho == pytest.approx(other_rho, rel=1e-4)

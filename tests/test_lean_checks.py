@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.qwen2 import modeling_qwen2
 
+from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.lean import Lean
 from lm_eval_embednoise.engine.lean_checks import obstacle
 from lm_eval_embednoise.engine.likelihood import clean_nll
-from lm_eval_embednoise.engine.sampler import Job, Sampler
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.engine.weights import SideBySide
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
@@ -195,7 +196,7 @@ def test_a_model_that_differs_is_decoded_by_its_own_forward(
     """Changed before a sampler is made, or after: between construction and run."""
     before = greedy(model)
     sampler = plain(model)
-    assert sampled(sampler) == before and sampler.lean is not None
+    assert sampled(sampler) == before and sampler.runner.lean is not None
     with caplog.at_level(logging.INFO):
         module = CHANGES[change](model)
         if when == "before":
@@ -219,7 +220,7 @@ def test_a_hook_on_all_modules_is_seen(model: PreTrainedModel) -> None:
         assert expected != before and sampled(sampler) == expected
     finally:
         handle.remove()
-    assert sampled(sampler) == before and sampler.lean is not None
+    assert sampled(sampler) == before and sampler.runner.lean is not None
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch")

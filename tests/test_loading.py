@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lm_eval_embednoise.commands import doctor
-from lm_eval_embednoise.engine.families import decoding
-from lm_eval_embednoise.engine.sampler import Job, Sampler
+from lm_eval_embednoise.engine.families import Decoding, decoding
+from lm_eval_embednoise.engine.jobs import Job
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.loaded import check_tokenizer
@@ -114,16 +115,15 @@ def test_flash_attention_prefills_and_rows_attention_decodes(
 
     def run() -> list[tuple[int, list[int]]]:
         sampling = Sampling(temperature=0.8, max_gen_toks=8)
-        sampler = Sampler(plain.model, Perturbation(), sampling, batch_size=4)
-        assert sampler.own_attention
-        sampler.lean = None  # through the model's own forward
+        sampler = Sampler(plain.model, Perturbation(), sampling, batch_size=4, decoder="model")
+        assert sampler.runner.own_attention
         return sorted((sample.index, sample.ids) for sample in sampler.run([job]))
 
     expected = run()
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", kernel)
     monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
-    assert decoding(plain.model, blocks) == "rows"
-    assert decoding(plain.model, blocks, 64) == "padded"  # under the model's own attention
+    assert decoding(plain.model, blocks) is Decoding.ROWS
+    assert decoding(plain.model, blocks, 64) is Decoding.PADDED  # under the model's own attention
     assert run() == expected
     assert set(lengths) == {len(job.prompt_ids)}
 

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_embednoise import Generation
 from lm_eval_embednoise.engine.choose import NO_TOKEN, choose
-from lm_eval_embednoise.engine.likelihood import clean_nll
-from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler, Stop
+from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
+from lm_eval_embednoise.engine.runner import Runner
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import LEAST_TEMPERATURE, Perturbation, Sampling
@@ -126,7 +127,7 @@ def test_a_model_without_numbers_gives_no_tokens_and_no_likelihood(qwen2: PreTra
         assert len(samples) == 10
         for sample in samples:
             assert (sample.ids, sample.finish_reason, sample.nll) == ([], "numeric", None)
-    assert clean_nll(sampler, PROMPTS[0], [(4, 5), ()]) == [None, pytest.approx(0)]
+    assert sampler.clean_nll(PROMPTS[0], [(4, 5), ()]) == [None, pytest.approx(0)]
     score, greedy, _ = sampler.loglikelihood(0, Job(PROMPTS[0], "p", (0,)), [0])
     assert math.isnan(score) and not greedy
 
@@ -199,7 +200,7 @@ def test_samples_without_a_likelihood_are_stored_once(
     asked = requests(2, ["def f(xs):\n"])
     first: list[Any] = lm.generate_until(asked, disable_tqdm=True)
     assert [(str(t), t.finish_reason, t.nll) for t in first] == [("", "numeric", None)] * 2
-    monkeypatch.setattr(Sampler, "forward", lambda *a, **k: pytest.fail("the model ran"))
+    monkeypatch.setattr(Runner, "forward", lambda *a, **k: pytest.fail("the model ran"))
     again: list[Any] = lm.generate_until(asked, disable_tqdm=True)
     assert [t.measurements() for t in again] == [t.measurements() for t in first]
 

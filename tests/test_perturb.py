@@ -10,8 +10,8 @@ from slow import NEW, PROMPT, job_of, slow_g, slow_generate
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine import sampler as sampler_module
-from lm_eval_embednoise.engine.likelihood import clean_nll
-from lm_eval_embednoise.engine.sampler import Job, Sampler
+from lm_eval_embednoise.engine.jobs import Job
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
@@ -42,7 +42,7 @@ def test_sampler_equals_the_slow_reference(
     Where noise begins within the prompt, they share what stands before.
     """
     monkeypatch.setattr(sampler_module, "SHARED_ROWS", 1)
-    monkeypatch.setattr(sampler_module, "SHARED_HEAD", 1)
+    monkeypatch.setattr("lm_eval_embednoise.engine.runner.LEAST_SHARED", 1)
     differs = 0
     clean = slow_generate(either, Perturbation(), {}, 0)
     cases = [p for p in combinations() if p.depth == depth]
@@ -50,7 +50,7 @@ def test_sampler_equals_the_slow_reference(
         sampler = Sampler(either, p, Sampling(max_gen_toks=NEW), perplexity=False)
         job = job_of(p)
         got = {sample.index: sample.ids for sample in sampler.run([job])}
-        std = sampler.site_std(0, job)
+        std = sampler.runner.site_std(0, job)
         for index in (0, 1):
             assert got[index] == slow_generate(either, p, std, index), (p, index)
         differs += got[0] != clean
@@ -66,13 +66,13 @@ def test_sites_with_a_sigma_each(either: PreTrainedModel, scope: str, schedule: 
     p = Perturbation(depth=sigmas, scope=scope, positions="all", schedule=schedule, **extra)
     sampler = Sampler(either, p, Sampling(max_gen_toks=NEW), perplexity=False)
     job = job_of(p)
-    std = sampler.site_std(0, job)
+    std = sampler.runner.site_std(0, job)
     for sample in sampler.run([job]):
         assert sample.ids == slow_generate(either, p, std, sample.index)
         assert set(sample.rho) == {"embed", "block.0", "block.2"}
     for site, sigma in p.sites.items():
         same = Perturbation(sigma=sigma, depth=site)
-        assert Sampler(either, same, Sampling()).site_std(0, job)[site] == std[site]
+        assert Sampler(either, same, Sampling()).runner.site_std(0, job)[site] == std[site]
 
 
 def test_dummies_at_sigma_zero_are_the_control(qwen2: PreTrainedModel) -> None:
@@ -85,9 +85,9 @@ def test_dummies_at_sigma_zero_are_the_control(qwen2: PreTrainedModel) -> None:
     assert expected != slow_generate(qwen2, Perturbation(), {}, 0)
     assert [s.ids for s in samples] == [expected] * 3
     assert sum(s.seconds > 0 for s in samples) == 1
-    clean = clean_nll(sampler, PROMPT, [tuple(expected)])[0]
+    clean = sampler.clean_nll(PROMPT, [tuple(expected)])[0]
     assert [s.nll for s in samples] == pytest.approx([clean] * 3)
-    assert clean != pytest.approx(clean_nll(sampler, job.prompt_ids, [tuple(expected)])[0])
+    assert clean != pytest.approx(sampler.clean_nll(job.prompt_ids, [tuple(expected)])[0])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -119,7 +119,7 @@ def test_references(llama: PreTrainedModel) -> None:
 
     def reference(depth: str, **options: str) -> float | None:
         p = Perturbation(sigma=0.1, depth=depth, **options)
-        return Sampler(llama, p, Sampling()).reference(job, next(iter(p.sites)))
+        return Sampler(llama, p, Sampling()).runner.reference(job, next(iter(p.sites)))
 
     rows = table[list(job.prompt_ids)].norm(dim=-1)
     assert reference("embed") == pytest.approx(float(table.norm(dim=-1).mean()), rel=1e-5)
@@ -136,7 +136,9 @@ def test_table_reference_averages_emittable_tokens_only(qwen2: PreTrainedModel) 
     ids = torch.tensor([2, 3, 5])
     sampler = Sampler(qwen2, Perturbation(sigma=0.1), Sampling(), token_ids=ids)
     expected = qwen2.get_input_embeddings().weight.detach()[ids].norm(dim=-1).mean()
-    assert sampler.reference(Job(PROMPT, "p", (0,)), "embed") == pytest.approx(float(expected))
+    assert sampler.runner.reference(Job(PROMPT, "p", (0,)), "embed") == pytest.approx(
+        float(expected)
+    )
 
 
 def test_measured_rho_is_the_dose(either: PreTrainedModel) -> None:

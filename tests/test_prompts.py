@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from transformers import AutoTokenizer
 
-from lm_eval_embednoise.engine.sampler import Job
+from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.prompts import Prompts, dummy_token_id
 from lm_eval_embednoise.noise import perturb

@@ -16,12 +16,12 @@ from transformers.generation.logits_process import (
 
 from lm_eval_embednoise.engine import batch
 from lm_eval_embednoise.engine import sampler as sampler_module
-from lm_eval_embednoise.engine.batch import EXACT_ROWS
 from lm_eval_embednoise.engine.choose import choose
+from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.likelihood import clean_nll
-from lm_eval_embednoise.engine.prefill import prefill_noisy
-from lm_eval_embednoise.engine.rows import Prepared
-from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler, Stop
+from lm_eval_embednoise.engine.prefill import Prepared, prefill_noisy
+from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
 PROMPTS = [(5, 17, 3), (9, 9, 2, 8, 30, 31, 7), (4,), (60, 2, 2, 2, 11), (71, 72)]
@@ -110,13 +110,13 @@ def test_identical_work_is_done_once(
     qwen2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = []
-    original = Sampler.forward
+    original = Runner.forward
 
     def counting(self, ids, *args, **kwargs):
         rows.append(ids.numel())
         return original(self, ids, *args, **kwargs)
 
-    monkeypatch.setattr(Sampler, "forward", counting)
+    monkeypatch.setattr(Runner, "forward", counting)
     samples = run(qwen2, "greedy", 64, jobs(tuple(range(100))))
     assert len(samples) == 500
     assert sum(rows) <= sum(map(len, PROMPTS)) + len(PROMPTS) * NEW
@@ -148,7 +148,7 @@ def test_stop_rule_cuts_ids_and_nll(qwen2: PreTrainedModel) -> None:
     assert sample.ids == free.ids[: first + 1]
     assert sample.kept == max(0, first - 1)
     texts = [tuple(free.ids[: sample.kept])]
-    assert sample.nll == pytest.approx(clean_nll(sampler, PROMPTS[0], texts)[0], rel=1e-4)
+    assert sample.nll == pytest.approx(sampler.clean_nll(PROMPTS[0], texts)[0], rel=1e-4)
 
 
 def test_a_prompt_without_room_fails_alone(qwen2: PreTrainedModel) -> None:
@@ -197,14 +197,14 @@ def test_prompts_prefilled_in_one_pass_are_what_they_are_alone(
     texts = [tuple((7 * n + 3 * at) % 90 + 1 for at in range(n)) for n in lengths]
     work = [Job(ids, f"p{n}", tuple(range(rows))) for n, ids in enumerate(texts)]
     passes: list[tuple[int, int]] = []
-    forward = Sampler.forward
+    forward = Runner.forward
 
-    def counted(self: Sampler, ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def counted(self: Runner, ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if ids.shape[1] > 1:
             passes.append(tuple(ids.shape))
         return forward(self, ids, *args, **kwargs)
 
-    monkeypatch.setattr(Sampler, "forward", counted)
+    monkeypatch.setattr(Runner, "forward", counted)
 
     def samples(jobs: list[Job]) -> dict[tuple[str, int], list[int]]:
         sampling = Sampling(temperature=1.0, max_gen_toks=8)
@@ -235,27 +235,27 @@ def test_a_prompts_clean_head_is_run_once(
     model = wide_qwen2 if family == "wide qwen2" else tiny(family)
     texts = [tuple((7 * n + 3 * at) % 90 + 1 for at in range(20)) for n in range(2)]
     work = [Job(ids, f"p{n}", tuple(range(6)), **more) for n, ids in enumerate(texts)]
-    heads: list[int] = []
+    lengths: list[int] = []
 
-    def seen(sampler: Sampler, cache: Any, ready: Prepared, *rest: Any) -> Any:
-        heads.append(ready.head)
-        return prefill_noisy(sampler, cache, ready, *rest)
+    def seen(runner: Runner, cache: Any, ready: Prepared, *rest: Any) -> Any:
+        lengths.append(ready.shared_len)
+        return prefill_noisy(runner, cache, ready, *rest)
 
     monkeypatch.setattr(batch, "prefill_noisy", seen)
 
     def samples(share: bool) -> list[Sample]:
         sampling = Sampling(temperature=1.0, max_gen_toks=8)
         sampler = Sampler(model, perturbation, sampling, Stop(frozenset({40})), batch_size=8)
-        sampler.shares_prompts &= share
+        sampler.runner.shares_prompts &= share
         return sorted(sampler.run(work), key=lambda s: (s.job, s.index))
 
     shared = samples(True)
-    assert set(heads) == ({0} if family == "bloom" else {head})
-    heads.clear()
+    assert set(lengths) == ({0} if family == "bloom" else {head})
+    lengths.clear()
     for sample, alone in zip(shared, samples(False), strict=True):
         assert sample.ids == alone.ids and sample.nll == pytest.approx(alone.nll, rel=1e-4)
         assert sample.rho == pytest.approx(alone.rho, rel=1e-4)
-    assert set(heads) == {0}
+    assert set(lengths) == {0}
 
 
 def test_texts_behind_one_clean_prompt_are_scored_together(
@@ -270,9 +270,9 @@ def test_texts_behind_one_clean_prompt_are_scored_together(
     ]
     calls: list[tuple[int, ...]] = []
 
-    def counted(sampler: Sampler, ids: tuple[int, ...], texts: Any) -> list[float]:
+    def counted(runner: Runner, ids: tuple[int, ...], *more: Any) -> list[float | None]:
         calls.append(ids)
-        return clean_nll(sampler, ids, texts)
+        return clean_nll(runner, ids, *more)
 
     monkeypatch.setattr(sampler_module, "clean_nll", counted)
     settings = Sampling(temperature=1.0, max_gen_toks=6)
@@ -280,7 +280,7 @@ def test_texts_behind_one_clean_prompt_are_scored_together(
     found = list(sampler.run(work))
     assert sorted(calls) == sorted(clean.values())
     for sample in found:
-        (nll,) = clean_nll(sampler, work[sample.job].clean, [tuple(sample.ids)])
+        (nll,) = sampler.clean_nll(work[sample.job].clean, [tuple(sample.ids)])
         assert sample.nll == pytest.approx(nll, rel=1e-5)
 
 

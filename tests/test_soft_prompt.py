@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine import sampler as sampler_module
-from lm_eval_embednoise.engine.families import find_embedding
 from lm_eval_embednoise.engine.likelihood import clean_nll
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.noise.model_parts import find_embedding
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.soft_prompt import SoftPrompts, fit_table
 
@@ -40,7 +40,7 @@ def test_sampler_equals_the_slow_reference(
 ) -> None:
     """Every slot × fit × noise, two samples each that share what they can; scales other than 1."""
     monkeypatch.setattr(sampler_module, "SHARED_ROWS", 1)
-    monkeypatch.setattr(sampler_module, "SHARED_HEAD", 1)
+    monkeypatch.setattr("lm_eval_embednoise.engine.runner.LEAST_SHARED", 1)
     clean = slow_generate(either, Perturbation(), {}, 0, sampling)
     changed = 0
     for number, (slot, fit, noise) in enumerate(itertools.product(SLOTS, FITS, NOISE)):
@@ -49,7 +49,7 @@ def test_sampler_equals_the_slow_reference(
         sampler = Sampler(either, p, sampling)
         job = job_of(p)
         got = {sample.index: sample for sample in sampler.run([job])}
-        std = sampler.site_std(0, job)
+        std = sampler.runner.site_std(0, job)
         for index, sample in got.items():
             assert sample.ids == slow_generate(either, p, std, index, sampling), (p, index)
             (nll,) = clean_nll(sampler, PROMPT, [tuple(sample.ids)])
@@ -129,7 +129,7 @@ def test_samples_do_not_depend_on_the_batch(qwen2: PreTrainedModel, batch_size: 
     job = job_of(p, tuple(range(5)))
     sampler = Sampler(qwen2, p, GREEDY, batch_size=batch_size)
     got = {sample.index: sample.ids for sample in sampler.run([job])}
-    std = sampler.site_std(0, job)
+    std = sampler.runner.site_std(0, job)
     assert got == {index: slow_generate(qwen2, p, std, index) for index in range(5)}
 
 
@@ -142,7 +142,7 @@ def test_the_model_treats_the_vectors_as_a_tokens(family: str) -> None:
     job, sampler = job_of(p), Sampler(model, p, GREEDY, perplexity=False)
     embedding = find_embedding(model)
     for sample in sampler.run([job]):
-        soft, new = sampler.soft_prompts.vectors([(job.problem, sample.index)]), []
+        soft, new = sampler.runner.soft_prompts.vectors([(job.problem, sample.index)]), []
         assert soft is not None and job.soft_start is not None
         for _ in range(NEW):
             vectors = embedding(torch.tensor([[*job.prompt_ids, *new]]))

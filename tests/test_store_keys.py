@@ -193,7 +193,7 @@ def test_samples_of_version_1_are_taken_where_their_key_was_right(
     rows = written(tmp_path)
     with monkeypatch.context() as no_model:
         no_model.setattr(
-            "lm_eval_embednoise.engine.sampler.Sampler.forward", lambda *a, **k: pytest.fail("ran")
+            "lm_eval_embednoise.engine.runner.Runner.forward", lambda *a, **k: pytest.fail("ran")
         )
         assert generate(lm, tmp_path) == first
     assert written(tmp_path) == rows and len(Store(tmp_path).settings()) == 1

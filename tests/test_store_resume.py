@@ -301,7 +301,7 @@ def test_what_the_store_has_is_taken_and_not_generated(
     measured, std = lm.rho(), lm._measured.mean("std")
     lm.set_perturbation(method[0])
     monkeypatch.setattr(
-        "lm_eval_embednoise.engine.sampler.Sampler.forward", lambda *a, **k: pytest.fail("ran")
+        "lm_eval_embednoise.engine.runner.Runner.forward", lambda *a, **k: pytest.fail("ran")
     )
     again = generate(lm, tmp_path, gen_kwargs=method[1])
     assert again == first
@@ -328,7 +328,7 @@ def test_greedy_copies_are_rows_made_once(
     generate(lm, tmp_path, k=2)
     assert written(tmp_path) == 2 * PROBLEMS
     monkeypatch.setattr(
-        "lm_eval_embednoise.engine.sampler.Sampler.forward", lambda *a, **k: pytest.fail("ran")
+        "lm_eval_embednoise.engine.runner.Runner.forward", lambda *a, **k: pytest.fail("ran")
     )
     lm.set_perturbation(Perturbation(seed=7, depth=5, sigma=0))
     texts = generate(lm, tmp_path, k=4)

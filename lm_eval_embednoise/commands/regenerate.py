@@ -19,7 +19,8 @@ from lm_eval_embednoise.store.store import Store, Stored, digest
 from lm_eval_embednoise.study.plan import parse_arguments
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.engine.sampler import Job, Sampler
+    from lm_eval_embednoise.engine.jobs import Job
+    from lm_eval_embednoise.engine.sampler import Sampler
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 
 _KINDS = (".npz", ".safetensors")
@@ -161,16 +162,16 @@ def activations(made: Regenerated) -> dict[str, Any]:
     from lm_eval_embednoise.noise.inject import Rows, hooked, noise_keys
 
     sampler, job, blocks = made.sampler, made.job, made.lm.blocks
-    perturbation, device = sampler.perturbation, sampler.device
+    perturbation, device = sampler.perturbation, sampler.runner.device
     pair, length = (job.problem, job.samples[0]), len(job.prompt_ids)
     ids = torch.tensor([[*job.prompt_ids, *made.ids]], device=device)
-    std = sampler.site_std(0, job)
+    std = sampler.runner.site_std(0, job)
     rows = Rows(
         keys=noise_keys(perturbation, [pair], device),
         std={site: torch.tensor([value], dtype=torch.float64) for site, value in std.items()},
         prompt_length=torch.tensor([length], device=device),
         positions=torch.arange(ids.shape[1], device=device)[None],
-        soft=sampler.soft_prompts.vectors([pair]),
+        soft=sampler.runner.soft_prompts.vectors([pair]),
         soft_start=job.soft_starts(1, device),
     )
     found: dict[str, torch.Tensor] = {}
@@ -183,14 +184,14 @@ def activations(made: Regenerated) -> dict[str, Any]:
 
         return act
 
-    sites = (EMBED, *(f"block.{k}" for k in range(len(sampler.blocks))))
+    sites = (EMBED, *(f"block.{k}" for k in range(len(sampler.runner.blocks))))
     with (
         torch.no_grad(),
-        hooked(sampler.model, sites, note("pre_noise"), blocks),
-        sampler.perturbed(rows),
-        hooked(sampler.model, tuple(perturbation.sites), note("post_noise"), blocks),
+        hooked(sampler.runner.model, sites, note("pre_noise"), blocks),
+        sampler.runner.perturbed(rows),
+        hooked(sampler.runner.model, tuple(perturbation.sites), note("post_noise"), blocks),
     ):
-        sampler.forward(ids, DynamicCache())
+        sampler.runner.forward(ids, DynamicCache())
     found["token_ids"] = ids[0].cpu()
     found["prompt_length"] = torch.tensor([length])
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,16 +18,14 @@ from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
 from lm_eval_embednoise.engine.choose import NO_TOKEN, choose
 from lm_eval_embednoise.engine.graphs import StepGraphs
-from lm_eval_embednoise.engine.prefill import prefill_clean, prefill_noisy
-from lm_eval_embednoise.engine.rows import Prepared, Row
+from lm_eval_embednoise.engine.jobs import Job, Row, Stop
+from lm_eval_embednoise.engine.prefill import Prepared, prefill_clean, prefill_noisy
+from lm_eval_embednoise.engine.runner import Runner
 from lm_eval_embednoise.engine.slots import SlotCache, decode_mask, seen
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.inject import Rows, acting, mean_ratio, noise_keys
+from lm_eval_embednoise.noise.perturbation import Sampling
 
-if TYPE_CHECKING:
-    from lm_eval_embednoise.engine.sampler import Job, Sampler
-
-EXACT_ROWS = 16  # rows of every pass of an exact run
 AHEAD = 8  # generated positions whose noise is drawn together: many small draws cost more
 
 
@@ -36,7 +33,10 @@ class Batch:
     """Rows under way, their cache, and what the next step needs of each.
 
     Args:
-        sampler: the model and the settings.
+        runner: the model.
+        sampling: how tokens are chosen.
+        stop: when rows end.
+        score: keep the log-likelihood of every token, where decoding itself is clean.
         slots: rows decoded at a time.
         columns: memory of each row, in entries of its own.
         share: keep the entries of a prompt's clean head once for all its rows (the model's
@@ -47,28 +47,31 @@ class Batch:
 
     def __init__(
         self,
-        sampler: Sampler,
+        runner: Runner,
+        sampling: Sampling,
+        stop: Stop,
         slots: int,
         columns: int,
         *,
+        score: bool = True,
         share: bool = False,
         fixed: bool = False,
         flat_mask: bool = False,
     ) -> None:
-        self.sampler, self.slots, self.share, self.fixed = sampler, slots, share, fixed
+        self.runner, self.sampling, self.stop, self.score = runner, sampling, stop, score
+        self.slots, self.share, self.fixed = slots, share, fixed
         self.flat_mask = flat_mask
-        self.cache = SlotCache(len(sampler.blocks), slots, columns)
+        self.cache = SlotCache(len(runner.blocks), slots, columns)
         self.rows: list[Row | None] = []
         self.state: dict[str, Tensor] = {}  # name → [slots, ...]
-        self.tokens = torch.zeros(slots, dtype=torch.int64, device=sampler.device)
+        self.tokens = torch.zeros(slots, dtype=torch.int64, device=runner.device)
         self._prepared: dict[int, Prepared] = {}
-        self._noisy_steps = sampler.perturbation.perturbs_generated
-        self._ahead = self._noisy_steps and not kernels.serve(sampler.embedding)
-        stop = sampler.stop
+        self._noisy_steps = runner.perturbation.perturbs_generated
+        self._ahead = self._noisy_steps and not kernels.serve(runner.embedding)
         self._may_end = None if stop.may_end is None else stop.may_end.tolist()
         self._graphs: StepGraphs | None = None
         self._membership_changed = True
-        self._alone = fixed or not sampler.keeps_logits  # prompts are prefilled one by one
+        self._alone = fixed or not runner.keeps_logits  # prompts are prefilled one by one
 
     @property
     def live(self) -> int:
@@ -82,7 +85,7 @@ class Batch:
         their own, only once a quarter of the slots is free.
         """
         free = self.slots - self.live
-        cheap = self.share and not self.sampler.perturbation.perturbs_prompt and not self._ahead
+        cheap = self.share and not self.runner.perturbation.perturbs_prompt and not self._ahead
         return free if cheap or not self.live or free >= max(1, self.slots // 4) else 0
 
     def meet(self, jobs: dict[int, Job], rows: list[Row]) -> None:
@@ -91,8 +94,8 @@ class Batch:
         new = [number for number in jobs if number not in self._prepared]
         for number in new:
             self._prepared[number] = self._prepare(number, jobs[number])
-        heads = [self._prepared[number] for number in new if self._prepared[number].head]
-        prefill_clean(self.sampler, heads, self._alone)
+        heads = [self._prepared[number] for number in new if self._prepared[number].shared_len]
+        prefill_clean(self.runner, heads, self._alone)
         _charge(started, rows)
 
     def join(self, number: int, job: Job, rows: list[Row]) -> None:
@@ -101,14 +104,14 @@ class Batch:
         The rows share the prompt's prefill up to where noise or a soft prompt reaches it.
         """
         started = time.perf_counter()
-        device = self.sampler.device
+        device = self.runner.device
         ready = self._prepared[number]
         holes = [slot for slot, row in enumerate(self.rows) if row is None]
         free = [*holes, *range(len(self.rows), self.slots)][: len(rows)]
         self.rows += [None] * (max(free) + 1 - len(self.rows))
         slots = torch.tensor(free, device=device)
         places = torch.tensor([ready.place[row.index] for row in rows], device=device)
-        length, shared = len(job.prompt_ids), ready.head if self.share else 0
+        length, shared = len(job.prompt_ids), ready.shared_len if self.share else 0
         new = {
             "offset": torch.full((len(rows),), shared, device=device),
             "write": torch.full((len(rows),), length - shared, device=device),
@@ -122,13 +125,13 @@ class Batch:
                 (len(rows),), ready.std[site], dtype=torch.float64, device=device
             )
             new[f"rho {site}"] = torch.zeros(len(rows), 2, dtype=torch.float64, device=device)
-        if self.sampler.perturbation.perturbs_prompt:
+        if self.runner.perturbation.perturbs_prompt:
             pairs = [(job.problem, row.index) for row in rows]
             noise = self._streams(new)
-            noise.soft = self.sampler.soft_prompts.vectors(pairs)
+            noise.soft = self.runner.soft_prompts.vectors(pairs)
             noise.soft_start = job.soft_starts(len(rows), device)
             tile = self.slots if self.fixed else None
-            logits, measured = prefill_noisy(self.sampler, self.cache, ready, noise, slots, tile)
+            logits, measured = prefill_noisy(self.runner, self.cache, ready, noise, slots, tile)
             _add_up(new, measured)
         else:
             assert ready.logits is not None and ready.entries is not None
@@ -147,23 +150,23 @@ class Batch:
         _charge(started, rows)
 
     def _prepare(self, number: int, job: Job) -> Prepared:
-        sampler, device = self.sampler, self.sampler.device
-        seed = sampler.perturbation.seed
+        runner, device = self.runner, self.runner.device
+        seed = runner.perturbation.seed
         uniforms = None
-        if not sampler.sampling.greedy:
+        if not self.sampling.greedy:
             words = (streams.stream_key(seed, job.problem, s, "sample") for s in job.samples)
-            steps = torch.arange(sampler.sampling.max_gen_toks, device=device)
+            steps = torch.arange(self.sampling.max_gen_toks, device=device)
             keys = streams.key_words(words, device)
             uniforms = streams.uniform(keys, steps.expand(len(job.samples), -1))
         # Where rows keep all entries themselves, a prompt is run once or for each row as a whole.
-        head = sampler.head(job) if self.share or not sampler.perturbation.perturbs_prompt else 0
+        whole = not self.share and runner.perturbation.perturbs_prompt
         return Prepared(
             job,
             {sample: place for place, sample in enumerate(job.samples)},
             uniforms,
-            noise_keys(sampler.perturbation, [(job.problem, s) for s in job.samples], device),
-            sampler.site_std(number, job),
-            head,
+            noise_keys(runner.perturbation, [(job.problem, s) for s in job.samples], device),
+            runner.site_std(number, job),
+            0 if whole else runner.shared_len(job),
         )
 
     def leave(self) -> Iterator[Row]:
@@ -214,44 +217,44 @@ class Batch:
 
     def _enter(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
         """The forward pass over one token a row: logits [rows, 1, vocab]."""
-        sampler = self.sampler
+        runner = self.runner
         used = [row.entered + 1 for row in self.rows if row is not None]
         write, width = state["write"], self.cache.columns if self.fixed else max(used)
         self.cache.write_at(write, width, even=not self.fixed and min(used) == width)
-        if sampler.lean is not None:
+        if runner.lean is not None:
             return self._lean(state, tokens, positions)
-        if sampler.own_attention:
-            with attention.serving(sampler.attention_configs, self.cache):
+        if runner.own_attention:
+            with attention.serving(runner.attention_configs, self.cache):
                 return self._forward(state, positions, tokens, self.cache, None)
-        mask = seen(write, width) if self.flat_mask else decode_mask(write, width, sampler.dtype)
+        mask = seen(write, width) if self.flat_mask else decode_mask(write, width, runner.dtype)
         return self._forward(state, positions, tokens, self.cache, mask)
 
     def _lean(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
         """The same by `lean.Lean`, which needs no hooks for the noise."""
-        sampler = self.sampler
-        assert sampler.lean is not None
+        runner = self.runner
+        assert runner.lean is not None
         if self._recordable:
             return self._replayed(state, tokens, positions)
         if not self._noisy_steps:
-            return sampler.lean.step(tokens, self.cache, positions)
-        act, measured = acting(sampler.perturbation, self._noise(state, positions))
-        sites = sampler.perturbation.sites.keys()
-        logits = sampler.lean.step(tokens, self.cache, positions, act, sites)
+            return runner.lean.step(tokens, self.cache, positions)
+        act, measured = acting(runner.perturbation, self._noise(state, positions))
+        sites = runner.perturbation.sites.keys()
+        logits = runner.lean.step(tokens, self.cache, positions, act, sites)
         _add_up(state, measured)
         return logits
 
     @property
     def _recordable(self) -> bool:
         """Whether the step can be replayed from a recording (graphs.py)."""
-        return self.sampler.device.type == "cuda" and not self.share and not self.fixed
+        return self.runner.device.type == "cuda" and not self.share and not self.fixed
 
     def _replayed(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
         """`_lean` on a GPU, where rows have all their entries themselves."""
-        sampler = self.sampler
-        assert sampler.lean is not None
+        runner = self.runner
+        assert runner.lean is not None
         if self._graphs is None:
-            noisy = sampler.perturbation if self._noisy_steps else None
-            self._graphs = StepGraphs(sampler.lean, self.cache, noisy)
+            noisy = runner.perturbation if self._noisy_steps else None
+            self._graphs = StepGraphs(runner.lean, self.cache, noisy)
         noise = self._drawn_ahead(positions[:, 0]) if self._noisy_steps else {}
         logits, measured = self._graphs.step(
             tokens, positions, state["write"], self.cache.width, noise
@@ -268,11 +271,11 @@ class Batch:
         mask: Tensor | None,
     ) -> Tensor:
         """A pass over generated tokens, with noise where the perturbation puts some there."""
-        sampler = self.sampler
+        runner = self.runner
         if not self._noisy_steps:
-            return sampler.forward(tokens, cache, positions, mask)
-        with sampler.perturbed(self._noise(state, positions)) as measured:
-            logits = sampler.forward(tokens, cache, positions, mask)
+            return runner.forward(tokens, cache, positions, mask)
+        with runner.perturbed(self._noise(state, positions)) as measured:
+            logits = runner.forward(tokens, cache, positions, mask)
         _add_up(state, measured)
         return logits
 
@@ -293,7 +296,7 @@ class Batch:
 
     def _streams(self, state: dict[str, Tensor]) -> Rows:
         """The rows' noise, at no positions yet."""
-        sites = self.sampler.perturbation.sites
+        sites = self.runner.perturbation.sites
         keys = {site: state[f"key {site}"] for site in sites}
         std = {site: state[f"std {site}"] for site in sites}
         return Rows(keys, std, state["prompt"])
@@ -308,7 +311,7 @@ class Batch:
 
     def _drawn_ahead(self, positions: Tensor) -> dict[str, Tensor]:
         """Site → noise of each row's new entry, [rows, 1, dim]; drawn AHEAD positions at a time."""
-        sampler, device = self.sampler, positions.device
+        runner, device = self.runner, positions.device
         spent = []
         for slot, row in enumerate(self.rows):
             if row is not None and len(row.ids) > row.drawn:
@@ -321,10 +324,10 @@ class Batch:
             self.state["ahead"][slots] = positions[slots]
             coming = positions[slots, None] + torch.arange(AHEAD, device=device)
             rows = self._streams(self.state).chosen(slots, coming)
-            for site in sampler.perturbation.sites:
-                std = rows.deviations(sampler.perturbation, site)
+            for site in runner.perturbation.sites:
+                std = rows.deviations(runner.perturbation, site)
                 noise = perturb.draw(
-                    sampler.perturbation, rows.keys[site], coming, std, sampler.references.width
+                    runner.perturbation, rows.keys[site], coming, std, runner.references.width
                 )
                 name = f"noise {site}"
                 if name not in self.state:
@@ -335,7 +338,7 @@ class Batch:
         line = torch.arange(count, device=device)
         return {
             site: self.state[f"noise {site}"][line, ahead][:, None]
-            for site in sampler.perturbation.sites
+            for site in runner.perturbation.sites
         }
 
     def _choose(self, logits: Tensor, present: list[int], slots: Tensor | None) -> None:
@@ -346,7 +349,7 @@ class Batch:
             present: slots of the rows that are there.
             slots: int64 [rows], whose logits these are; None for slots 0 to rows - 1.
         """
-        sampler, state = self.sampler, self.state
+        runner, state = self.runner, self.state
         uniforms = None
         if "uniform" in state:
             step = state["offset"] + state["write"] - state["prompt"]
@@ -356,10 +359,10 @@ class Batch:
                 step, uniform = step[slots], state["uniform"][slots]
             step = step.clamp_max(uniform.shape[1] - 1)
             uniforms = uniform.gather(1, step[:, None])[:, 0]
-        found = choose(logits, sampler.sampling, uniforms)
+        found = choose(logits, self.sampling, uniforms)
         tokens = found.clamp_min(0)  # a row without a token ends, but may run along once more
         nlls: list[float] | None = None
-        if sampler.perplexity and sampler.perturbation.plain:
+        if self.score and runner.perturbation.plain:
             chosen = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
             nlls = (-chosen).tolist()
         if slots is None:
@@ -375,7 +378,7 @@ class Batch:
 
     def _settle(self, row: Row, token: int, nll: float | None) -> None:
         """Append a token to its row, or end the row."""
-        stop = self.sampler.stop
+        stop = self.stop
         if token == NO_TOKEN:
             row.finish_reason = "numeric"
             return
@@ -393,7 +396,7 @@ class Batch:
             row.finish_reason = "length"
 
     def _rho(self, slot: int) -> dict[str, float]:
-        sites = self.sampler.perturbation.sites
+        sites = self.runner.perturbation.sites
         return mean_ratio({site: self.state[f"rho {site}"] for site in sites}, slot)
 
     def forget(self, number: int) -> None:

@@ -89,7 +89,7 @@ class Lean:
     head: Linear
     like: tuple[Tensor, Tensor]
 
-    def __init__(self, model: Any, compiled: bool = False) -> None:
+    def __init__(self, model: Any, compiled: bool = False, in_c: bool = True) -> None:
         self.model, self.rotary = model, model.model.rotary_emb
         self.kv_heads = model.config.num_key_value_heads
         self.dim = model.model.layers[0].self_attn.head_dim
@@ -99,10 +99,10 @@ class Lean:
         windows = any(
             _window(block.self_attn, model.config) is not None for block in model.model.layers
         )
-        self.suits_kernels = not compiled and not windows and kernels.serve_heads(self.dim)
+        self.suits_kernels = in_c and not compiled and not windows and kernels.serve_heads(self.dim)
 
     @classmethod
-    def of(cls, model: Any, compiled: bool = False) -> Lean | None:
+    def of(cls, model: Any, compiled: bool = False, in_c: bool = True) -> Lean | None:
         """The short passes of a model that has this architecture to the letter, None for any other.
 
         What keeps a model of a class that is served from them is logged, once.
@@ -110,11 +110,12 @@ class Lean:
         Args:
             model: a causal LM.
             compiled: by torch.compile, in its first steps; meant for GPUs.
+            in_c: False for PyTorch's operations even where `kernels` serve.
         """
         if (why := obstacle(model)) is not None:
             _say(model, why)
             return None
-        return cls(model, compiled)
+        return cls(model, compiled, in_c)
 
     @contextmanager
     def ready(self) -> Iterator[str | None]:
@@ -228,7 +229,7 @@ class Lean:
         cache: SlotCache,
         slots: Tensor,
         at: Tensor | None,
-        head: list[Shared] | None = None,
+        shared: list[Shared] | None = None,
         act: Act | None = None,
         sites: Sites = frozenset(),
         replaced: Callable[[Tensor], Tensor] | None = None,
@@ -240,7 +241,7 @@ class Lean:
             cache: gets the entries.
             slots: int64 [rows]; rows of one slot must be equal.
             at: int64 [rows], which of the ids' logits are wanted; None for all.
-            head: of each block, what stands before the ids and is seen by all rows.
+            shared: of each block, what stands before the ids and is seen by all rows.
             act, sites: see `step`; vectors are [rows, length, dim].
             replaced: what becomes of the tokens' vectors, [rows, length, dim], before all else.
 
@@ -249,7 +250,7 @@ class Lean:
         """
         rows, length = ids.shape
         columns = torch.arange(length)
-        positions = columns + (head[0].keys.shape[2] if head else 0)
+        positions = columns + (shared[0].keys.shape[2] if shared else 0)
         x = F.embedding(ids, self.embedding)
         if replaced is not None:
             x = replaced(x)
@@ -262,10 +263,12 @@ class Lean:
             held = cache.slot_layers[number].memory(*self.like)
             q = self._entered(x, block, cos, sin, held, write, where)
             prompt = None
-            if head:
+            if shared:
                 prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
-                shared = head[number]
-                kernels.attend_prompt(q, shared.columns, shared.values, None, block.scaling, prompt)
+                held_once = shared[number]
+                kernels.attend_prompt(
+                    q, held_once.columns, held_once.values, None, block.scaling, prompt
+                )
             q = q.view(rows, length, *q.shape[1:])
             mixed = kernels.attend_causal(q, held, slots, block.scaling, prompt)
             x = _behind_in_c(x, mixed.view(rows * length, -1), block)

@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,14 +13,11 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
-from lm_eval_embednoise.engine.batch import EXACT_ROWS
 from lm_eval_embednoise.engine.behind import BehindPrompt
 from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.prefill import run_prompts
+from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
 from lm_eval_embednoise.engine.slots import SlotCache
-
-if TYPE_CHECKING:
-    from lm_eval_embednoise.engine.sampler import Sampler
 
 # By device: positions of a pass, so that products run at full speed and little is filled up, and
 # the most logits of one, of which several copies in float32 stand beside each other.
@@ -39,36 +35,37 @@ def unscorable(finish_reason: str | None, kept: int | None) -> bool:
 
 @torch.no_grad()
 def clean_nll(
-    sampler: Sampler, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]
+    runner: Runner, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]], rows: int
 ) -> list[float | None]:
     """Negative log-likelihood of texts after a prompt, at T = 1, teacher-forced.
 
     Args:
-        sampler: gives the model; with `exact`, what a text scores depends on itself alone.
+        runner: gives the model; with `exact`, what a text scores depends on itself alone.
         prompt_ids: the clean prompt, run once.
         texts: generated ids; an empty text scores 0.
+        rows: most rows of a pass.
 
     Returns:
         Summed nats, one a text; None where the clean model's own logits are not numbers.
     """
-    with sampler.ready():
-        return _clean_nll(sampler, prompt_ids, texts)
+    with runner.ready():
+        return _clean_nll(runner, prompt_ids, texts, rows)
 
 
 def _clean_nll(
-    sampler: Sampler, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]
+    runner: Runner, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]], most_rows: int
 ) -> list[float | None]:
-    ((first, prompt),) = run_prompts(sampler, [prompt_ids])
-    room = sampler.max_length - len(prompt_ids)
-    passes = _passes(sampler, texts, room, first.shape[-1])
+    ((first, prompt),) = run_prompts(runner, [prompt_ids])
+    room = runner.max_length - len(prompt_ids)
+    passes = _passes(runner, texts, room, first.shape[-1], most_rows)
     shared = [Shared(*held) for held in prompt]
 
     def filled_up(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
         padded = [[*row, *[0] * (width - len(row))] for row in rows]
-        return torch.tensor(padded, device=sampler.device)
+        return torch.tensor(padded, device=runner.device)
 
     def score(numbers: list[int], length: int) -> list[float | None]:
-        rows = EXACT_ROWS if sampler.exact else len(numbers)
+        rows = EXACT_ROWS if runner.exact else len(numbers)
         chosen = [texts[i] for i in numbers] + [()] * (rows - len(numbers))
         ids = filled_up(chosen, length)
         logits = first[None].expand(rows, -1, -1)
@@ -76,7 +73,7 @@ def _clean_nll(
             # A text's last token is not entered: it may be one that the model makes NaN of, which
             # masks don't hide from the tokens before it.
             entered = filled_up([text[:-1] for text in chosen], length - 1)
-            after = _teacher_forced(sampler, entered, shared)
+            after = _teacher_forced(runner, entered, shared)
             logits = torch.cat([logits, after.float()], dim=1)
         logprobs = logits.log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
         summed = [
@@ -88,7 +85,7 @@ def _clean_nll(
         for numbers, length in passes[start::lanes]:
             yield numbers, score(numbers, length)
 
-    in_c = sampler.lean is not None and sampler.lean.in_c
+    in_c = runner.lean is not None and runner.lean.in_c
     lanes = max(1, min(torch.get_num_threads(), len(passes))) if in_c else 1
     work = [functools.partial(lane, start) for start in range(lanes)]
     scored = run_lanes(work) if in_c else lane(0, lambda: False)
@@ -97,19 +94,20 @@ def _clean_nll(
 
 
 def _passes(
-    sampler: Sampler, texts: Sequence[tuple[int, ...]], room: int, vocabulary: int
+    runner: Runner, texts: Sequence[tuple[int, ...]], room: int, vocabulary: int, rows: int
 ) -> list[tuple[list[int], int]]:
     """Texts to score together, by their numbers, and the length they are padded to.
 
     Args:
-        sampler: says how many rows a pass may have, and whether they are `exact`.
+        runner: says whether passes are `exact`.
         texts: generated ids.
         room: positions that the model has behind the prompt; padding must not reach beyond.
         vocabulary: logits a position.
+        rows: most of a pass.
     """
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     passes: list[tuple[list[int], int]] = []
-    if sampler.exact:
+    if runner.exact:
         lengths = {}
         for i in order:
             whole = max(1, -(-len(texts[i]) // BUCKET)) * BUCKET
@@ -121,32 +119,32 @@ def _passes(
                 for start in range(0, len(alike), EXACT_ROWS)
             ]
         return passes
-    kind = sampler.device.type if sampler.device.type in TOKENS else "cpu"
+    kind = runner.device.type if runner.device.type in TOKENS else "cpu"
     tokens = min(TOKENS[kind], LOGITS[kind] // vocabulary)
     while order:
         length = max(1, len(texts[order[-1]]))
-        most = max(1, min(tokens // length, sampler.batch_size))
+        most = max(1, min(tokens // length, rows))
         chosen, order = order[-most:], order[:-most]
         passes.append((chosen, length))
     return passes
 
 
-def _teacher_forced(sampler: Sampler, ids: Tensor, prompt: list[Shared]) -> Tensor:
+def _teacher_forced(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Tensor:
     """Logits after each of the ids, [rows, pos, vocab], behind a prompt that all rows see."""
-    if sampler.lean is not None and sampler.lean.in_c:
+    if runner.lean is not None and runner.lean.in_c:
         memory = SlotCache(len(prompt), len(ids), ids.shape[1], keep=False)
-        return sampler.lean.prefill(ids, memory, torch.arange(len(ids)), None, prompt)
+        return runner.lean.prefill(ids, memory, torch.arange(len(ids)), None, prompt)
     start = prompt[0].keys.shape[2]
     positions = torch.arange(start, start + ids.shape[1], device=ids.device)
     positions = positions.expand(len(ids), -1)
     serving: AbstractContextManager[None] = nullcontext()
-    if sampler.shares_prompts:
+    if runner.shares_prompts:
         cache: Cache = BehindPrompt(prompt, ids.shape[1])
-        serving = attention.serving(sampler.attention_configs, cache)  # type: ignore[arg-type]
+        serving = attention.serving(runner.attention_configs, cache)  # type: ignore[arg-type]
     else:
         cache = DynamicCache()
         for number, held in enumerate(prompt):
             keys, values = (part.repeat(len(ids), 1, 1, 1) for part in (held.keys, held.values))
             cache.update(keys, values, number)
-    with sampler.whole_model, serving:
-        return sampler.forward(ids, cache, positions, at=None)
+    with runner.whole_model, serving:
+        return runner.forward(ids, cache, positions, at=None)

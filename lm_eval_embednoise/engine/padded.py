@@ -7,7 +7,7 @@ serves every model of which `families.decoding` doesn't know more.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from transformers.cache_utils import DynamicCache
 
 from lm_eval_embednoise.engine.batch import Batch
 from lm_eval_embednoise.engine.slots import Entries
-
-if TYPE_CHECKING:
-    from lm_eval_embednoise.engine.sampler import Sampler
 
 
 class PaddedCache:
@@ -71,8 +68,8 @@ class PaddedCache:
 class PaddedBatch(Batch):
     """Rows that begin together; see `Batch`."""
 
-    def __init__(self, sampler: Sampler, slots: int, columns: int) -> None:
-        super().__init__(sampler, slots, columns)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.cache = PaddedCache()  # type: ignore[assignment]
 
     def wants(self) -> int:

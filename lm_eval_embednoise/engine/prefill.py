@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,24 +13,50 @@ from transformers.cache_utils import Cache, DynamicCache
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
 from lm_eval_embednoise.engine.behind import BehindPrompt
+from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.lanes import threads
-from lm_eval_embednoise.engine.rows import Prepared
+from lm_eval_embednoise.engine.runner import Runner
 from lm_eval_embednoise.engine.slots import Entries, SlotCache, entries
 from lm_eval_embednoise.noise.inject import Rows, acting
-
-if TYPE_CHECKING:
-    from lm_eval_embednoise.engine.sampler import Sampler
 
 PASS_TOKENS = 8192  # positions of one pass
 LEAN_TOKENS = 2048  # the same in C: what lies between its operations should fit a core's caches
 FILLED_UP = 1.2  # how many times their own positions prompts of unequal length may take in a pass
 
 
-def prefill_clean(sampler: Sampler, jobs: list[Prepared], alone: bool) -> None:
-    """Run the heads of jobs' prompts, several in one pass.
+@dataclass
+class Prepared:
+    """What the rows of one job have in common, made when the first of them joins.
+
+    Attributes:
+        job: the job.
+        place: sample index → its row in the tensors below.
+        uniforms: float64 [samples, tokens] for sampling, or None.
+        keys: site → int64 [samples, 2], noise streams.
+        std: site → standard deviation per coordinate.
+        shared_len: positions of the prompt that were prefilled once for all rows, or are about to
+            be.
+        entries: their keys and values.
+        shared: the same as rows see them that keep none of their own.
+        logits: float32 [1, vocab] after them.
+    """
+
+    job: Job
+    place: dict[int, int]
+    uniforms: Tensor | None
+    keys: dict[str, Tensor]
+    std: dict[str, float]
+    shared_len: int
+    entries: Entries | None = None
+    shared: list[Shared] = field(default_factory=list)
+    logits: Tensor | None = None
+
+
+def prefill_clean(runner: Runner, jobs: list[Prepared], alone: bool) -> None:
+    """Run what samples share of jobs' prompts, several in one pass.
 
     Args:
-        sampler: gives the model.
+        runner: gives the model.
         jobs: get entries and logits.
         alone: a pass for each.
     """
@@ -38,22 +64,22 @@ def prefill_clean(sampler: Sampler, jobs: list[Prepared], alone: bool) -> None:
     real = 0
 
     def run() -> None:
-        heads = [ready.job.prompt_ids[: ready.head] for ready in together]
-        for ready, (logits, found) in zip(together, run_prompts(sampler, heads), strict=True):
+        prompts = [ready.job.prompt_ids[: ready.shared_len] for ready in together]
+        for ready, (logits, found) in zip(together, run_prompts(runner, prompts), strict=True):
             ready.logits, ready.entries = logits, found
             ready.shared = [Shared(*held) for held in found]
 
-    for ready in sorted(jobs, key=lambda ready: ready.head):
-        real, padded = real + ready.head, (len(together) + 1) * ready.head
+    for ready in sorted(jobs, key=lambda ready: ready.shared_len):
+        real, padded = real + ready.shared_len, (len(together) + 1) * ready.shared_len
         if together and (alone or padded > min(PASS_TOKENS, FILLED_UP * real)):
             run()
-            together, real = [], ready.head
+            together, real = [], ready.shared_len
         together.append(ready)
     if together:
         run()
 
 
-def run_prompts(sampler: Sampler, prompts: Sequence[Sequence[int]]) -> list[tuple[Tensor, Entries]]:
+def run_prompts(runner: Runner, prompts: Sequence[Sequence[int]]) -> list[tuple[Tensor, Entries]]:
     """Run prompts in one pass: of each the logits after it, float32 [1, vocab], and its entries.
 
     Behind its end a shorter one is filled up with tokens that nothing before them sees, and whose
@@ -61,17 +87,17 @@ def run_prompts(sampler: Sampler, prompts: Sequence[Sequence[int]]) -> list[tupl
     """
     lengths = [len(ids) for ids in prompts]
     padded = [[*ids, *[ids[-1]] * (max(lengths) - len(ids))] for ids in prompts]
-    tokens = torch.tensor(padded, device=sampler.device)
-    if sampler.lean is not None and sampler.lean.in_c:
-        cache = SlotCache(len(sampler.blocks), len(prompts), max(lengths))
+    tokens = torch.tensor(padded, device=runner.device)
+    if runner.lean is not None and runner.lean.in_c:
+        cache = SlotCache(len(runner.blocks), len(prompts), max(lengths))
         at = torch.tensor(lengths) - 1
         with threads(alone=False):
-            logits = sampler.lean.prefill(tokens, cache, torch.arange(len(prompts)), at)
+            logits = runner.lean.prefill(tokens, cache, torch.arange(len(prompts)), at)
         found = entries(cache)
     else:
         last, prefilled = sorted(set(lengths)), DynamicCache()
-        with sampler.whole_model, threads(alone=True):
-            seen = sampler.forward(tokens, prefilled, at=[length - 1 for length in last])
+        with runner.whole_model, threads(alone=True):
+            seen = runner.forward(tokens, prefilled, at=[length - 1 for length in last])
         logits = torch.stack([seen[row, last.index(n)] for row, n in enumerate(lengths)])
         found = entries(prefilled)
     ones = [(slice(row, row + 1), slice(None), slice(n)) for row, n in enumerate(lengths)]
@@ -82,19 +108,19 @@ def run_prompts(sampler: Sampler, prompts: Sequence[Sequence[int]]) -> list[tupl
 
 
 def prefill_noisy(
-    sampler: Sampler,
+    runner: Runner,
     cache: SlotCache,
     ready: Prepared,
     rows: Rows,
     slots: Tensor,
     tile: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run what stands behind the head of a job's prompt, with each row's own noise.
+    """Run what stands behind the shared part of a job's prompt, with each row's own noise.
 
     Args:
-        sampler: gives the model and the noise.
+        runner: gives the model and the noise.
         cache: gets the entries.
-        ready: gives the prompt and the entries of its head.
+        ready: gives the prompt and the entries of its shared part.
         rows: the rows' streams and soft prompts; their positions are ignored.
         slots: int64 [rows], where their entries go.
         tile: rows of every pass, filled up with copies (`exact`); None for as many as are fast.
@@ -102,28 +128,28 @@ def prefill_noisy(
     Returns:
         Logits after the prompt, float32 [rows, vocab], and site → what `inject.add_noise` measured.
     """
-    device, count = sampler.device, len(slots)
-    lean = sampler.lean if sampler.lean is not None and sampler.lean.in_c else None
-    tail = torch.tensor([ready.job.prompt_ids[ready.head :]], device=device)
+    device, count = runner.device, len(slots)
+    lean = runner.lean if runner.lean is not None and runner.lean.in_c else None
+    tail = torch.tensor([ready.job.prompt_ids[ready.shared_len :]], device=device)
     length = tail.shape[1]
-    positions = torch.arange(ready.head, ready.head + length, device=device)
+    positions = torch.arange(ready.shared_len, ready.shared_len + length, device=device)
     step = tile or max(1, (LEAN_TOKENS if lean else PASS_TOKENS) // length)
     logits: list[Tensor] = []
-    measured: dict[str, list[Tensor]] = {site: [] for site in sampler.perturbation.sites}
+    measured: dict[str, list[Tensor]] = {site: [] for site in runner.perturbation.sites}
     for start in range(0, count, step):
         real = torch.arange(start, min(start + step, count), device=device)
         chosen = real if not tile else torch.cat([real, real[:1].expand(step - len(real))])
         part = rows.chosen(chosen, positions.expand(len(chosen), -1))
         ids = tail.expand(len(chosen), -1)
         if lean is not None:
-            act, found = acting(sampler.perturbation, part)
+            act, found = acting(runner.perturbation, part)
             at = torch.full((len(chosen),), length - 1)
             with threads(alone=False):
                 out = lean.prefill(
                     ids, cache, slots[chosen], at, ready.shared, act, measured.keys(), part.replaced
                 )
         else:
-            out, held, found = _tail_pass(sampler, ready, part, ids)
+            out, held, found = _tail_pass(runner, ready, part, ids)
             cache.fill(slots[real], [(k[: len(real)], v[: len(real)]) for k, v in held])
         logits.append(out[: len(real)].float())
         for site, sums in measured.items():
@@ -132,20 +158,20 @@ def prefill_noisy(
 
 
 def _tail_pass(
-    sampler: Sampler, ready: Prepared, rows: Rows, ids: Tensor
+    runner: Runner, ready: Prepared, rows: Rows, ids: Tensor
 ) -> tuple[Tensor, Entries, dict[str, Tensor]]:
-    """The model's own forward behind the head.
+    """The model's own forward behind the shared part.
 
     Returns:
         Logits after the prompt, the new entries, and site → what `inject.add_noise` measured.
     """
     with ExitStack() as stack:
-        stack.enter_context(sampler.whole_model)
+        stack.enter_context(runner.whole_model)
         stack.enter_context(threads(alone=True))
-        measured = stack.enter_context(sampler.perturbed(rows))
+        measured = stack.enter_context(runner.perturbed(rows))
         cache: Cache = DynamicCache()
-        if ready.head:
+        if ready.shared_len:
             cache = behind = BehindPrompt(ready.shared, ids.shape[1], keep=True)
-            stack.enter_context(attention.serving(sampler.attention_configs, behind))
-        logits = sampler.forward(ids, cache, rows.positions)
+            stack.enter_context(attention.serving(runner.attention_configs, behind))
+        logits = runner.forward(ids, cache, rows.positions)
     return logits[:, -1], entries(cache), measured

@@ -8,124 +8,29 @@ for rows of the next jobs; work that would be identical is done once.
 from __future__ import annotations
 
 import functools
-import inspect
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
-from lm_eval_embednoise.engine import attention
-from lm_eval_embednoise.engine.batch import EXACT_ROWS, Batch
+from lm_eval_embednoise.engine.batch import Batch
 from lm_eval_embednoise.engine.choose import choose
-from lm_eval_embednoise.engine.families import (
-    attends_to_entries,
-    check_exact,
-    decoding,
-    find_blocks,
-    steady_positions,
-)
-from lm_eval_embednoise.engine.lanes import Stopped, run_lanes, threads
-from lm_eval_embednoise.engine.lean import Lean
-from lm_eval_embednoise.engine.lean_checks import obstacle
+from lm_eval_embednoise.engine.families import Decoding
+from lm_eval_embednoise.engine.jobs import Job, Row, Sample, Stop
+from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.likelihood import clean_nll, unscorable
 from lm_eval_embednoise.engine.padded import PaddedBatch
-from lm_eval_embednoise.engine.rows import Row
-from lm_eval_embednoise.noise import perturb
-from lm_eval_embednoise.noise.inject import Rows, find_site, mean_ratio, noise_keys, running
+from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
+from lm_eval_embednoise.noise.inject import Rows, mean_ratio, noise_keys
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.noise.reference import References
-from lm_eval_embednoise.noise.soft_prompt import SoftPrompts
 
 LANE_ROWS = 16  # fewest rows that are worth a lane of their own
 GREEDY = Sampling()
-LAST = (-1,)  # the position that decoding needs
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
 SHARED_ON_GPU = 2  # most prompts in a batch up to which it pays on a GPU
-SHARED_HEAD = 8  # positions from which a part of it does
-
-
-@dataclass(frozen=True)
-class Job:
-    """One problem: its prompt, its name in the random streams, and the samples wanted of it.
-
-    Attributes:
-        prompt_ids: the input vectors' token ids.
-        problem: the name.
-        samples: the sample indices.
-        clean_ids: the prompt with nothing added to it, which the clean log-likelihood and the
-            norm m refer to; None where that is `prompt_ids`.
-        soft_start: position of the first placeholder that a random soft prompt takes.
-        too_long: what was added to the prompt leaves no room for any of it.
-    """
-
-    prompt_ids: tuple[int, ...]
-    problem: str
-    samples: tuple[int, ...]
-    clean_ids: tuple[int, ...] | None = None
-    soft_start: int | None = None
-    too_long: bool = False
-
-    @property
-    def clean(self) -> tuple[int, ...]:
-        """The prompt with nothing added to it."""
-        return self.prompt_ids if self.clean_ids is None else self.clean_ids
-
-    def soft_starts(self, rows: int, device: torch.device) -> Tensor | None:
-        """`soft_start` for rows of this job, int64 [rows]."""
-        if self.soft_start is None:
-            return None
-        return torch.full((rows,), self.soft_start, device=device)
-
-
-@dataclass
-class Sample:
-    """One finished sample.
-
-    Attributes:
-        job: index of the job in the call.
-        index: the sample index, as in `Job.samples`.
-        ids: generated token ids without the end token, with those that spell the stop string.
-        kept: how many of `ids` stand wholly before the stop string; all of them without one.
-        finish_reason: "end_token", "stop_string", "length", "prompt_too_long", or "numeric": the
-            logits after `ids` were not numbers, so no token could be chosen.
-        nll: summed negative log-likelihood of `ids[:kept]` under the clean model in nats; None if
-            unasked, or undefined (see `likelihood.unscorable`).
-        rho: site → measured ‖ε‖/‖h‖, mean over the perturbed positions.
-        std: site → standard deviation of the noise per coordinate, before the schedule.
-        seconds: share of the wall time; 0 for a copy of identical work.
-    """
-
-    job: int
-    index: int
-    ids: list[int]
-    kept: int
-    finish_reason: str
-    nll: float | None = None
-    rho: dict[str, float] = field(default_factory=dict)
-    std: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Stop:
-    """When a row ends.
-
-    Attributes:
-        end_tokens: ids that end a text.
-        may_end: bool [vocab], tokens that can complete a stop string; the others skip the check.
-        kept: given the generated ids and the clean prompt's, how many of the first stand before a
-            stop string, or None without one.
-    """
-
-    end_tokens: frozenset[int] = frozenset()
-    may_end: Tensor | None = None
-    kept: Callable[[list[int], tuple[int, ...]], int | None] | None = None
 
 
 class Sampler:
@@ -145,6 +50,7 @@ class Sampler:
         exact: bool = False,
         compiled: bool = False,
         blocks: str | None = None,
+        decoder: str = "auto",
     ) -> None:
         """Prepare a run.
 
@@ -161,67 +67,28 @@ class Sampler:
             exact: run every pass in one shape, so that rounding is the same in any company.
             compiled: compile the short decode step (see lean.py).
             blocks: dotted name of the model's list of decoder blocks, if it can't be found.
+            decoder: "auto" takes the fastest way that serves the model; "torch" leaves out the
+                functions in C, "model" the short decode step as well.
 
         Raises:
             ValueError: for a site the model doesn't have, where nothing can be compiled, or for
                 `exact` with a model that can't be.
         """
-        self.model = model
-        self.perturbation = perturbation
-        self.sampling = sampling
-        self.stop = stop or Stop()
-        self.batch_size = batch_size
-        self.max_length = min(max_length, steady_positions(model) or max_length)
-        self.perplexity = perplexity
-        self.exact = exact
-        if exact:
-            check_exact(model)
-        self.blocks = find_blocks(model, blocks)
-        how = decoding(model, self.blocks)
-        self.own_attention = how == "rows" and attention.supported(model)
-        self.lean = Lean.of(model, compiled) if self.own_attention else None
-        if compiled and self.lean is None:
-            raise self._cannot_compile(obstacle(model) or "its attention is not served")
-        self.shares_prompts = self.own_attention and attends_to_entries(model)
-        self.attention_configs = attention.configs(model)
-        for site in perturbation.sites:
-            find_site(model, site, blocks)
-        self._list_name = blocks
-        self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-        self.device, self.dtype = self.embedding.device, self.embedding.dtype
-        self.references = References(model, perturbation, token_ids, blocks)
-        self.soft_prompts = SoftPrompts(model, perturbation, token_ids)
-        self._std: dict[int, dict[str, float]] = {}
-        # Held by a lane that runs the model's own forward, whose hooks are everybody's.
-        self.whole_model = threading.RLock()
-        parameters = inspect.signature(model.forward).parameters
-        self.keeps_logits = "logits_to_keep" in parameters
+        self.runner = Runner(
+            model, perturbation, max_length=max_length, token_ids=token_ids, exact=exact,
+            compiled=compiled, blocks=blocks, decoder=decoder,
+        )  # fmt: skip
+        self.perturbation, self.sampling, self.stop = perturbation, sampling, stop or Stop()
+        self.batch_size, self.perplexity, self.exact = batch_size, perplexity, exact
 
-    def _cannot_compile(self, why: str) -> ValueError:
-        name = type(self.model).__name__
-        return ValueError(f"compile=true is not available for {name}: {why}; leave compile out")
+    @property
+    def max_length(self) -> int:
+        """Most input vectors that a sample may have."""
+        return self.runner.max_length
 
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Within the context the short passes are laid out, if the model still allows them.
-
-        `run` enters it by itself; around several calls it spares the work of doing so each time.
-
-        Raises:
-            ValueError: they should be compiled and can't be run.
-        """
-        lean = self.lean
-        if lean is None:
-            yield
-            return
-        with lean.ready() as why:
-            if why is not None and lean.compiled:
-                raise self._cannot_compile(why)
-            try:
-                self.lean = lean if why is None else None
-                yield
-            finally:
-                self.lean = lean
+    def ready(self) -> AbstractContextManager[None]:
+        """See `Runner.ready`."""
+        return self.runner.ready()
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
@@ -230,13 +97,11 @@ class Sampler:
         A sample whose clean log-likelihood needs a pass of its own comes when its job is complete.
         Until the iterator ends or is closed, the model's weights may be laid out for speed.
         """
-        with self.ready():
+        with self.runner.ready():
             yield from self._run(jobs)
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
-        self._std = {}
-        if self.perturbation.rsp:  # now: it runs the embedding, which lanes put hooks on
-            _ = self.soft_prompts.fit
+        self.runner.begin()
         waiting: deque[Row] = deque()
         known: dict[tuple[int, ...], int] = {}
         alike = [known.setdefault(job.clean, number) for number, job in enumerate(jobs)]
@@ -244,7 +109,7 @@ class Sampler:
         # Jobs with one clean prompt stand together: their texts are scored together.
         for number in sorted(range(len(jobs)), key=lambda n: (-len(jobs[n].clean), alike[n])):
             job = jobs[number]
-            room = self.room(job)
+            room = self.runner.room(job)
             if room < 1:
                 for index in job.samples:
                     yield Sample(number, index, [], 0, "prompt_too_long")
@@ -292,8 +157,8 @@ class Sampler:
         """Decode in one batch, or in several of fewer rows where that keeps more cores busy."""
         slots = min(self.batch_size, len(waiting))
         count = 1
-        lean = self.lean is not None and not self.lean.compiled
-        if lean and self.device.type == "cpu" and not self.exact:
+        lean = self.runner.lean is not None and not self.runner.lean.compiled
+        if lean and self.runner.device.type == "cpu" and not self.exact:
             count = max(1, min(torch.get_num_threads(), slots // LANE_ROWS))
         if count == 1:
             yield from self._decode(jobs, waiting, slots, lambda: False)
@@ -333,27 +198,35 @@ class Sampler:
         self, jobs: Sequence[Job], waiting: deque[Row], missing: Counter[int], slots: int
     ) -> Batch:
         """Memory for the rows to come, laid out as the perturbation allows."""
+        runner = self.runner
         longest = max(row.limit + len(jobs[row.job].prompt_ids) for row in waiting)
         share = (
-            self.shares_prompts
+            runner.shares_prompts
             and (self.exact or self._sharing_pays(slots, len(waiting) / len(missing), longest))
-            and all(self.head(jobs[number]) for number in missing)
+            and all(runner.shared_len(jobs[number]) for number in missing)
         )
-        columns = max(
-            row.limit + len(jobs[row.job].prompt_ids) - (self.head(jobs[row.job]) if share else 0)
-            for row in waiting
-        )
-        slots = EXACT_ROWS if self.exact else slots
-        how = self.decoding(columns)
-        if how == "padded" and self.exact:
-            raise ValueError(
-                f"exact=true is not available for {type(self.model).__name__}: its rows can't have "
-                "columns of their own in the cache (docs/conformance.md); leave exact out"
+        columns = longest
+        if share:
+            shared = {number: runner.shared_len(jobs[number]) for number in missing}
+            columns = max(
+                row.limit + len(jobs[row.job].prompt_ids) - shared[row.job] for row in waiting
             )
-        if how == "padded":
-            return PaddedBatch(self, slots, columns)
-        flat_mask = how == "rows, flat mask"
-        return Batch(self, slots, columns, share=share, fixed=self.exact, flat_mask=flat_mask)
+        slots = EXACT_ROWS if self.exact else slots
+        how = runner.decoding(columns)
+        if how is Decoding.PADDED and self.exact:
+            raise ValueError(
+                f"exact=true is not available for {type(runner.model).__name__}: its rows can't "
+                "have columns of their own in the cache (docs/conformance.md); leave exact out"
+            )
+        if how is Decoding.PADDED:
+            return PaddedBatch(
+                runner, self.sampling, self.stop, slots, columns, score=self.perplexity
+            )
+        return Batch(
+            runner, self.sampling, self.stop, slots, columns,
+            score=self.perplexity, share=share, fixed=self.exact,
+            flat_mask=how is Decoding.FLAT_MASK,
+        )  # fmt: skip
 
     def _sharing_pays(self, slots: int, rows: float, longest: int) -> bool:
         """Whether a batch is faster with shared prompts than with a copy for every row.
@@ -366,23 +239,21 @@ class Sampler:
             rows: of a prompt, on average.
             longest: positions of the longest row.
         """
-        if self.device.type != "cuda" or rows < SHARED_ROWS:
+        runner = self.runner
+        if runner.device.type != "cuda" or rows < SHARED_ROWS:
             return rows >= SHARED_ROWS
-        if self.lean is None:
+        if runner.lean is None:
             return slots <= SHARED_ON_GPU * rows
-        free, _ = torch.cuda.mem_get_info(self.device)
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        entry = 2 * len(self.blocks) * self.lean.kv_heads * self.lean.dim * self.dtype.itemsize
-        return slots * longest * entry > (free + unused) // 2
-
-    def decoding(self, longest: int) -> str:
-        """How rows of up to `longest` positions are decoded: see `families.decoding`."""
-        return decoding(self.model, self.blocks, None if self.own_attention else longest)
+        device, lean = runner.device, runner.lean
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        entry = 2 * len(runner.blocks) * lean.kv_heads * lean.dim * runner.dtype.itemsize
+        return slots * longest * entry > free // 2
 
     def _samples(self, jobs: Sequence[Job], rows: list[Row]) -> Iterator[Sample]:
         """Finished rows behind one clean prompt with their clean log-likelihoods."""
         for done, nll in zip(rows, self._nlls(jobs[rows[0].job].clean, rows), strict=True):
-            std = self.site_std(done.job, jobs[done.job])
+            std = self.runner.site_std(done.job, jobs[done.job])
             for index in done.copies:
                 seconds = done.seconds if index == done.index else 0.0
                 yield Sample(
@@ -399,12 +270,18 @@ class Sampler:
             scores = [sum(row.nlls[: row.kept]) for row in rows]
         else:
             texts = sorted({row.text_ids for row in rows if row.text_ids})
-            known = dict(zip(texts, clean_nll(self, clean, texts) if texts else [], strict=True))
+            known = dict(zip(texts, self.clean_nll(clean, texts) if texts else [], strict=True))
             scores = [known.get(row.text_ids, 0.0) for row in rows]
         return [
             None if unscorable(row.finish_reason, len(row.text_ids)) else score
             for row, score in zip(rows, scores, strict=True)
         ]
+
+    def clean_nll(
+        self, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]
+    ) -> list[float | None]:
+        """See `likelihood.clean_nll`."""
+        return clean_nll(self.runner, prompt_ids, texts, self.batch_size)
 
     @torch.no_grad()
     def loglikelihood(
@@ -422,92 +299,24 @@ class Sampler:
             continuation: token ids, at least one.
         """
         length, pair = len(job.prompt_ids), (job.problem, job.samples[0])
-        ids = torch.tensor([[*job.prompt_ids, *continuation][:-1]], device=self.device)
-        std = self.site_std(number, job)
+        ids = torch.tensor([[*job.prompt_ids, *continuation][:-1]], device=self.runner.device)
+        std = self.runner.site_std(number, job)
         rows = Rows(
-            keys=noise_keys(self.perturbation, [pair], self.device),
+            keys=noise_keys(self.perturbation, [pair], self.runner.device),
             std={
-                site: torch.tensor([value], dtype=torch.float64, device=self.device)
+                site: torch.tensor([value], dtype=torch.float64, device=self.runner.device)
                 for site, value in std.items()
             },
-            prompt_length=torch.tensor([length], device=self.device),
-            positions=torch.arange(ids.shape[1], device=self.device)[None],
-            soft=self.soft_prompts.vectors([pair]),
-            soft_start=job.soft_starts(1, self.device),
+            prompt_length=torch.tensor([length], device=self.runner.device),
+            positions=torch.arange(ids.shape[1], device=self.runner.device)[None],
+            soft=self.runner.soft_prompts.vectors([pair]),
+            soft_start=job.soft_starts(1, self.runner.device),
         )
-        with self.perturbed(rows) as measured:
-            logits = self.forward(ids, DynamicCache(), at=None)
+        with self.runner.perturbed(rows) as measured:
+            logits = self.runner.forward(ids, DynamicCache(), at=None)
         logprobs = logits[0, length - 1 :].float().log_softmax(dim=-1)
-        target = torch.tensor(list(continuation), device=self.device)
+        target = torch.tensor(list(continuation), device=self.runner.device)
         chosen = logprobs.gather(1, target[:, None])[:, 0]
         greedy = choose(logits[0, length - 1 :].float(), GREEDY, None)
         score = float(chosen.double().sum())
         return score, bool((greedy == target).all()), mean_ratio(measured, 0)
-
-    def perturbed(self, rows: Rows) -> AbstractContextManager[dict[str, Tensor]]:
-        """See `inject.running`; the model's hooks are everybody's, so hold `whole_model`."""
-        return running(self.model, self.perturbation, rows, self._list_name)
-
-    def forward(
-        self,
-        ids: Tensor,
-        cache: Cache,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        at: Sequence[int] | None = LAST,
-    ) -> Tensor:
-        """Logits of one pass of the model over new tokens.
-
-        Args:
-            ids: int64 [rows, pos].
-            cache: gets the new entries.
-            positions: int64 [rows, pos]; None means behind what the cache holds.
-            mask: additive 4-D mask; None means causal.
-            at: the positions whose logits are wanted; None for all.
-
-        Returns:
-            [rows, as many positions, vocab].
-        """
-        if positions is None:
-            start = cache.get_seq_length()
-            positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-            positions = positions.expand(len(ids), -1)
-        kept: dict[str, Any] = {}
-        if at is not None and self.keeps_logits:
-            wanted = 1 if at == LAST else torch.tensor(at, device=ids.device)
-            kept["logits_to_keep"] = wanted
-        output = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **kept,
-        )
-        logits: Tensor = output.logits
-        return logits if at is None or kept else logits[:, list(at)]
-
-    def room(self, job: Job) -> int:
-        """How many tokens the model's length leaves behind a job's prompt; none if below 1."""
-        return 0 if job.too_long else self.max_length - len(job.prompt_ids)
-
-    def head(self, job: Job) -> int:
-        """How many vectors of a job's prompt its samples share; 0 for too few to make use of it."""
-        length = len(job.prompt_ids)
-        head = perturb.clean_head(self.perturbation, length, job.soft_start)
-        return head if head == length or head >= SHARED_HEAD else 0
-
-    def reference(self, job: Job, site: str) -> float | None:
-        """The norm m that scales a site's noise on a job's prompt; None for absolute noise."""
-        return self.references.norm(job.clean, site)
-
-    def site_std(self, number: int, job: Job) -> dict[str, float]:
-        """Site → per-coordinate standard deviation for a job, computed once a run."""
-        if number not in self._std:
-            with self.whole_model, threads(alone=True):
-                self._std[number] = self.references.std(job.clean)
-        return self._std[number]
-
-    def stds(self) -> dict[str, list[float]]:
-        """Site → per-coordinate standard deviation of every job of the last run."""
-        return {site: [std[site] for std in self._std.values()] for site in self.perturbation.sites}

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from lm_eval_embednoise import harness_seed
 from lm_eval_embednoise.early import check_sites
-from lm_eval_embednoise.engine.families import check_config, check_exact, steady_positions
-from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler
+from lm_eval_embednoise.engine.families import check_exact, steady_positions
+from lm_eval_embednoise.engine.jobs import Job, Sample
+from lm_eval_embednoise.engine.runner import check_decoder
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.dates import DATE, parse_date, stopped
@@ -36,13 +38,16 @@ from lm_eval_embednoise.models.stored import Ledger, identity
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import find_site
+from lm_eval_embednoise.noise.model_parts import check_config
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling, suggest
 from lm_eval_embednoise.store.generation import Generation
 from lm_eval_embednoise.store.store import Store, digest
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
-OWN_ARGS = ("method", "perplexity", "exact", "compile", "blocks", "store", "template_date")
+OWN_ARGS = (
+    *("method", "perplexity", "exact", "compile", "decoder", "blocks", "store", "template_date"),
+)
 # Finish reasons that a user should hear of.
 ENDED_BADLY = {
     "numeric": "their logits were not numbers ({dose}); lower sigma, or use dtype=bfloat16 or "
@@ -68,6 +73,8 @@ class HFEmbedNoise(HFLM):
         exact: run every pass in one shape, so that a sample is the same bit for bit in any company;
             slower.
         compile: compile the decode step of Llama, Mistral and Qwen2 models; meant for GPUs.
+        decoder: auto takes the fastest way that serves the model; torch leaves out the functions in
+            C, model the short decode step of those models as well. The samples are the same.
         blocks: dotted name of the decoder blocks' ModuleList, for a model whose list isn't found.
         quantization: int8 or int4, through bitsandbytes.
         attn_implementation: eager, sdpa, flash_attention_2 or flash_attention_3; the model's own
@@ -93,6 +100,7 @@ class HFEmbedNoise(HFLM):
         perplexity: bool = True,
         exact: bool = False,
         compile: bool = False,
+        decoder: str = "auto",
         blocks: str | None = None,
         store: str | os.PathLike[str] | None = None,
         template_date: str | datetime.date | None = None,
@@ -104,12 +112,14 @@ class HFEmbedNoise(HFLM):
         self.template_date = parse_date(template_date)
         date = None if self.template_date is None else str(self.template_date)
         own = {"blocks": blocks, "exact": exact or None, "compile": compile or None}
+        own["decoder"] = None if decoder == "auto" else decoder
         own["template_date"] = date
         self.given = {"pretrained": pretrained, **own, **hf_args}  # to load it again
         self.identity: dict[str, Any] | None = None  # of the loaded model, worked out when needed
         self._rows = _parse_batch_size(batch_size)
         self.perplexity = perplexity
-        self.exact, self.compile = exact, compile
+        self.exact, self.compile, self.decoder = exact, compile, decoder
+        check_decoder(decoder, compile)
         if exact and compile:
             raise ValueError(
                 "exact=true and compile=true: compiled code differs between shapes; leave one out"
@@ -372,9 +382,9 @@ class HFEmbedNoise(HFLM):
 
     def _note(self, sampler: Sampler, ledger: Ledger | None = None) -> None:
         """Keep how large the sampler's draws were."""
-        self._measured.add("std", ledger.stds(sampler) if ledger else sampler.stds())
+        self._measured.add("std", ledger.stds(sampler) if ledger else sampler.runner.stds())
         if self.perturbation.rsp:
-            scale, fitted = self.perturbation.rsp_scale, sampler.soft_prompts.fit[1]
+            scale, fitted = self.perturbation.rsp_scale, sampler.runner.soft_prompts.fit[1]
             self._soft_std = scale * float(fitted.square().mean().sqrt())
 
     def _prompt_ids(self, text: str, limit: int | None) -> list[int]:
@@ -403,6 +413,7 @@ class HFEmbedNoise(HFLM):
             perplexity=self.perplexity,
             exact=self.exact,
             compiled=self.compile,
+            decoder=self.decoder,
             blocks=self.blocks,
         )
 

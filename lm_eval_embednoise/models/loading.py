@@ -73,7 +73,9 @@ NOT_IN_KEY = {
     "backend": "only causal models are served",
     **dict.fromkeys(("batch_size", "max_batch_size"), "samples don't depend on their company"),
     **dict.fromkeys(_PLACES, "where the same numbers are computed"),
-    **dict.fromkeys(("attn_implementation", "compile"), "which kernel computes the same numbers"),
+    **dict.fromkeys(
+        ("attn_implementation", "compile", "decoder"), "which kernel computes the same numbers"
+    ),
     **dict.fromkeys(("cache_dir", "local_files_only", "token"), "how the same files are reached"),
     **dict.fromkeys(("logits_cache", "softmax_dtype"), "loglikelihood requests, never stored"),
     **dict.fromkeys(("method", "perplexity", "store"), "what is done with a sample"),

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm_eval_embednoise.engine.sampler import Job
+from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.models.dates import stopped
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.perturbation import Perturbation

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.utils import handle_non_serializable, hash_string
 
-from lm_eval_embednoise.engine.likelihood import clean_nll, unscorable
-from lm_eval_embednoise.engine.sampler import Job, Sample, Sampler
+from lm_eval_embednoise.engine.jobs import Job, Sample
+from lm_eval_embednoise.engine.likelihood import unscorable
+from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.models.loading import keyed
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.noise import streams
@@ -331,7 +332,7 @@ class Ledger:
     def _score(self, sampler: Sampler, number: int, rows: list[Stored]) -> Iterator[Sample]:
         """Give out a problem's samples, scored under the clean model."""
         texts = list(dict.fromkeys(row.ids[: row.kept] for row in rows if row.ids and row.kept))
-        nlls = clean_nll(sampler, self.jobs[number].clean, texts) if texts else []
+        nlls = sampler.clean_nll(self.jobs[number].clean, texts) if texts else []
         scores = dict(zip(texts, nlls, strict=True))
         scored = [
             dataclasses.replace(
@@ -381,8 +382,8 @@ class Ledger:
         """Site → per-coordinate standard deviation of every job, stored ones included."""
         known = [next(iter(rows.values())).std for rows in self._stored if rows]
         known += [
-            sampler.site_std(number, job)
+            sampler.runner.site_std(number, job)
             for number, job in enumerate(self.left)
-            if job.samples and not self._stored[number] and sampler.room(job) > 0
+            if job.samples and not self._stored[number] and sampler.runner.room(job) > 0
         ]
         return {site: [std[site] for std in known if std] for site in self.lm.perturbation.sites}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lm_eval_embednoise.engine.sampler import Stop
+from lm_eval_embednoise.engine.jobs import Stop
 from lm_eval_embednoise.models.spelling import Spelling, shown
 
 _UNFINISHED = "\ufffd"

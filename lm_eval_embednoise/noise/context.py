@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise.engine.families import find_blocks, find_owner
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import (
     Rows,
@@ -27,6 +26,7 @@ from lm_eval_embednoise.noise.inject import (
     mean_ratio,
     noise_keys,
 )
+from lm_eval_embednoise.noise.model_parts import find_blocks, find_owner
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.reference import References
 

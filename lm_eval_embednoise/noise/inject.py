@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_embednoise import kernels
-from lm_eval_embednoise.engine.families import find_blocks, find_embedding
 from lm_eval_embednoise.noise import perturb, streams
+from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, site_order
 
 Act = Callable[[str, Tensor], Tensor]  # replaces the vectors [rows, pos, dim] at a site

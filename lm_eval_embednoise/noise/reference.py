@@ -8,9 +8,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise.engine.families import find_embedding, hidden_width
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.inject import hooked
+from lm_eval_embednoise.noise.model_parts import find_embedding, hidden_width
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 
 

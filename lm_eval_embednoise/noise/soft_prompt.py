@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise.engine.families import find_embedding
 from lm_eval_embednoise.noise import perturb, streams
+from lm_eval_embednoise.noise.model_parts import find_embedding
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 
 
