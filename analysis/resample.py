@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as _scipy
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -152,13 +152,13 @@ def bca(
         return Estimate(value, float(low), float(high), n, reason)
     below = (np.mean(boot < value - tolerance) + np.mean(boot <= value + tolerance)) / 2
     half = 0.5 / len(boot)
-    bias = _scipy.norm.ppf(np.clip(below, half, 1 - half))
+    bias = special.ndtri(np.clip(below, half, 1 - half))
     centred = jack.mean() - jack
     spread = np.sum(centred**2)
     acceleration = np.sum(centred**3) / (6 * spread**1.5) if spread > 0 else 0.0
-    reach = -_scipy.norm.ppf(tail)
+    reach = -special.ndtri(tail)
     if small_sample:
-        reach = -_scipy.t.ppf(tail, groups - 1) * np.sqrt(groups / (groups - 1))
+        reach = -special.stdtrit(groups - 1, tail) * np.sqrt(groups / (groups - 1))
     low, high = np.quantile(boot, [_adjusted(bias, acceleration, side * reach) for side in (-1, 1)])
     return Estimate(value, float(low), float(high), n)
 
@@ -191,7 +191,7 @@ def _adjusted(bias: float, acceleration: float, z: float) -> float:
     shrink = 1 - acceleration * shifted
     if shrink <= 0:  # so skewed that the correction leaves its domain: the outermost resample
         return 0.0 if z < 0 else 1.0
-    return float(_scipy.norm.cdf(bias + shifted / shrink))
+    return float(special.ndtr(bias + shifted / shrink))
 
 
 def _by_cluster(values: Array, clusters: NDArray[np.int64], groups: int) -> Array:

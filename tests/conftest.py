@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +22,39 @@ from lm_eval_embednoise import kernels
 
 torch.set_num_threads(1)
 os.environ["EMBEDNOISE_VERDICTS"] = "off"  # a test judges what it asks for
+# 290 small tensors, each handed to threads that wait for each other, take longer than one by one.
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 
 VOCABULARY = 97
 BLOCKS = 3
 WIDTH = 24
+
+
+@pytest.fixture(scope="session", autouse=True)
+def harness_looks_once() -> Iterator[None]:
+    """What the harness reads anew in every run is read once in these tests.
+
+    That is its index of its own 14,000 task files, and its survey of the machine (pip's list and
+    more). Both are the real ones; files elsewhere, ours among them, are read every time.
+    """
+    import lm_eval.tasks
+    from lm_eval.tasks._index import TaskIndex
+    from torch.utils import collect_env
+
+    own, build = Path(lm_eval.tasks.__file__).parent, TaskIndex.build
+    stock = functools.cache(lambda: build([own]))
+
+    def build_once(paths: Any, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in paths:
+            found |= stock() if Path(path) == own else build([path], **options)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(build_once))
+        survey = functools.cache(collect_env.get_pretty_env_info)
+        patch.setattr(collect_env, "get_pretty_env_info", survey)
+        yield
 
 
 def random_qwen2(width: int) -> PreTrainedModel:

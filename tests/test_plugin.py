@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,40 +19,67 @@ import build_backend
 
 ROOT = Path(__file__).parents[1]
 
-REPORT = """
-import json, sys
-from lm_eval.api.registry import model_registry
-import lm_eval.evaluator_utils, lm_eval.models, lm_eval.tasks._index as index
-from lm_eval.tasks import TaskManager
-real = index.TaskIndex._iter_yaml_files  # the harness's own 14,000 files take too long
+# The harness's own 14,000 task files take too long.
+OWN_FILES_ONLY = """
+import lm_eval.tasks._index as index
+real = index.TaskIndex._iter_yaml_files
 index.TaskIndex._iter_yaml_files = staticmethod(
     lambda root: () if "lm_eval/tasks" in str(root) else real(root)
 )
-print(json.dumps({
+"""
+REPORT = f"""
+import json, sys
+from lm_eval.api.registry import model_registry
+import lm_eval.evaluator_utils, lm_eval.models
+from lm_eval.tasks import TaskManager
+{OWN_FILES_ONLY}
+print(json.dumps({{
     "ours": "hf-embednoise" in model_registry,
-    "stock": sorted({"hf", "vllm", "dummy"} & set(model_registry.keys())),
+    "stock": sorted({{"hf", "vllm", "dummy"}} & set(model_registry.keys())),
     "tasks": sorted(n for n in TaskManager().all_tasks if n.startswith("minicode_diverse")),
     "given": TaskManager(include_path="/nowhere").include_path,
     "own only": len(TaskManager(include_defaults=False).all_tasks),
     "loaded": "lm_eval_embednoise.models.hf_embednoise" in sys.modules,
-}))
+}}))
 """
 
 
-def report(code: str, **environment: str) -> dict:
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env={**os.environ, **environment},
-    )
+LATE = "import lm_eval.models, lm_eval.evaluator_utils, lm_eval.tasks, lm_eval_embednoise\n"
+OFF = {"EMBEDNOISE_NO_HOOK": "1"}
+ROUTES = {
+    "hook": (REPORT, {}),
+    "switched off": (REPORT, OFF),
+    "imported": (f"import lm_eval_embednoise\n{REPORT}", OFF),
+    "imported late": (LATE + REPORT, OFF),
+}
+
+
+def two_at_a_time(
+    runs: Iterable[tuple[str, dict[str, str]]], inherited: Mapping[str, str]
+) -> list[subprocess.CompletedProcess[str]]:
+    """Each code in an interpreter of its own, with its own environment beside the inherited one."""
+
+    def start(run: tuple[str, dict[str, str]]) -> subprocess.CompletedProcess[str]:
+        line, environment = [sys.executable, "-c", run[0]], {**inherited, **run[1]}
+        return subprocess.run(line, capture_output=True, text=True, cwd="/", env=environment)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(start, runs))
+
+
+@functools.cache
+def reports() -> dict[str, subprocess.CompletedProcess[str]]:
+    return dict(zip(ROUTES, two_at_a_time(ROUTES.values(), os.environ), strict=True))
+
+
+def report(route: str) -> dict:
+    run = reports()[route]
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def test_the_hook_serves_the_stock_command() -> None:
-    found = report(REPORT)
+    found = report("hook")
     assert found["ours"]
     assert found["stock"] == ["dummy", "hf", "vllm"]
     assert found["tasks"] == [f"minicode_diverse{end}" for end in ("", "_k1", "_k10", "_k20")]
@@ -59,15 +89,14 @@ def test_the_hook_serves_the_stock_command() -> None:
 
 
 def test_the_hook_can_be_switched_off_and_importing_still_works() -> None:
-    off = report(REPORT, EMBEDNOISE_NO_HOOK="1")
+    off = report("switched off")
     assert not off["ours"] and off["tasks"] == [] and off["stock"] == ["dummy", "hf", "vllm"]
-    explicit = report(f"import lm_eval_embednoise\n{REPORT}", EMBEDNOISE_NO_HOOK="1")
+    explicit = report("imported")
     assert explicit["ours"] and explicit["tasks"]
 
 
 def test_importing_after_the_harness_registers_too() -> None:
-    late = "import lm_eval.models, lm_eval.evaluator_utils, lm_eval.tasks, lm_eval_embednoise\n"
-    found = report(late + REPORT, EMBEDNOISE_NO_HOOK="1")
+    found = report("imported late")
     assert found["ours"] and found["tasks"]
 
 
@@ -97,46 +126,38 @@ print(json.dumps([_hook.waiting, {{n: os.environ[n] for n in _hook.WAITING if n 
 """
 
 
-@pytest.mark.parametrize(
-    ("first", "environment", "waiting", "found"),
-    [
-        ("import lm_eval.models, torch", {}, "ours", {"OMP_WAIT_POLICY": "PASSIVE"}),
-        ("import torch, lm_eval.models", {}, "too late", {"OMP_WAIT_POLICY": "PASSIVE"}),
-        ("import lm_eval_embednoise, torch", {}, "not set", {}),  # no harness, nothing changed
-        ("import torch", {}, "not set", {}),
-        (
-            "import lm_eval.models, torch",
-            {"OMP_WAIT_POLICY": "ACTIVE"},
-            "the user's",
-            {"OMP_WAIT_POLICY": "ACTIVE"},
-        ),
-        (
-            "import lm_eval.models, torch",
-            {"GOMP_SPINCOUNT": "7"},
-            "the user's",
-            {"GOMP_SPINCOUNT": "7"},
-        ),
-        (
-            "from lm_eval_embednoise import cli\n"
-            "try: cli.main(['--version'])\nexcept SystemExit: import torch",
-            {"EMBEDNOISE_NO_HOOK": "1"},
-            "ours",
-            {"OMP_WAIT_POLICY": "PASSIVE"},
-        ),
-    ],
-)
-def test_openmp_threads_sleep_where_the_harness_runs_and_nobody_decided(
-    first: str, environment: dict[str, str], waiting: str, found: dict[str, str]
-) -> None:
-    """What OpenMP itself says it has read, too, where it is loaded and GNU's."""
+# What is imported first, under which environment, and what is found: who decided, and what is set.
+DECIDED = [
+    ("import lm_eval.models, torch", {}, "ours", {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ("import torch, lm_eval.models", {}, "too late", {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ("import lm_eval_embednoise, torch", {}, "not set", {}),  # no harness, nothing changed
+    ("import torch", {}, "not set", {}),
+    *(
+        ("import lm_eval.models, torch", chosen, "the user's", chosen)
+        for chosen in ({"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"})
+    ),
+    (
+        "from lm_eval_embednoise import cli\n"
+        "try: cli.main(['--version'])\nexcept SystemExit: import torch",
+        OFF,
+        "ours",
+        {"OMP_WAIT_POLICY": "PASSIVE"},
+    ),
+]
+
+
+@functools.cache
+def waits() -> list[subprocess.CompletedProcess[str]]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
-    run = subprocess.run(
-        [sys.executable, "-c", WAITS.format(first=first)],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env={**clean, "OMP_DISPLAY_ENV": "verbose", **environment},
-    )
+    runs = ((WAITS.format(first=first), environment) for first, environment, _, _ in DECIDED)
+    return two_at_a_time(runs, {**clean, "OMP_DISPLAY_ENV": "verbose"})
+
+
+@pytest.mark.parametrize("number", range(len(DECIDED)))
+def test_openmp_threads_sleep_where_the_harness_runs_and_nobody_decided(number: int) -> None:
+    """What OpenMP itself says it has read, too, where it is loaded and GNU's."""
+    _, _, waiting, found = DECIDED[number]
+    run = waits()[number]
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == [waiting, found]
     spins = [line.split("'")[1] for line in run.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
@@ -146,15 +167,17 @@ def test_openmp_threads_sleep_where_the_harness_runs_and_nobody_decided(
         assert spins[0] == ("300000" if waiting == "too late" else read)
 
 
-def test_doctor_says_how_openmp_waits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_says_how_openmp_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval_embednoise.commands import doctor
 
     said = {state: doctor._waiting("x", state) for state in ("ours", "too late", "not set")}
     assert [ok for ok, _, _ in said.values()] == [True, False, False]
     assert "set before torch" in said["ours"][2] and "not read" in said["too late"][2]
     assert "export OMP_WAIT_POLICY=PASSIVE" in said["not set"][2]
-    routes = {name: text for _, name, text in doctor._routes()}
+    monkeypatch.setattr(doctor, "_PROBE", OWN_FILES_ONLY + doctor._PROBE)
+    routes = {name: (ok, text) for ok, name, text in doctor._routes()}
     assert {"OpenMP in lm_eval", "OpenMP in embednoise"} <= set(routes)
+    assert routes["import hook *"][0] and routes["tasks *"][0]
 
 
 def test_a_failing_extension_never_reaches_the_user(
