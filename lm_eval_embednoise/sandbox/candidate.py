@@ -68,6 +68,20 @@ def run(job: dict[str, str], report: int, pipes: tuple[int, int] | None = None) 
     _leave_at_once(0, known)
 
 
+def read_report(fd: int) -> tuple[Any, Any]:
+    """For the worker: why a program was not started (ours), its end (which it may have forged)."""
+    os.set_blocking(fd, False)  # a stray process may still hold the other end
+    try:
+        failure = wire.receive_json(fd)
+    except BlockingIOError:
+        return None, None
+    try:
+        error = wire.receive_json(fd)
+    except (BlockingIOError, ValueError, RecursionError, wire.WireError):
+        error = None
+    return failure, error if isinstance(error, str) else None
+
+
 def _flush() -> None:
     """What the interpreter does after a script, before it prints a traceback."""
     for name in ("stderr", "stdout"):
@@ -135,8 +149,7 @@ def serve(module: types.ModuleType, calls: int, returns: int) -> None:
     will be asked later.
     """
     encoder = wire.Encoder(keep_objects=True)
-    frames = wire.Reader(calls)
-    while (frame := frames.next()) is not None:
+    while (frame := wire.receive(calls)) is not None:
         wire.send(returns, answer(module, json.loads(frame), encoder))
 
 

@@ -11,6 +11,7 @@ import array
 import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import struct
@@ -165,6 +166,13 @@ def kill(pid: int) -> None:
     """Kill a process; no matter if it is dead."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def await_end(pid: int, seconds: float) -> None:
+    """Wait until a process has ended, but no longer than this."""
+    fd = os.pidfd_open(pid)
+    select.select([fd], [], [], seconds)
+    os.close(fd)
 
 
 def _reap() -> None:
