@@ -161,6 +161,7 @@ def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
             "problems": run.problem_hash,
             "settings": run.settings,
             "seeds": [replicate.seed for replicate in group.replicates[method]],
+            "identical_problems": [replicate.identical for replicate in group.replicates[method]],
             "signature": signature(run),
             "perturbation": run.perturbation,
             "sampling": run.sampling,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,21 @@ def models_apart(runs: list[Run]) -> list[Run]:
         marks[run.model][run.model_source].add(run.settings.get("model fingerprint"))
     clear = {model for model, sources in marks.items() if _several(sources)}
     return [replace(r, model=r.model_source) if r.model in clear else r for r in runs]
+
+
+def as_compared(rows: Sequence[Mapping[str, Any]], runs: Iterable[Run]) -> list[Run]:
+    """The runs under the names that a comparison's leaderboard gave to their models and methods."""
+    known = {(row["model"], row["task"], row["method"]) for row in rows}
+    models = {row["model"] for row in rows}
+    found = []
+    for run in runs:
+        model = run.model_source if run.model_source in models else run.model
+        apart = f"{run.method} [{run.engine}]"
+        method = run.method
+        if not run.labelled and (model, run.task, apart) in known:
+            method = apart
+        found.append(replace(run, model=model, method=method))
+    return found
 
 
 def _several(sources: Mapping[str, set[Any]]) -> bool:

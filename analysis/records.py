@@ -23,6 +23,7 @@ import numpy as np
 
 from lm_eval_embednoise.analysis.naming import label_of
 from lm_eval_embednoise.analysis.resample import Array
+from lm_eval_embednoise.identical import METRIC as IDENTICAL
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Run:
     clusters: tuple[Any, ...] | None
     metrics: dict[str, Array]
     higher_is_better: dict[str, bool]
+    identical: int | None = None  # problems on which all sampled texts are equal, where counted
 
     @property
     def n(self) -> int:
@@ -291,6 +293,7 @@ def _read_task(
         clusters=clusters if any(cluster is not None for cluster in clusters) else None,
         metrics={name: _column(rows, name) for name in names},
         higher_is_better=dict((results.get("higher_is_better") or {}).get(task) or {}),
+        identical=results["results"].get(task, {}).get(f"{IDENTICAL},{_RECORDS}"),
     )
 
 

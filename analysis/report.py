@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lm_eval_embednoise.analysis import arms, curves, gallery, page, schema, tables
 from lm_eval_embednoise.analysis.figures import pareto_figure, save
+from lm_eval_embednoise.analysis.identity import as_compared
 from lm_eval_embednoise.analysis.measures import headline
 from lm_eval_embednoise.analysis.records import ResultError, Run, read_runs
 from lm_eval_embednoise.analysis.statement import statement
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     comparison = schema.read(args.comparison)
     beside = args.comparison.with_name("results")
     folders = args.results or ([beside] if beside.is_dir() else [])
-    runs = read_runs(folders) if folders else []
+    runs = as_compared(comparison["leaderboard"], read_runs(folders)) if folders else []
     check_same(comparison, runs)
     out = args.out or args.comparison.with_name("report.html")
     out = out / "report.html" if out.is_dir() else out

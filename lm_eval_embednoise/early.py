@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm_eval_embednoise.checks import suggest
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.sites import EMBED, site_order
 
 OURS = "hf-embednoise"
+STOCK = ("hf", "hf-auto", "huggingface")
+_TAKEN_OUT = ("until", "max_gen_toks", "max_tokens", "max_completion_tokens")  # by the harness
 _SUFFIXES = ("_k1", "_k10", "_k20", "_500")
 
 
@@ -34,6 +37,8 @@ def check_run(
         check_writable("--output_path", Path(output_path))
     if model != "replay":
         check_prompting(tasks, apply_chat_template)
+    if model in STOCK and _ours(tasks):
+        check_names(gen_kwargs)
     if model != OURS:
         return
     if use_cache:
@@ -59,6 +64,28 @@ def check_sampling(gen_kwargs: Mapping[str, Any]) -> None:
     if given.get("do_sample") is True:
         given.setdefault("temperature", 1.0)
     Sampling.from_gen_kwargs(given)
+
+
+def check_names(gen_kwargs: Mapping[str, Any]) -> None:
+    """Refuse a misspelt generation argument of the stock class: transformers would, at the end of
+    loading. An unknown one that looks like no other is left to the model.
+
+    Raises:
+        ValueError: with the argument that was meant.
+    """
+    import inspect
+
+    from transformers import GenerationConfig, GenerationMixin
+
+    own = (name for name in vars(GenerationConfig()) if name[0] != "_")
+    known = {*own, *inspect.signature(GenerationMixin.generate).parameters, *_TAKEN_OUT}
+    for name in gen_kwargs:
+        meant = "" if name in known else suggest(name, sorted(known))
+        if meant:
+            raise ValueError(
+                f"--gen_kwargs {name}={gen_kwargs[name]} is no argument of transformers; "
+                f"{meant.strip()}"
+            )
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -93,10 +120,7 @@ def check_prompting(tasks: Iterable[str], apply_chat_template: Any) -> None:
     Raises:
         ValueError: naming the task, and the one for this way of prompting.
     """
-    from lm_eval_embednoise.plugin import task_dir
-
-    known = sorted({path.stem for path in task_dir().rglob("*.yaml") if path.stem[0] != "_"})
-    for name in dict.fromkeys(n for task in tasks for n in fnmatch.filter(known, str(task))):
+    for name in _ours(tasks):
         chat = name.endswith("_chat")
         if chat and not apply_chat_template:
             raise ValueError(
@@ -105,12 +129,23 @@ def check_prompting(tasks: Iterable[str], apply_chat_template: Any) -> None:
             )
         if apply_chat_template and not chat:
             stem = next((name.removesuffix(s) for s in _SUFFIXES if name.endswith(s)), name)
-            other = f"take {stem}_chat" if f"{stem}_chat" in known else "there is no chat form"
+            other = (
+                f"take {stem}_chat" if f"{stem}_chat" in _ours(["*"]) else "there is no chat form"
+            )
             raise ValueError(
                 f"{name} is a prompt to be continued, which --apply_chat_template would wrap into "
                 f"a chat and its stop strings would cut the answer: {other}, or leave the "
                 "template out"
             )
+
+
+def _ours(tasks: Iterable[str]) -> list[str]:
+    """This project's tasks and groups among names and patterns, in the order they are given."""
+    from lm_eval_embednoise.plugin import task_dir
+
+    known = sorted({path.stem for path in task_dir().rglob("*.yaml") if path.stem[0] != "_"})
+    found = (name for task in tasks for name in fnmatch.filter(known, str(task)))
+    return list(dict.fromkeys(found))
 
 
 def check_sites(perturbation: Perturbation, config: Any) -> None:

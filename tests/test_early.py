@@ -97,6 +97,23 @@ def test_what_cannot_work_is_refused_before_weights_are_loaded(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("model", early.STOCK)
+def test_a_typo_is_found_under_the_stock_class_too(model: str) -> None:
+    def check(tasks: str, **given: Any) -> None:
+        early.check_run(model=model, model_args={}, gen_kwargs=given, tasks=[tasks])
+
+    for name, meant in (
+        ("tempreature", "temperature"),
+        ("topp", "top_p"),
+        ("do_smaple", "do_sample"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}=1 is no .*did you mean '{meant}'"):
+            check(TASK, **{name: 1})
+    known = {"do_sample": True, "temperature": 0.8, "until": ["x"], "max_gen_toks": 5, "top_k": 3}
+    check(TASK, **known, min_new_tokens=2, something_of_the_model=1)
+    check("somebody_elses_task", tempreature=1)
+
+
 def test_the_stock_command_finds_it_as_early() -> None:
     """In a fresh interpreter, with the hook in place, by the harness's own entry point."""
     options = ["--tasks", TASK, "--gen_kwargs", "tempreature=0.8", "--limit", "1"]

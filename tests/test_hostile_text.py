@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_eval_embednoise.sandbox import Job, run_programs
-from lm_eval_embednoise.scoring import compare, judge, latex, maths
+from lm_eval_embednoise.sandbox import Job, extraction, reader, run_programs, wire
+from lm_eval_embednoise.scoring import compare, extract, judge, latex, maths
+from lm_eval_embednoise.scoring.filters import CodeRecords, MathRecords
 from lm_eval_embednoise.scoring.records import math_record
 
 WORDS = (
@@ -105,3 +106,67 @@ def test_a_program_that_prints_what_cannot_be_compared_is_wrong() -> None:
         "passed",
         "wrong_answer",
     ]
+
+
+def _explode(*_: object) -> bool:
+    raise ZeroDivisionError("planted")
+
+
+def test_what_raises_while_an_output_is_compared_makes_that_sample_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    doc = {"grader": "apps", "task_id": "a", "entry_point": None, "tests": "", "prompt": ""}
+    monkeypatch.setattr(judge, "_tests_of", lambda *_: ("stdin", [("", "1"), ("", "1")]))
+
+    def planted(output: str, expected: str) -> bool:
+        return _explode() if "boom" in output else output.strip() == expected
+
+    monkeypatch.setitem(judge._PRINTED, "apps", planted)
+    texts = ["print('boom')", "print(1)", "print(2)"]
+    (records,) = CodeRecords(k=3, verdicts="off").apply([texts], [doc])
+    assert [(r["verdict"], r["detail"]) for r in records] == [
+        ("wrong_answer", "comparing its output raised ZeroDivisionError"),
+        ("passed", ""),
+        ("wrong_answer", "output differs"),
+    ]
+
+
+def test_what_raises_while_a_text_is_read_leaves_the_other_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send = wire.send_json
+
+    def planted(fd: int, value: object) -> None:
+        send(fd, _explode() if "boom" in str(value) else value)
+
+    monkeypatch.setattr(reader.wire, "send_json", planted)
+    doc = {"prompt": "def f():\n", "entry_point": "f"}
+    texts = ["    return 'boom'\n", "    return 1\n", "```python\ndef f():\n    return 2\n```"]
+    programs = extract.programs_of([(text, doc) for text in texts])
+    assert programs == [
+        extraction.Taken("def f():\n    return 'boom'\n", "a text that cannot be read"),
+        extraction.Taken("def f():\n    return 1\n", extraction.CONTINUATION),
+        extraction.Taken("def f():\n    return 2\n", extraction.FENCE),
+    ]
+
+
+@pytest.mark.parametrize("part", ["extract", "same"])
+def test_what_raises_on_an_answer_makes_that_sample_wrong(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(maths.MARKED, part)
+
+    def planted(text: str, *more: str) -> object:
+        return _explode() if "7" in text else original(text, *more)
+
+    changed = {"extract": maths.MARKED.extract, "same": maths.MARKED.same, part: planted}
+    monkeypatch.setattr(maths, "MARKED", maths.Form(**changed))
+    doc = {"task_id": "a", "answer": "#### 5"}
+    texts = ["#### 5", "#### 7", "#### 6", "#### 7"]
+    (records,) = MathRecords(k=4).apply([texts], [doc])
+    assert [r["passed"] for r in records] == [True, False, False, False]
+    raised = "ZeroDivisionError: planted"
+    assert [r["detail"] for r in records] == ["", raised, "", raised]
+    assert [r["answer"] for r in records] == (
+        ["5", None, "6", None] if part == "extract" else ["5", "7", "6", "7"]
+    )

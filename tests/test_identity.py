@@ -12,8 +12,9 @@ import pytest
 from synthetic import METHODS, Method, write_run
 
 from lm_eval_embednoise.analysis import compare as command
+from lm_eval_embednoise.analysis import schema
 from lm_eval_embednoise.analysis.comparison import compare
-from lm_eval_embednoise.analysis.identity import method_of
+from lm_eval_embednoise.analysis.identity import as_compared, method_of
 from lm_eval_embednoise.analysis.naming import label_of
 from lm_eval_embednoise.analysis.records import ResultError, read_runs
 from lm_eval_embednoise.scoring.passk import pass_at_k
@@ -208,6 +209,48 @@ def test_a_stock_folder_is_compared_and_its_sampling_is_its_own(tmp_path: Path) 
     assert rows[f"{BASE} [hf]"]["seeds"] == [1234]
     [run] = read_runs([tmp_path / "theirs"])
     assert method_of(run)["top_k"] == "as hf has it"
+
+
+def elsewhere(content: dict[str, Any]) -> None:
+    content["config"]["model_args"]["pretrained"] = "/another/place/minicoder"
+    content["config"]["embednoise"]["model"]["name"] = "/another/place/minicoder"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(stock, ("minicoder", f"{BASE} [hf]")), (elsewhere, ("/another/place/minicoder", BASE))],
+)
+def test_runs_are_found_again_under_the_names_of_the_comparison(
+    change: Any, named: tuple[str, str], tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "ours", BASE, n=4)
+    edit(write_run(tmp_path / "theirs", BASE, n=4), change)
+    if change is elsewhere:
+        edit(
+            path,
+            lambda content: content["config"]["embednoise"]["model"].update(name="a/minicoder"),
+        )
+    rows = compare(read_runs([tmp_path]), baseline=BASE, draws=DRAWS)["leaderboard"]
+    ours, theirs = (
+        [(r.model, r.method) for r in as_compared(rows, read_runs([tmp_path / name]))]
+        for name in ("ours", "theirs")
+    )
+    assert theirs == [named] != ours
+    assert {*ours, *theirs} <= {(row["model"], row["method"]) for row in rows}
+
+
+def test_the_count_of_problems_with_equal_texts_is_carried_through(tmp_path: Path) -> None:
+    def counted(content: dict[str, Any]) -> None:
+        content["results"]["minicode_diverse"]["identical_problems,records"] = 3
+
+    edit(write_run(tmp_path / "a", BASE, n=4), counted)
+    write_run(tmp_path / "b", BASE, n=4, replicate=1)
+    write_run(tmp_path / "c", "greedy", n=4)
+    found = compare(read_runs([tmp_path]), baseline=BASE, draws=50)
+    schema.validate(found)
+    rows = {row["method"]: row for row in found["leaderboard"]}
+    assert (rows[BASE]["seeds"], rows[BASE]["identical_problems"]) == ([0, 1], [3, None])
+    assert rows["greedy"]["identical_problems"] == [None]
 
 
 def test_other_prompts_and_data_stay_refused_for_stock_folders(tmp_path: Path) -> None:

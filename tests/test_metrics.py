@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import time
 import tokenize
 
 import numpy as np
@@ -190,6 +191,18 @@ def test_edit_distance_is_the_dynamic_programmes(texts: list[str]) -> None:
     pairs = list(itertools.combinations(texts, 2))
     slow = [levenshtein(a, b) / max(len(a), len(b), 1) for a, b in pairs]
     assert diversity.edit_distance(texts) == pytest.approx(np.mean(slow), abs=1e-12)
+
+
+def test_edit_distance_looks_at_the_beginning_of_a_text_without_end() -> None:
+    longest = diversity.LONGEST
+    almost = "a" * (longest - 1) + "b"
+    whole = diversity.edit_distance([almost, "a" * longest])
+    assert whole == pytest.approx(1 / longest, abs=1e-12)  # the last that counts
+    assert diversity.edit_distance([almost + "c" * 1_000_000, "a" * 1_000_000]) == whole
+    start = time.process_time()
+    texts = [*(f"{i}" * 200 for i in range(30)), "".join(map(str, range(200_000)))]
+    assert 0 < diversity.edit_distance(texts) < 1
+    assert time.process_time() - start < 10  # minutes, were all of it compared
 
 
 # -- rarefaction, repetition, prefixes

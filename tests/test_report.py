@@ -172,6 +172,25 @@ def test_labels_of_every_figure_keep_apart(comparison):
                     assert not any(a.overlaps(b) for b in boxes[i + 1 :]), axis.get_title()
 
 
+def test_samples_of_a_run_that_was_labelled_apart_are_shown(tmp_path):
+    write_run(tmp_path / "ours", "temp-0.8", n=6, k=4)
+    path = write_run(tmp_path / "theirs", "temp-0.8", n=6, k=4, text="return stock_sample")
+    content = json.loads(path.read_text())
+    content["config"] |= {"model": "hf", "embednoise": {}}
+    path.write_text(json.dumps(content))
+    folder = tmp_path / "page"
+    folder.mkdir()
+    found = compare(read_runs([tmp_path]), candidate="temp-0.8 [hf]", draws=50)
+    schema.write(found, folder / "comparison.json")
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    assert (
+        report.run(parser.parse_args([str(folder / "comparison.json"), "--results", str(tmp_path)]))
+        == 0
+    )
+    assert "stock_sample" in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_results_that_were_not_compared_are_refused(tmp_path):
     for name in ("temp-0.8", "greedy"):
         write_run(tmp_path / "a", name, n=6, k=4)

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import sys
 import types
 import weakref
@@ -24,6 +23,10 @@ from .wrapped import compiled
 STARTED = b"{}"
 NAME = "program.py"  # what the program sees as its file
 NAME_LENGTH = 200  # an exception's name may be as long as the program likes
+# What most objects are that a program leaves: nothing is done when these end.
+_PLAIN: frozenset[type] = frozenset(
+    {dict, list, tuple, set, frozenset, types.FunctionType, types.MethodType, types.CellType}
+)
 
 
 def run(job: dict[str, str], report: int, pipes: tuple[int, int] | None = None) -> None:
@@ -39,8 +42,6 @@ def run(job: dict[str, str], report: int, pipes: tuple[int, int] | None = None) 
     could be seen from outside it is left out: it takes several times as long as a small program.
     """
     wire.send(report, STARTED)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     name = "__main__" if pipes is None else "candidate"
     module = types.ModuleType(name)
     sys.modules[name] = module  # dataclasses and pickle look their module up
@@ -65,6 +66,20 @@ def run(job: dict[str, str], report: int, pipes: tuple[int, int] | None = None) 
     if pipes is not None:
         _flush_and_leave()
     _leave_at_once(0, known)
+
+
+def read_report(fd: int) -> tuple[Any, Any]:
+    """For the worker: why a program was not started (ours), its end (which it may have forged)."""
+    os.set_blocking(fd, False)  # a stray process may still hold the other end
+    try:
+        failure = wire.receive_json(fd)
+    except BlockingIOError:
+        return None, None
+    try:
+        error = wire.receive_json(fd)
+    except (BlockingIOError, ValueError, RecursionError, wire.WireError):
+        error = None
+    return failure, error if isinstance(error, str) else None
 
 
 def _flush() -> None:
@@ -115,7 +130,7 @@ def _something_is_left(known: int) -> bool:
     if sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
         return True
     objects = gc.get_objects()  # not those from before the fork: the worker has frozen them
-    kinds: dict[type, Any] = dict(zip(map(type, objects), objects, strict=True))
+    kinds = set(map(type, objects)) - _PLAIN
     if any(hasattr(kind, "__del__") for kind in kinds):  # generators and files have one too
         return True
     if any(issubclass(kind, type) for kind in kinds) and any(

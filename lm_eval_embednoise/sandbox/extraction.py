@@ -127,7 +127,7 @@ class _Search:
     def _programs(self, code: str, after_prompt: bool) -> Iterator[tuple[str, int]]:
         """The program of a candidate, if it makes one, and how much of the text is in it."""
         given = self.prompt if after_prompt else ""
-        if len(given) + len(code) > MAX_CHARACTERS:
+        if len(given) + len(code) > MAX_CHARACTERS or not self._named_in(given + code):
             return
         pieces = pieces_of(given + code, self.entry_point)
         if self.entry_point is None:
@@ -151,6 +151,10 @@ class _Search:
             yield from self._programs(textwrap.dedent(code), False)
             return
         yield program, _length(kept) - len(given)
+
+    def _named_in(self, code: str) -> bool:
+        """Whether the entry point may be defined here; other spellings of a name aren't ASCII."""
+        return self.entry_point is None or self.entry_point in code or not code.isascii()
 
 
 def _length(pieces: list[Piece]) -> int:

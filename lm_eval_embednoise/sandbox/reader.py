@@ -72,12 +72,10 @@ class Reader:
         try:
             wire.send_json(process.stdin.fileno(), items)
             reply = wire.receive_json(process.stdout.fileno())
-        except (OSError, ValueError, wire.WireError):
-            reply = None
-        if reply is None:
+            return [Taken(program, rule) for program, rule in reply]
+        except Exception:  # whatever a text does to its reader: it is taken as it is
             self.close()
             return None
-        return [Taken(program, rule) for program, rule in reply]
 
     def close(self) -> None:
         """End the process."""

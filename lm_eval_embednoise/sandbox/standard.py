@@ -31,7 +31,8 @@ class Streams:
 
     def output(self, limit: int) -> tuple[bytes, int]:
         """What the program has written, cut at `limit`, and how many bytes it was."""
-        return os.pread(self._output, limit, 0), os.fstat(self._output).st_size
+        size = os.fstat(self._output).st_size
+        return os.pread(self._output, min(limit, size), 0), size
 
     def close(self) -> None:
         """Forget the program's input and output."""

@@ -111,6 +111,13 @@ def tree_hash(tree: ast.Module) -> str:
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_BINDING: frozenset[type] = frozenset(
+    {
+        *(*_SCOPES, *_COMPREHENSIONS, ast.Name, ast.ExceptHandler, ast.MatchAs, ast.MatchStar),
+        *(ast.MatchMapping, ast.alias, ast.Global, ast.Nonlocal),
+    }
+)
+_NAMING = _BINDING | {ast.arg, ast.AnnAssign}
 
 
 class _Normaliser:
@@ -141,7 +148,10 @@ class _Normaliser:
                 self._visit(node)
 
     def _visit(self, node: ast.AST) -> None:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if type(node) not in _NAMING:  # most nodes: nothing to rename, only to look into
+            for child in ast.iter_child_nodes(node):
+                self._visit(child)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             node.name = self._rename(node.name)
             node.returns = None
             node.type_comment = None
@@ -175,8 +185,6 @@ class _Normaliser:
             node.asname = self._rename(bound) if node.name != "*" else None
         elif isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
-            self._visit_all(ast.iter_child_nodes(node))
-        else:
             self._visit_all(ast.iter_child_nodes(node))
 
     def _visit_function(self, arguments: ast.arguments, body: list[Any]) -> None:
@@ -212,6 +220,9 @@ def _bound(nodes: list[Any]) -> set[str]:
     todo = list(nodes)
     while todo:
         node = todo.pop()
+        if type(node) not in _BINDING:
+            todo.extend(ast.iter_child_nodes(node))
+            continue
         if isinstance(node, _SCOPES):
             if not isinstance(node, ast.Lambda):
                 names.add(node.name)

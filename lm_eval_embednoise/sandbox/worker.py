@@ -181,7 +181,9 @@ class _Run:
         if not self._killed_for:  # tests that fail before their first call are quick
             self._watch(self._report, clock)
         if answer is not None and answer.get("kind") == tester.DIED:
-            _await_end(pid)  # its pipes close a moment before its status is there
+            zygote.await_end(
+                pid, _DEATH_GRACE
+            )  # its pipes close a moment before its status is there
         elif answer is None and not self._killed_for:
             answer = {"outcome": "raised", "kind": tester.TIME_IS_UP}  # of the tests themselves
         status, cpu = worker.zygote.bury()
@@ -246,7 +248,7 @@ class _Run:
                 self._killed_for = "files"
 
     def _account(self, status: int, cpu: float, answer: Any, size: int) -> dict[str, Any]:
-        failure, error = _read_report(self._report)
+        failure, error = candidate.read_report(self._report)
         facts = failure or self._facts()
         os.close(self._report)
         return {
@@ -269,26 +271,6 @@ def _never_returning() -> Iterator[None]:
         yield
     finally:
         os._exit(1)
-
-
-def _read_report(fd: int) -> tuple[Any, Any]:
-    """A report: why the program was not started (ours), its end (which it may have forged)."""
-    os.set_blocking(fd, False)  # a stray process may still hold the other end
-    try:
-        failure = wire.receive_json(fd)
-    except BlockingIOError:
-        return None, None
-    try:
-        error = wire.receive_json(fd)
-    except (BlockingIOError, ValueError, RecursionError, wire.WireError):
-        error = None
-    return failure, error if isinstance(error, str) else None
-
-
-def _await_end(pid: int) -> None:
-    fd = os.pidfd_open(pid)
-    select.select([fd], [], [], _DEATH_GRACE)
-    os.close(fd)
 
 
 def main() -> None:

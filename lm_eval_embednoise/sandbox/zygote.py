@@ -11,15 +11,15 @@ import array
 import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import struct
 import sys
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import isolate, kernel, wire
+from . import isolate, kernel, seccomp, wire
 
 _ORDER = struct.Struct("<dQQ")  # processor seconds, bytes of memory, bytes of output
 _END = struct.Struct("<id")  # wait status, processor seconds
@@ -93,6 +93,9 @@ def serve(
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     close_all_but([0, 1, 2, control.fileno(), *([rules.fd] if rules else [])])
     os.chdir("/")
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # ends a program that writes too much
+    if level != "rlimits":
+        seccomp.build(0, rules is not None)  # assembled here, once, and not in each child
     gc.disable()
     gc.freeze()
     space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
@@ -111,21 +114,7 @@ def serve(
         if pid == 0:
             control.send(_FORKED)
             control.detach()
-            report, program, stdin, stdout, *pipes = descriptors
-            cpu, memory, output = _ORDER.unpack(order)
-            with _reported(report):
-                os.dup2(stdin, 0)
-                os.dup2(stdout, 1)
-                kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                for number in (signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_DFL)
-                os.chdir(tmp)
-                isolate.set_limits(cpu, memory, output, _PROCESSES[level])
-                isolate.confine(level, own_user, rules)
-                close_all_but([0, 1, 2, report, program, *pipes])
-                gc.enable()
-            return Child(report, program, (pipes[0], pipes[1]) if pipes else None)
+            return _enter(order, descriptors, level, tmp, own_user, rules)
         for fd in descriptors:
             os.close(fd)
         if control.recv(len(_BURY)) != _BURY:
@@ -133,14 +122,33 @@ def serve(
         control.send(_END.pack(*_bury(pid, level)))
 
 
-@contextlib.contextmanager
-def _reported(report: int) -> Iterator[None]:
-    """A child that can't be confined says why and runs nothing."""
+def _enter(
+    order: bytes,
+    descriptors: array.array[int],
+    level: str,
+    tmp: str,
+    own_user: bool,
+    rules: kernel.Landlock | None,
+) -> Child:
+    """In the child: go behind the walls. One that can't be confined says why and runs nothing."""
+    report, program, stdin, stdout, *pipes = descriptors
     try:
-        yield
+        cpu, memory, output = _ORDER.unpack(order)
+        os.dup2(stdin, 0)
+        os.dup2(stdout, 1)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(tmp)
+        isolate.set_limits(cpu, memory, output, _PROCESSES[level])
+        isolate.confine(level, own_user, rules)
+        close_all_but([0, 1, 2, report, program, *pipes])
+        gc.enable()
     except BaseException:
         wire.send_json(report, {"failure": traceback.format_exc()})
         os._exit(1)
+    return Child(report, program, (pipes[0], pipes[1]) if pipes else None)
 
 
 def _bury(pid: int, level: str) -> tuple[int, float]:
@@ -158,6 +166,13 @@ def kill(pid: int) -> None:
     """Kill a process; no matter if it is dead."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def await_end(pid: int, seconds: float) -> None:
+    """Wait until a process has ended, but no longer than this."""
+    fd = os.pidfd_open(pid)
+    select.select([fd], [], [], seconds)
+    os.close(fd)
 
 
 def _reap() -> None:

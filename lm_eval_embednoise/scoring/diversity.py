@@ -13,6 +13,7 @@ from .ngrams import MAX_ORDER, Order
 SELF_BLEU_SIGNATURE = "case:mixed|eff:yes|tok:none|smooth:exp|order:4|max over references|0-1"
 PREFIX_TOKENS = 5
 RAREFY_TO = 5
+LONGEST = 1 << 16  # characters of a text that edit_distance looks at: its cost is their product
 NAN = float("nan")
 
 
@@ -148,7 +149,11 @@ def _bleu(matches: list[int], totals: list[int], length: int, reference: int) ->
 
 
 def edit_distance(texts: Sequence[str]) -> float:
-    """Mean pairwise Levenshtein distance over characters, over the longer; NaN below two texts."""
+    """Mean pairwise Levenshtein distance over characters, over the longer; NaN below two texts.
+
+    Of a text longer than `LONGEST` only the beginning counts.
+    """
+    texts = [text[:LONGEST] for text in texts]
     if len(texts) < 2:
         return NAN
     from rapidfuzz.distance import Levenshtein

@@ -124,8 +124,12 @@ def _judge_printed(
         outcome = dataclasses.replace(outcome, output=b"", behaviour=seen.hexdigest())
         if outcome.verdict != "passed":
             return outcome
-        if not _PRINTED[grader](output, expected):
-            return dataclasses.replace(outcome, verdict="wrong_answer", detail="output differs")
+        try:
+            detail = "" if _PRINTED[grader](output, expected) else "output differs"
+        except Exception as error:  # whatever a program prints: it is wrong, the others go on
+            detail = f"comparing its output raised {type(error).__name__}"
+        if detail:
+            return dataclasses.replace(outcome, verdict="wrong_answer", detail=detail)
     if outcome is None:
         raise hidden_tests.BadData("a problem without tests")
     return outcome

@@ -100,8 +100,16 @@ def grouped(answers: Sequence[str | None], form: Form) -> list[str | None]:
     for answer in answers:
         if answer is not None and answer not in first:
             kinds = dict.fromkeys(first.values())
-            first[answer] = next((kind for kind in kinds if form.same(answer, kind)), answer)
+            first[answer] = next((kind for kind in kinds if _alike(form, answer, kind)), answer)
     return [None if answer is None else first[answer] for answer in answers]
+
+
+def _alike(form: Form, answer: str, other: str) -> bool:
+    """Whether two answers mean the same; two that cannot be compared don't."""
+    try:
+        return form.same(answer, other)
+    except Exception:
+        return False
 
 
 def worked_text(text: str) -> str:

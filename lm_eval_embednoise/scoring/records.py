@@ -10,6 +10,7 @@ from lm_eval_embednoise.sandbox import Outcome
 from . import maths
 
 _MEASUREMENTS = ("tokens", "finish_reason", "nll", "nll_tokens", "rho", "sites", "seconds")
+_DETAIL_LENGTH = 200
 Record = dict[str, Any]
 
 
@@ -59,12 +60,17 @@ def math_record(sample: str | None, index: int, target: str, form: maths.Form) -
     """The record of a worked answer; valid means that an answer can be extracted.
 
     `passed` is decided by the benchmark's own form; `passed_flexible` by the answer however it is
-    stated. An answer that is equivalent to the target is recorded as the target.
+    stated. An answer that is equivalent to the target is recorded as the target. A text on which
+    reading or comparing raises is wrong, and `detail` says why.
     """
-    record = _common(sample, index)
+    record = _common(sample, index) | {"detail": ""}
     for suffix, extract in (("", form.extract), ("_flexible", form.flexible)):
-        answer = None if sample is None or extract is None else extract(sample)
-        passed = answer is not None and form.same(answer, target)
+        answer, passed = None, False
+        try:
+            answer = None if sample is None or extract is None else extract(sample)
+            passed = answer is not None and form.same(answer, target)
+        except Exception as error:
+            record["detail"] = f"{type(error).__name__}: {error}"[:_DETAIL_LENGTH]
         record[f"answer{suffix}"] = target if passed else answer
         record[f"passed{suffix}"] = passed if extract is not None else None
     return record | {"valid": record["answer"] is not None}
