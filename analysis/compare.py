@@ -10,7 +10,8 @@ from lm_eval_embednoise.analysis import schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
-from lm_eval_embednoise.analysis.records import ResultError, read_runs
+from lm_eval_embednoise.analysis.records import read_runs
+from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.analysis.statement import wrapped
 
 

@@ -17,8 +17,9 @@ from lm_eval_embednoise.analysis.identity import by_method, models_apart, signat
 from lm_eval_embednoise.analysis.measures import headline, measure, method_order, ordered
 from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs
 from lm_eval_embednoise.analysis.protocol import Protocol
-from lm_eval_embednoise.analysis.records import ResultError, Run, align, combine
+from lm_eval_embednoise.analysis.records import align, combine
 from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes, interval
+from lm_eval_embednoise.analysis.runs import ResultError, Run
 
 SCHEMA = "lm-eval-embednoise/comparison/1"
 

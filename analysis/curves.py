@@ -19,8 +19,8 @@ from lm_eval_embednoise.analysis.arms import Ablation, dose, sweeps
 from lm_eval_embednoise.analysis.figures import RC, STYLES, kind, shades
 from lm_eval_embednoise.analysis.gallery import KINDS, Digest, unbiased_pass_at_k
 from lm_eval_embednoise.analysis.measures import measure, method_order, printed
-from lm_eval_embednoise.analysis.records import Run
 from lm_eval_embednoise.analysis.resample import Array
+from lm_eval_embednoise.analysis.runs import Run
 
 WIDTH = 5.6
 _RESPONSES = ("pass@1", "pass@10", "compile_rate", "valid_rate", "distinct_2", "unique_correct")

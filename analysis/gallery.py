@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_embednoise.analysis.records import Run, samples
+from lm_eval_embednoise.analysis.records import samples
 from lm_eval_embednoise.analysis.resample import Array
+from lm_eval_embednoise.analysis.runs import Run
 from lm_eval_embednoise.scoring.lexer import code_tokens, prose_tokens
 from lm_eval_embednoise.scoring.ngrams import count_orders
 from lm_eval_embednoise.scoring.reduce import own_part

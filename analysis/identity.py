@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from lm_eval_embednoise.analysis.naming import PLAIN
-from lm_eval_embednoise.analysis.records import ResultError, Run, differences
+from lm_eval_embednoise.analysis.records import differences
+from lm_eval_embednoise.analysis.runs import ResultError, Run
 
 log = logging.getLogger(__name__)
 OURS = "hf-embednoise"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_embednoise.analysis.records import Run
+from lm_eval_embednoise.analysis.runs import Run
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_embednoise.analysis import pareto
-from lm_eval_embednoise.analysis.records import ResultError
+from lm_eval_embednoise.analysis.runs import ResultError
 
 # Part → what an item of it is known by; what several files hold is taken once.
 _LISTS = {

@@ -8,8 +8,8 @@ import numpy as np
 
 from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.measures import better, measure
-from lm_eval_embednoise.analysis.records import Run
 from lm_eval_embednoise.analysis.resample import Array, Estimate, Means, Resampler, interval
+from lm_eval_embednoise.analysis.runs import Run
 
 POWER = 0.8
 

@@ -20,8 +20,9 @@ from scipy import stats as _scipy
 
 from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.measures import measure
-from lm_eval_embednoise.analysis.records import ResultError, align, combine, read_runs
+from lm_eval_embednoise.analysis.records import align, combine, read_runs
 from lm_eval_embednoise.analysis.resample import Array, cluster_codes
+from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.analysis.schema import write_text
 
 TRIALS = 1_000

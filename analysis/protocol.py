@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lm_eval_embednoise.analysis.records import ResultError
+from lm_eval_embednoise.analysis.runs import ResultError
 
 _KEYS = {
     "name",

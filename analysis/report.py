@@ -20,7 +20,8 @@ from lm_eval_embednoise.analysis import arms, curves, gallery, page, schema, tab
 from lm_eval_embednoise.analysis.figures import pareto_figure, save
 from lm_eval_embednoise.analysis.identity import as_compared
 from lm_eval_embednoise.analysis.measures import headline
-from lm_eval_embednoise.analysis.records import ResultError, Run, read_runs
+from lm_eval_embednoise.analysis.records import read_runs
+from lm_eval_embednoise.analysis.runs import ResultError, Run
 from lm_eval_embednoise.analysis.statement import statement
 
 TITLE = "Embedding noise against temperature"

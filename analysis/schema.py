@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lm_eval_embednoise.analysis.records import ResultError
+from lm_eval_embednoise.analysis.runs import ResultError
 
 _TYPES: dict[str, Any] = {
     "object": dict,

@@ -15,8 +15,8 @@ import numpy as np
 
 from lm_eval_embednoise.analysis.pairs import as_json, difference, ratio
 from lm_eval_embednoise.analysis.protocol import Protocol
-from lm_eval_embednoise.analysis.records import Run
 from lm_eval_embednoise.analysis.resample import Estimate, Resampler
+from lm_eval_embednoise.analysis.runs import Run
 
 SUCCESS, PARTIAL, NULL, INCONCLUSIVE = "success", "partial", "null", "inconclusive"
 REFUTED = "refuted"  # of a task only

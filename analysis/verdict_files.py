@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_embednoise.analysis.records import ResultError, Run
+from lm_eval_embednoise.analysis.runs import ResultError, Run
 from lm_eval_embednoise.scoring.passk import pass_at_k
 
 _IDS = ("task_id", "question_id", "problem_id", "unique_id", "id")

@@ -10,7 +10,6 @@ from typing import Any
 
 from lm_eval_embednoise.checks import suggest
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
-from lm_eval_embednoise.noise.sites import EMBED, site_order
 
 OURS = "hf-embednoise"
 STOCK = ("hf", "hf-auto", "huggingface")
@@ -46,7 +45,7 @@ def check_run(
             "--use_cache is not supported by hf-embednoise: its key holds neither the noise nor "
             "the sample index; use --model_args store=DIR instead, which keeps every sample"
         )
-    from lm_eval_embednoise.models.hf_embednoise import check_arguments
+    from lm_eval_embednoise.models.arguments import check_arguments
 
     check_arguments(model_args)
     check_sampling(gen_kwargs)
@@ -141,28 +140,11 @@ def check_prompting(tasks: Iterable[str], apply_chat_template: Any) -> None:
 
 def _ours(tasks: Iterable[str]) -> list[str]:
     """This project's tasks and groups among names and patterns, in the order they are given."""
-    from lm_eval_embednoise.plugin import task_dir
+    from lm_eval_embednoise.problems.task_files import task_dir
 
     known = sorted({path.stem for path in task_dir().rglob("*.yaml") if path.stem[0] != "_"})
     found = (name for task in tasks for name in fnmatch.filter(known, str(task)))
     return list(dict.fromkeys(found))
-
-
-def check_sites(perturbation: Perturbation, config: Any) -> None:
-    """Refuse a block that a model of this configuration doesn't have.
-
-    Raises:
-        ValueError: with the number of blocks.
-    """
-    blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if not isinstance(blocks, int):
-        return
-    for site in perturbation.sites:
-        if site != EMBED and site_order(site) >= blocks:
-            raise ValueError(
-                f"depth={site_order(site)} is beyond the last block; the model has {blocks} "
-                f"blocks, so depth can be embed or 0 to {blocks - 1}"
-            )
 
 
 def check_methods(
@@ -179,7 +161,8 @@ def check_methods(
     from transformers import AutoConfig
 
     from lm_eval_embednoise.minicoder import MODEL_DIR
-    from lm_eval_embednoise.models.hf_embednoise import check_arguments
+    from lm_eval_embednoise.models.arguments import check_arguments
+    from lm_eval_embednoise.noise.model_parts import check_sites
 
     check_arguments(model_args)
     names = ("revision", "subfolder", "trust_remote_code", "gguf_file")

@@ -12,17 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval_embednoise.problems.task_files import task_dir
+
 MODELS = {
     "hf-embednoise": "lm_eval_embednoise.models.hf_embednoise:HFEmbedNoise",
     "replay": "lm_eval_embednoise.models.replay:Replay",
 }
-
-
-def task_dir() -> Path:
-    """The folder that holds this project's task YAML files."""
-    import lm_eval_embednoise.tasks as tasks
-
-    return Path(next(iter(tasks.__path__)))
 
 
 def register() -> None:

@@ -53,6 +53,7 @@ def main(out: Path) -> None:
     from lm_eval_embednoise import plugin
     from lm_eval_embednoise.engine.sampler import Sampler
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+    from lm_eval_embednoise.problems.task_files import task_dir
 
     generated = 0
     run = Sampler.run
@@ -66,7 +67,7 @@ def main(out: Path) -> None:
     Sampler.run = counted  # type: ignore[method-assign]
     plugin.register()
     lm = HFEmbedNoise(sigma=0.4, depth="embed+3", batch_size=8)
-    manager = TaskManager(include_defaults=False, include_path=plugin.task_dir())
+    manager = TaskManager(include_defaults=False, include_path=task_dir())
     tasks = list(manager.load(["minicode_diverse_k10"])["tasks"].values())
     for task in tasks:
         plugin.set_repeats(task, 3)

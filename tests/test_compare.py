@@ -21,8 +21,9 @@ from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.measures import method_order
 from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
-from lm_eval_embednoise.analysis.records import ResultError, read_runs
+from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.resample import Estimate
+from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.analysis.statement import statement, wrapped
 
 DRAWS = 300

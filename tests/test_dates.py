@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models.arguments import check_arguments
 from lm_eval_embednoise.models.dates import _CODES, _FLAGS, DATE, parse_date, stopped
-from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise, check_arguments
+from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.prompts import generation_prompt
 from lm_eval_embednoise.noise.perturbation import Perturbation
 

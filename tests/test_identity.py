@@ -16,7 +16,8 @@ from lm_eval_embednoise.analysis import schema
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.identity import as_compared, method_of
 from lm_eval_embednoise.analysis.naming import label_of
-from lm_eval_embednoise.analysis.records import ResultError, read_runs
+from lm_eval_embednoise.analysis.records import read_runs
+from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.scoring.passk import pass_at_k
 
 DRAWS = 100

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from modules import ROOT, arrows, circles, imports, modules, of_folders
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = {
-    "lm_eval_embednoise": ROOT / "lm_eval_embednoise",
-    "lm_eval_embednoise.analysis": ROOT / "analysis",
-}
 CHAIN = (
     "kernels", "noise", "engine.attention", "engine.slots", "engine.behind", "engine.weights",
     "engine.lean_checks", "engine.lean", "engine.graphs", "engine.choose", "engine.lanes",
@@ -22,41 +17,28 @@ CHAIN = (
 )  # fmt: skip
 
 
-def modules() -> dict[str, Path]:
-    found = {}
-    for package, folder in FOLDERS.items():
-        for path in folder.rglob("*.py"):
-            parts = path.relative_to(folder).with_suffix("").parts
-            found[".".join([package, *parts]).removesuffix(".__init__")] = path
-    return found
-
-
-def imports(name: str, path: Path, at_import_only: bool = False) -> set[str]:
-    """Dotted names that a module imports, TYPE_CHECKING blocks left out."""
-    tree = ast.parse(path.read_text())
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                continue
-            if at_import_only and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                continue
-            if isinstance(child, ast.Import):
-                found.update(alias.name for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                base = package.split(".")[: len(package.split(".")) - child.level + 1]
-                stem = ".".join([*base, child.module or ""]) if child.level else child.module or ""
-                found.update(f"{stem.strip('.')}.{alias.name}" for alias in child.names)
-            visit(child)
-
-    visit(tree)
-    return found
-
-
 def uses(name: str, path: Path, target: str) -> bool:
     return any(i == target or i.startswith(target + ".") for i in imports(name, path))
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Neither of modules nor of folders, those for type checking and in functions included."""
+    graph = arrows()
+    assert circles(graph) == [] and circles(of_folders(graph)) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+
+
+def test_folders_stand_on_each_other() -> None:
+    above = of_folders(arrows())
+    assert above["noise"] <= {"kernels", "checks"}
+    assert above["engine"] <= {"kernels", "noise"}
+    assert above["sandbox"] == set()
+    assert above["problems"] <= {"minicoder", "sandbox"}
+    assert above["scoring"] <= {"problems", "sandbox"}
+    assert above["store"] <= {"problems", "scoring"}
+    assert not above["models"] & {"commands", "study", "analysis", "plugin", "cli", "early"}
+    users = {name for name, targets in above.items() if "analysis" in targets}
+    assert users <= {"study", "cli"}
 
 
 @pytest.mark.parametrize("position", range(len(CHAIN)))

@@ -10,7 +10,6 @@ import pytest
 from synthetic import METHODS, Method, write_run
 
 from lm_eval_embednoise.analysis.records import (
-    ResultError,
     align,
     combine,
     differences,
@@ -18,6 +17,7 @@ from lm_eval_embednoise.analysis.records import (
     read_runs,
     samples,
 )
+from lm_eval_embednoise.analysis.runs import ResultError
 
 
 def one(path: Path):

@@ -16,6 +16,7 @@ from lm_eval_embednoise import cli, plugin
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.replay import Replay
 from lm_eval_embednoise.noise.perturbation import Perturbation
+from lm_eval_embednoise.problems.task_files import task_dir
 from lm_eval_embednoise.store.store import Store
 
 TASK, MATHS, LIMIT, K = "minicode_diverse_k10", "minimath_diverse_k10", 5, 10
@@ -35,7 +36,7 @@ def command(*arguments: Any) -> int:
 
 def evaluate(model: Any, task: str = TASK) -> dict[str, Any]:
     plugin.register()
-    manager = TaskManager(include_defaults=False, include_path=plugin.task_dir())
+    manager = TaskManager(include_defaults=False, include_path=task_dir())
     return simple_evaluate(
         model=model,
         tasks=[task],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.sandbox import Job, Limits, SandboxError, kernel, levels, seccomp, wire
-from lm_eval_embednoise.sandbox.pool import Worker
+from lm_eval_embednoise.sandbox.process import Worker
 
 QUICK = Limits(cpu_seconds=0.3, wall_seconds=1.5, memory_bytes=1 << 28, output_bytes=1 << 20)
 

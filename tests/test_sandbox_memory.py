@@ -9,7 +9,7 @@ from hostile_programs import SCAN
 
 from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.sandbox import Job, Limits
-from lm_eval_embednoise.sandbox.pool import Worker
+from lm_eval_embednoise.sandbox.process import Worker
 
 LEVELS = sandbox.available_levels()
 LIMITS = Limits(cpu_seconds=20.0, wall_seconds=120.0)

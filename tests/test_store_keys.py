@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from lm_eval_embednoise.commands.regenerate import regenerate
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models import stored
-from lm_eval_embednoise.models.hf_embednoise import OWN_ARGS, HFEmbedNoise
+from lm_eval_embednoise.models.arguments import OWN_ARGS
+from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.loading import (
     HOST_ARGS,
     IN_KEY_AS,

@@ -20,6 +20,7 @@ from lm_eval_embednoise import cli
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
+from lm_eval_embednoise.problems.task_files import task_dir
 from lm_eval_embednoise.store import segments
 from lm_eval_embednoise.store.store import Store
 
@@ -411,7 +412,7 @@ def evaluate(model: Any, **options: Any) -> None:
     simple_evaluate(
         model=model,
         tasks=["minicode_diverse_k10"],
-        task_manager=TaskManager(include_defaults=False, include_path=plugin.task_dir()),
+        task_manager=TaskManager(include_defaults=False, include_path=task_dir()),
         limit=4,
         gen_kwargs={"max_gen_toks": 16},
         bootstrap_iters=0,

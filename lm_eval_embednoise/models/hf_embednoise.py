@@ -15,13 +15,13 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from lm_eval_embednoise import harness_seed
-from lm_eval_embednoise.early import check_sites
 from lm_eval_embednoise.engine.families import check_exact, steady_positions
 from lm_eval_embednoise.engine.jobs import Job, Sample
 from lm_eval_embednoise.engine.runner import check_decoder
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models.arguments import parse_batch_size, split_args
 from lm_eval_embednoise.models.dates import DATE, parse_date, stopped
 from lm_eval_embednoise.models.loaded import (
     check_embedding,
@@ -30,7 +30,7 @@ from lm_eval_embednoise.models.loaded import (
     one_line,
     without_wrapper,
 )
-from lm_eval_embednoise.models.loading import HOST_ARGS, INSTEAD, LOADING_ARGS, Loading
+from lm_eval_embednoise.models.loading import Loading
 from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
 from lm_eval_embednoise.models.spelling import Spelling
@@ -38,16 +38,13 @@ from lm_eval_embednoise.models.stored import Ledger, identity
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import find_site
-from lm_eval_embednoise.noise.model_parts import check_config
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling, suggest
+from lm_eval_embednoise.noise.model_parts import check_config, check_sites
+from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.store.generation import Generation
 from lm_eval_embednoise.store.store import Store, digest
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
-OWN_ARGS = (
-    *("method", "perplexity", "exact", "compile", "decoder", "blocks", "store", "template_date"),
-)
 # Finish reasons that a user should hear of.
 ENDED_BADLY = {
     "numeric": "their logits were not numbers ({dose}); lower sigma, or use dtype=bfloat16 or "
@@ -108,7 +105,7 @@ class HFEmbedNoise(HFLM):
         device: str | None = None,
         **kwargs: Any,
     ) -> None:
-        perturbation, hf_args = _split_args(kwargs)
+        perturbation, hf_args = split_args(kwargs)
         self.template_date = parse_date(template_date)
         date = None if self.template_date is None else str(self.template_date)
         own = {"blocks": blocks, "exact": exact or None, "compile": compile or None}
@@ -116,7 +113,7 @@ class HFEmbedNoise(HFLM):
         own["template_date"] = date
         self.given = {"pretrained": pretrained, **own, **hf_args}  # to load it again
         self.identity: dict[str, Any] | None = None  # of the loaded model, worked out when needed
-        self._rows = _parse_batch_size(batch_size)
+        self._rows = parse_batch_size(batch_size)
         self.perplexity = perplexity
         self.exact, self.compile, self.decoder = exact, compile, decoder
         check_decoder(decoder, compile)
@@ -598,7 +595,7 @@ class HFEmbedNoise(HFLM):
             "dummy_token_id": self._prompts.dummy,
             "stream_version": streams.STREAM_VERSION,
             "model": {
-                "name": self._model_name(),
+                "name": self.model_name(),
                 "commit": identity(self)["model"].get("commit"),
                 "fingerprint": self.fingerprint(),
                 "identity": digest(identity(self)),
@@ -619,54 +616,9 @@ class HFEmbedNoise(HFLM):
         told = identity(self)
         return digest({name: told[name] for name in ("model", "peft", "delta", "tokenizer")})
 
-    def _model_name(self) -> str:
+    def model_name(self) -> str:
         return "minicoder" if self.pretrained == str(MODEL_DIR) else str(self.pretrained)
 
     def signature(self) -> str:
         """One line that identifies the perturbation."""
         return f"{self.perturbation.signature()}|stream:{streams.STREAM_VERSION}"
-
-
-def check_arguments(args: Mapping[str, Any]) -> None:
-    """Refuse what the class would refuse before it loads a model (None of it is loaded here).
-
-    Raises:
-        ValueError, ImportError: as `HFEmbedNoise` does.
-    """
-    rest = {name: value for name, value in args.items() if name not in ("pretrained", *OWN_ARGS)}
-    parse_date(args.get("template_date"))
-    _parse_batch_size(rest.pop("batch_size", None))
-    _, hf_args = _split_args(rest)
-    Loading.from_args(args.get("pretrained") or str(MODEL_DIR), hf_args)
-
-
-def _split_args(kwargs: Mapping[str, Any]) -> tuple[Perturbation, dict[str, Any]]:
-    """Divide the user's arguments into the perturbation and what HFLM takes; refuse the rest."""
-    own = (*Perturbation.names(), "noise")
-    allowed = [*own, *OWN_ARGS, *HOST_ARGS, *LOADING_ARGS]
-    for name in kwargs:
-        if name not in allowed and name not in INSTEAD:
-            raise ValueError(
-                f"unknown model argument {name!r}; {suggest(name, allowed)}perturbation: "
-                f"{', '.join(own)}; own: {', '.join(OWN_ARGS)}; and those of --model hf"
-            )
-    if kwargs.get("backend", "default") == "seq2seq":
-        raise ValueError("backend='seq2seq' is not supported; hf-embednoise needs a causal LM")
-    noise = {k: v for k, v in kwargs.items() if k in own}
-    perturbation = Perturbation.from_args(noise, harness_seed.present())
-    return perturbation, {k: v for k, v in kwargs.items() if k not in own}
-
-
-def _parse_batch_size(batch_size: int | str | None) -> int | None:
-    """Rows to decode at a time; None for `auto`."""
-    if batch_size is None or str(batch_size).partition(":")[0] == "auto":
-        return None
-    try:
-        rows = int(batch_size)
-    except ValueError:
-        rows = 0
-    if rows < 1:
-        raise ValueError(
-            f"batch_size={batch_size!r} is not allowed; it must be a number ≥ 1 or auto"
-        )
-    return rows

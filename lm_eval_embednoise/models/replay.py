@@ -16,9 +16,8 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from lm_eval_embednoise.checks import suggest
-from lm_eval_embednoise.commands import generations
 from lm_eval_embednoise.models.stored import doc_hash
-from lm_eval_embednoise.store import formats, matching
+from lm_eval_embednoise.store import formats, matching, reading
 from lm_eval_embednoise.store.formats import Problem
 from lm_eval_embednoise.store.generation import MISSING, Generation
 from lm_eval_embednoise.store.problem import ANSWER, FINISHED, PROGRAM
@@ -118,7 +117,7 @@ class Replay(LM):
 
     def _read_store(self, settings: str | None) -> list[Problem]:
         store = Store(self.path)
-        hash = generations.choose(store, settings, self.task)
+        hash = reading.choose(store, settings, self.task)
         said = store.settings()[hash]
         runs = [run for run in store.runs().values() if run.get("settings") == hash]
         if runs:
@@ -128,7 +127,7 @@ class Replay(LM):
         if "perturbation" in said:
             self.info["perturbation"] = {**said["perturbation"], "seed": said["seed"] or 0}
             self.info["stream_version"] = said["stream_version"]
-        return generations.problems_of(store, hash, self.task)
+        return reading.problems_of(store, hash, self.task)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Generation]:
         """K samples of each document; where there are fewer, failures with reason `missing`."""

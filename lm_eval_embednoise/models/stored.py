@@ -12,7 +12,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from lm_eval.utils import handle_non_serializable, hash_string
@@ -27,13 +27,52 @@ from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.store import fingerprint
 from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
 
-if TYPE_CHECKING:
-    from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
-
 log = logging.getLogger(f"lm_eval.{__name__}")
 
 KEY_VERSION = 2  # 1 left out what is made of a prompt, most of the loading, and these
 LEFT_OUT = ("subfolder", "gguf_file", "truncation")
+
+
+class Loaded(Protocol):
+    """What of the loaded model decides a sample, and what is noted beside it."""
+
+    model: Any
+    tokenizer: Any
+    pretrained: Any
+    peft: Any
+    delta: Any
+    given: dict[str, Any]
+    identity: dict[str, Any] | None
+    perturbation: Perturbation
+    blocks: str | None
+    exact: bool
+    perplexity: bool
+    method: str | None
+    store: Store | None
+    think_end_token: Any
+
+    @property
+    def max_length(self) -> int:
+        """Most positions of a sample."""
+
+    @property
+    def device(self) -> Any:
+        """Where the model is."""
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share the work."""
+
+    def signature(self) -> str:
+        """The perturbation in one line."""
+
+    def model_name(self) -> str:
+        """The model's name."""
+
+    def text_of(
+        self, ids: Sequence[int], until: tuple[str, ...], prompt: Sequence[int] = ()
+    ) -> str:
+        """The text of generated ids."""
 
 
 def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
@@ -41,7 +80,7 @@ def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
     return sampling.greedy and not perturbation.varies
 
 
-def model_identity(lm: HFEmbedNoise) -> dict[str, Any]:
+def model_identity(lm: Loaded) -> dict[str, Any]:
     """What the weights, the tokenizer and their number format are, wherever they lie.
 
     And, under `loading`, every other argument that can change a sample (models/loading.py).
@@ -62,7 +101,7 @@ def model_identity(lm: HFEmbedNoise) -> dict[str, Any]:
     }
 
 
-def _model(lm: HFEmbedNoise, commit: str | None) -> dict[str, str]:
+def _model(lm: Loaded, commit: str | None) -> dict[str, str]:
     """A GGUF file by its content, a folder by its files, a hub model by its commit and place there.
 
     A model that was given loaded goes by its parameters and configuration.
@@ -78,7 +117,7 @@ def _model(lm: HFEmbedNoise, commit: str | None) -> dict[str, str]:
     return _weights(lm, folder / within.get("subfolder", ""))
 
 
-def _weights(lm: HFEmbedNoise, folder: str | Path | None) -> dict[str, str]:
+def _weights(lm: Loaded, folder: str | Path | None) -> dict[str, str]:
     """A local folder by its files, anything else by the parameters that are loaded."""
     if folder is not None and Path(folder).is_dir():
         return {"fingerprint": fingerprint.of_folder(folder)}
@@ -92,7 +131,7 @@ def input_of(job: Job) -> str:
     return digest([list(job.prompt_ids), job.soft_start])
 
 
-def settings_of(lm: HFEmbedNoise, sampling: Sampling) -> dict[str, Any]:
+def settings_of(lm: Loaded, sampling: Sampling) -> dict[str, Any]:
     """All that determines samples, but for the prompt and the sample index, in one canonical form.
 
     What can't matter is left out, so that settings that mean the same have the same keys.
@@ -118,7 +157,7 @@ def settings_of(lm: HFEmbedNoise, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def identity(lm: HFEmbedNoise) -> dict[str, Any]:
+def identity(lm: Loaded) -> dict[str, Any]:
     """`model_identity`, worked out once."""
     if lm.identity is None:
         lm.identity = model_identity(lm)
@@ -140,9 +179,7 @@ def settings_in(store: Store, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def run_of(
-    lm: HFEmbedNoise, sampling: Sampling, rows: int, settings: str
-) -> tuple[str, dict[str, Any]]:
+def run_of(lm: Loaded, sampling: Sampling, rows: int, settings: str) -> tuple[str, dict[str, Any]]:
     """A name for what this process does now, and all that is worth knowing and in no key.
 
     `settings` is the hash of those that its samples are stored under.
@@ -159,7 +196,7 @@ def run_of(
         "processes": lm.world_size,
         "method": lm.method,
         "signature": lm.signature(),
-        "model": lm._model_name(),
+        "model": lm.model_name(),
         "model_args": lm.given,
         "perturbation": arguments,
         "sampling": dataclasses.asdict(sampling),
@@ -209,7 +246,7 @@ class Ledger:
 
     def __init__(
         self,
-        lm: HFEmbedNoise,
+        lm: Loaded,
         sampling: Sampling,
         jobs: Sequence[Job],
         requests: Sequence[Any],

@@ -12,6 +12,9 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from lm_eval_embednoise.noise.perturbation import Perturbation
+from lm_eval_embednoise.noise.sites import EMBED, site_order
+
 # Where decoder blocks live, the most specific first. A name counts wherever it ends a module's
 # name, so that wrappers (peft, torch.compile, data parallel, multimodal shells) don't matter.
 BLOCK_LISTS = (
@@ -140,3 +143,20 @@ def find_owner(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
         if any(child is blocks for child in module.children()):
             return module
     raise ValueError(f"{type(model).__name__} does not hold the given blocks")
+
+
+def check_sites(perturbation: Perturbation, config: Any) -> None:
+    """Refuse a block that a model of this configuration doesn't have.
+
+    Raises:
+        ValueError: with the number of blocks.
+    """
+    blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(blocks, int):
+        return
+    for site in perturbation.sites:
+        if site != EMBED and site_order(site) >= blocks:
+            raise ValueError(
+                f"depth={site_order(site)} is beyond the last block; the model has {blocks} "
+                f"blocks, so depth can be embed or 0 to {blocks - 1}"
+            )

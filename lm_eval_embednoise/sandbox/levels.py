@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from .isolate import LEVELS
 from .jobs import SandboxError
+from .process import Worker
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,6 @@ _DESCRIPTIONS = {
 @lru_cache
 def _refusal(level: str) -> str | None:
     """Why a worker cannot start at this level; None when one did."""
-    from .pool import Worker
-
     try:
         Worker(level).close()
     except (SandboxError, OSError) as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 from lm_eval_embednoise import plugin
 from lm_eval_embednoise.launch import own_command, run_in_processes
+from lm_eval_embednoise.problems.task_files import task_dir
 from lm_eval_embednoise.study.plan import Cell, Model, StudyError, Task
 
 _TORCH_SEED = 1234  # the harness's own
@@ -114,7 +115,7 @@ def _task_manager(tasks: list[str], metadata: dict[str, Any]) -> Any:
     """A task index; the harness's thousands of tasks (10 s) are read only if one is needed."""
     from lm_eval.tasks import TaskManager
 
-    own = TaskManager(include_defaults=False, include_path=plugin.task_dir(), metadata=metadata)
+    own = TaskManager(include_defaults=False, include_path=task_dir(), metadata=metadata)
     if all(name in own.all_tasks or Path(name).is_file() for name in tasks):
         return own
     return TaskManager(metadata=metadata)
