@@ -227,7 +227,7 @@ HEADS = {  # perturbations that reach a prompt's end → what of 20 positions co
 
 @pytest.mark.parametrize("family", ["qwen2", "wide qwen2", "gemma2", "gpt_oss", "gpt2", "bloom"])
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_prompts_clean_head_is_run_once(
+def test_a_prompts_shared_part_is_run_once(
     kind: str, family: str, wide_qwen2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples are those that keep all entries themselves; also beyond windows and after refills."""

@@ -88,18 +88,18 @@ class Batch:
         cheap = self.share and not self.runner.perturbation.perturbs_prompt and not self._ahead
         return free if cheap or not self.live or free >= max(1, self.slots // 4) else 0
 
-    def meet(self, jobs: dict[int, Job], rows: list[Row]) -> None:
+    def prepare(self, jobs: dict[int, Job], rows: list[Row]) -> None:
         """Get ready for the rows of jobs that are about to join; what they share is prefilled."""
         started = time.perf_counter()
         new = [number for number in jobs if number not in self._prepared]
         for number in new:
-            self._prepared[number] = self._prepare(number, jobs[number])
-        heads = [self._prepared[number] for number in new if self._prepared[number].shared_len]
-        prefill_clean(self.runner, heads, self._alone)
+            self._prepared[number] = self._streams_of(number, jobs[number])
+        shared = [self._prepared[number] for number in new if self._prepared[number].shared_len]
+        prefill_clean(self.runner, shared, self._alone)
         _charge(started, rows)
 
     def join(self, number: int, job: Job, rows: list[Row]) -> None:
-        """Put new rows of a job that was met into free slots, choose their first tokens.
+        """Put new rows of a prepared job into free slots, choose their first tokens.
 
         The rows share the prompt's prefill up to where noise or a soft prompt reaches it.
         """
@@ -149,7 +149,7 @@ class Batch:
         self._choose(logits, free, slots)
         _charge(started, rows)
 
-    def _prepare(self, number: int, job: Job) -> Prepared:
+    def _streams_of(self, number: int, job: Job) -> Prepared:
         runner, device = self.runner, self.runner.device
         seed = runner.perturbation.seed
         uniforms = None

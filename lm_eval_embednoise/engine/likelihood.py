@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
-from lm_eval_embednoise.engine.behind import BehindPrompt
+from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.prefill import run_prompts
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
@@ -139,7 +139,7 @@ def _teacher_forced(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Tensor
     positions = positions.expand(len(ids), -1)
     serving: AbstractContextManager[None] = nullcontext()
     if runner.shares_prompts:
-        cache: Cache = BehindPrompt(prompt, ids.shape[1])
+        cache: Cache = SharedPrefixCache(prompt, ids.shape[1])
         serving = attention.serving(runner.attention_configs, cache)  # type: ignore[arg-type]
     else:
         cache = DynamicCache()

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
-from lm_eval_embednoise.engine.behind import BehindPrompt
+from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.lanes import threads
 from lm_eval_embednoise.engine.runner import Runner
@@ -171,7 +171,7 @@ def _tail_pass(
         measured = stack.enter_context(runner.perturbed(rows))
         cache: Cache = DynamicCache()
         if ready.shared_len:
-            cache = behind = BehindPrompt(ready.shared, ids.shape[1], keep=True)
-            stack.enter_context(attention.serving(runner.attention_configs, behind))
+            cache = prefix = SharedPrefixCache(ready.shared, ids.shape[1], keep=True)
+            stack.enter_context(attention.serving(runner.attention_configs, prefix))
         logits = runner.forward(ids, cache, rows.positions)
     return logits[:, -1], entries(cache), measured

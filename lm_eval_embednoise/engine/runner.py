@@ -194,7 +194,7 @@ class Runner:
     def shared_len(self, job: Job) -> int:
         """How many vectors of a job's prompt its samples share; 0 for too few to make use of it."""
         length = len(job.prompt_ids)
-        shared = perturb.clean_head(self.perturbation, length, job.soft_start)
+        shared = perturb.shared_len(self.perturbation, length, job.soft_start)
         return shared if shared == length or shared >= LEAST_SHARED else 0
 
     def reference(self, job: Job, site: str) -> float | None:

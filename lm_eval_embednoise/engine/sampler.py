@@ -105,7 +105,7 @@ class Sampler:
         waiting: deque[Row] = deque()
         known: dict[tuple[int, ...], int] = {}
         alike = [known.setdefault(job.clean, number) for number, job in enumerate(jobs)]
-        # Longest first: rows of like length decode together, and the estimate of time isn't rosy.
+        # Longest first: rows of like length decode together, and time isn't underestimated.
         # Jobs with one clean prompt stand together: their texts are scored together.
         for number in sorted(range(len(jobs)), key=lambda n: (-len(jobs[n].clean), alike[n])):
             job = jobs[number]
@@ -186,7 +186,7 @@ class Sampler:
             joining = [waiting.popleft() for _ in range(min(batch.wants(), len(waiting)))]
             numbers = list(dict.fromkeys(row.job for row in joining))
             if numbers:
-                batch.meet({number: jobs[number] for number in numbers}, joining)
+                batch.prepare({number: jobs[number] for number in numbers}, joining)
             for number in numbers:
                 batch.join(number, jobs[number], [row for row in joining if row.job == number])
             if not joining:  # those who joined may have ended at once

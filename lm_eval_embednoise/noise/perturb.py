@@ -66,7 +66,7 @@ def weights(perturbation: Perturbation, positions: Tensor, prompt_length: Tensor
     return torch.where(inside & (positions >= 0), schedule(perturbation, t), 0.0)
 
 
-def clean_head(perturbation: Perturbation, length: int, soft_start: int | None) -> int:
+def shared_len(perturbation: Perturbation, length: int, soft_start: int | None) -> int:
     """How many vectors of a prompt stand before the first that the samples don't share.
 
     Args:
@@ -74,11 +74,11 @@ def clean_head(perturbation: Perturbation, length: int, soft_start: int | None) 
         length: of the prompt.
         soft_start: position of the first vector of a random soft prompt; None without one.
     """
-    head = length if soft_start is None else soft_start
+    shared = length if soft_start is None else soft_start
     if perturbation.sites and perturbation.where.touches_prompt:
         from_end = perturbation.where.kind in ("last", "dummy")
-        head = min(head, length - (perturbation.where.count or 0) if from_end else 0)
-    return max(0, head)
+        shared = min(shared, length - (perturbation.where.count or 0) if from_end else 0)
+    return max(0, shared)
 
 
 def reference_kind(perturbation: Perturbation, site: str) -> str | None:

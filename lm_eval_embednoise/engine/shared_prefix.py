@@ -39,7 +39,7 @@ class _NewEntries(CacheLayerMixin):
         return -1
 
 
-class BehindPrompt(Cache):
+class SharedPrefixCache(Cache):
     """The cache of such a pass, as `attention.View`.
 
     Args:
