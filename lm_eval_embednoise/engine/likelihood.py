@@ -13,10 +13,10 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
-from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.prefill import run_prompts
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
+from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.slots import SlotCache
 
 # By device: positions of a pass, so that products run at full speed and little is filled up, and

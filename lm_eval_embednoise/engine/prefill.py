@@ -12,10 +12,10 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
-from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.lanes import threads
 from lm_eval_embednoise.engine.runner import Runner
+from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.slots import Entries, SlotCache, entries
 from lm_eval_embednoise.noise.inject import Rows, acting
 
