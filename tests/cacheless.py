@@ -207,6 +207,21 @@ class Cacheless:
             logits = self.model(input_ids=ids, use_cache=False).logits
         return Pass(logits[0, length - 1 :].float().cpu(), rho)
 
+    def tokens(
+        self, job: Job, sample: int, std: dict[str, float], sampling: Sampling, count: int
+    ) -> list[int]:
+        """The first tokens of a sample, each chosen behind a pass over all before it."""
+        key = stream_key(self.perturbation.seed, job.problem, sample, "sample")
+        ids: list[int] = []
+        for step in range(count):
+            logits = self.run(job, sample, ids, std).logits[-1]
+            if sampling.greedy:
+                ids.append(int(logits.argmax()))
+            else:
+                edges = cdf(logits, sampling)
+                ids.append(int(np.searchsorted(edges, uniform(key, step), side="right")))
+        return ids
+
     def soft_prompt(self, problem: str, sample: int) -> Tensor:
         """The random soft prompt of a sample: float32 [N, dim]."""
         p = self.perturbation

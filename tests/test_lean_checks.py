@@ -19,7 +19,6 @@ from transformers.models.qwen2 import modeling_qwen2
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.lean import Lean
 from lm_eval_embednoise.engine.lean_checks import obstacle
-from lm_eval_embednoise.engine.likelihood import clean_nll
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.engine.weights import SideBySide
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
@@ -406,7 +405,7 @@ def test_scoring_alone_lays_out_and_gives_back(used: PreTrainedModel) -> None:
     shape, sampler = layouts(used), plain(used)
     texts = [(9, 8, 7), (1, 2)]
     with torch.no_grad():
-        for text, nll in zip(texts, clean_nll(sampler, PROMPT, texts), strict=True):
+        for text, nll in zip(texts, sampler.clean_nll(PROMPT, texts), strict=True):
             logits = used(input_ids=torch.tensor([[*PROMPT, *text]])).logits[
                 0, len(PROMPT) - 1 : -1
             ]

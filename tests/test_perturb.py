@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 import torch
-from slow import NEW, PROMPT, job_of, slow_g, slow_generate
+from cacheless import dose
+from one_problem import NEW, PROMPT, expected, job_of
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine import sampler as sampler_module
@@ -44,7 +45,7 @@ def test_sampler_equals_the_slow_reference(
     monkeypatch.setattr(sampler_module, "SHARED_ROWS", 1)
     monkeypatch.setattr("lm_eval_embednoise.engine.runner.LEAST_SHARED", 1)
     differs = 0
-    clean = slow_generate(either, Perturbation(), {}, 0)
+    clean = expected(either, Perturbation(), {}, 0)
     cases = [p for p in combinations() if p.depth == depth]
     for p in cases:
         sampler = Sampler(either, p, Sampling(max_gen_toks=NEW), perplexity=False)
@@ -52,7 +53,7 @@ def test_sampler_equals_the_slow_reference(
         got = {sample.index: sample.ids for sample in sampler.run([job])}
         std = sampler.runner.site_std(0, job)
         for index in (0, 1):
-            assert got[index] == slow_generate(either, p, std, index), (p, index)
+            assert got[index] == expected(either, p, std, index), (p, index)
         differs += got[0] != clean
     assert differs > len(cases) / 2  # the noise is strong enough for the test to see it
 
@@ -68,7 +69,7 @@ def test_sites_with_a_sigma_each(either: PreTrainedModel, scope: str, schedule: 
     job = job_of(p)
     std = sampler.runner.site_std(0, job)
     for sample in sampler.run([job]):
-        assert sample.ids == slow_generate(either, p, std, sample.index)
+        assert sample.ids == expected(either, p, std, sample.index)
         assert set(sample.rho) == {"embed", "block.0", "block.2"}
     for site, sigma in p.sites.items():
         same = Perturbation(sigma=sigma, depth=site)
@@ -81,13 +82,13 @@ def test_dummies_at_sigma_zero_are_the_control(qwen2: PreTrainedModel) -> None:
     job = job_of(p, (0, 1, 2))
     sampler = Sampler(qwen2, p, Sampling(max_gen_toks=NEW))
     samples = list(sampler.run([job]))
-    expected = slow_generate(qwen2, p, {}, 0)
-    assert expected != slow_generate(qwen2, Perturbation(), {}, 0)
-    assert [s.ids for s in samples] == [expected] * 3
+    right = expected(qwen2, p, {}, 0)
+    assert right != expected(qwen2, Perturbation(), {}, 0)
+    assert [s.ids for s in samples] == [right] * 3
     assert sum(s.seconds > 0 for s in samples) == 1
-    clean = sampler.clean_nll(PROMPT, [tuple(expected)])[0]
+    clean = sampler.clean_nll(PROMPT, [tuple(right)])[0]
     assert [s.nll for s in samples] == pytest.approx([clean] * 3)
-    assert clean != pytest.approx(sampler.clean_nll(job.prompt_ids, [tuple(expected)])[0])
+    assert clean != pytest.approx(sampler.clean_nll(job.prompt_ids, [tuple(right)])[0])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -96,7 +97,8 @@ def test_schedule_starts_at_one_and_ends_at_its_end(schedule: str) -> None:
     p = Perturbation(sigma=0.5, positions="all", schedule=schedule, **extra)
     g = perturb.schedule(p, torch.arange(8))
     assert g[0] == 1
-    assert torch.allclose(g, torch.tensor([slow_g(p, t) for t in range(8)], dtype=torch.float64))
+    right = [dose(p, position, 1) for position in range(8)]  # t = 0 at a prompt of one vector
+    assert torch.allclose(g, torch.tensor(right, dtype=torch.float64))
     if schedule != "constant":
         assert torch.allclose(g[4:], torch.tensor(0.2, dtype=torch.float64))
 

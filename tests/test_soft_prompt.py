@@ -6,14 +6,14 @@ import itertools
 
 import pytest
 import torch
+from cacheless import Cacheless
 from families import tiny
+from one_problem import NEW, PROBLEM, PROMPT, expected, job_of
 from scipy import stats
-from slow import NEW, PROMPT, job_of, slow_generate, slow_soft
 from torch import nn
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine import sampler as sampler_module
-from lm_eval_embednoise.engine.likelihood import clean_nll
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise.model_parts import find_embedding
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
@@ -41,7 +41,7 @@ def test_sampler_equals_the_slow_reference(
     """Every slot × fit × noise, two samples each that share what they can; scales other than 1."""
     monkeypatch.setattr(sampler_module, "SHARED_ROWS", 1)
     monkeypatch.setattr("lm_eval_embednoise.engine.runner.LEAST_SHARED", 1)
-    clean = slow_generate(either, Perturbation(), {}, 0, sampling)
+    clean = expected(either, Perturbation(), {}, 0, sampling)
     changed = 0
     for number, (slot, fit, noise) in enumerate(itertools.product(SLOTS, FITS, NOISE)):
         scale = (1.0, 1.7, 0.5)[number % 3]
@@ -51,21 +51,21 @@ def test_sampler_equals_the_slow_reference(
         got = {sample.index: sample for sample in sampler.run([job])}
         std = sampler.runner.site_std(0, job)
         for index, sample in got.items():
-            assert sample.ids == slow_generate(either, p, std, index, sampling), (p, index)
-            (nll,) = clean_nll(sampler, PROMPT, [tuple(sample.ids)])
+            assert sample.ids == expected(either, p, std, index, sampling), (p, index)
+            (nll,) = sampler.clean_nll(PROMPT, [tuple(sample.ids)])
             assert sample.nll == pytest.approx(nll, rel=1e-5)
         changed += got[0].ids != clean
     assert changed > number / 2
 
 
 def test_vectors_are_the_slow_ones(qwen2: PreTrainedModel) -> None:
-    table = qwen2.get_input_embeddings().weight.detach()
     for fit, scale in itertools.product(FITS, (0.0, 1.0, 2.0)):
         p = Perturbation(rsp=4, rsp_fit=fit, rsp_scale=scale, seed=5)
         got = SoftPrompts(qwen2, p).vectors([("problem", 2), ("problem", 0)])
         assert got is not None
-        torch.testing.assert_close(got[0], slow_soft(p, 2, table))
-        torch.testing.assert_close(got[1], slow_soft(p, 0, table))
+        reference = Cacheless(qwen2, p)
+        torch.testing.assert_close(got[0], reference.soft_prompt(PROBLEM, 2))
+        torch.testing.assert_close(got[1], reference.soft_prompt(PROBLEM, 0))
     assert SoftPrompts(qwen2, Perturbation()).vectors([("problem", 0)]) is None
 
 
@@ -130,7 +130,7 @@ def test_samples_do_not_depend_on_the_batch(qwen2: PreTrainedModel, batch_size: 
     sampler = Sampler(qwen2, p, GREEDY, batch_size=batch_size)
     got = {sample.index: sample.ids for sample in sampler.run([job])}
     std = sampler.runner.site_std(0, job)
-    assert got == {index: slow_generate(qwen2, p, std, index) for index in range(5)}
+    assert got == {index: expected(qwen2, p, std, index) for index in range(5)}
 
 
 @torch.no_grad()
