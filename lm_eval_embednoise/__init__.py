@@ -6,7 +6,7 @@ is imported until it is used.
 
 from lm_eval_embednoise import _hook
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public names and where they live; resolved on first use so that the import stays instant.
 _LAZY = {
