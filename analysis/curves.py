@@ -62,10 +62,8 @@ def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
             color, marker = STYLES["literal" if unit == "norm" else "noise"]
             points = [(dose(row), _response(row, metric)) for row in arm]
             known = [(s, e) for s, e in points if e is not None and e["value"] is not None]
-            axis.plot(
-                *([s for s, _ in known], [e["value"] for _, e in known]),
-                **{"marker": marker, "color": color, "label": f"unit: {unit}"},
-            )
+            doses, values = [s for s, _ in known], [e["value"] for _, e in known]
+            axis.plot(doses, values, marker=marker, color=color, label=f"unit: {unit}")
             for sigma, estimate in known:
                 if estimate["low"] is not None:
                     axis.vlines(sigma, estimate["low"], estimate["high"], color, alpha=0.5)

@@ -37,7 +37,8 @@ class SignedRank:
 
 def settle(d: Array) -> Array:
     """Round differences of rates so that mathematically equal ones are equal (and ties tie)."""
-    return np.round(np.asarray(d, dtype=np.float64), _DECIMALS) + 0.0
+    rounded = np.round(np.asarray(d, dtype=np.float64), _DECIMALS) + 0.0
+    return rounded.astype(np.float64, copy=False)
 
 
 def signed_ranks(d: Array) -> Array:
@@ -189,10 +190,11 @@ def chance_if_equal(se: float, margin: float, *, alpha: float) -> float:
 @lru_cache(maxsize=2)
 def _all_signs(groups: int) -> Array:
     bits = (np.arange(2**groups)[:, None] >> np.arange(groups)) & 1
-    return 1.0 - 2.0 * bits
+    return (1.0 - 2.0 * bits).astype(np.float64, copy=False)
 
 
 @lru_cache(maxsize=2)
 def _random_signs(groups: int, flips: int, seed: int) -> Array:
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 2, size=(flips, groups)) * 2.0 - 1.0
+    signs = rng.integers(0, 2, size=(flips, groups)) * 2.0 - 1.0
+    return signs.astype(np.float64, copy=False)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from modules import ROOT, arrows, circles, imports, modules, of_folders
+import typecheck
+from modules import PACKAGE, ROOT, arrows, circles, imports, modules, of_folders
 
 CHAIN = (
     "kernels", "noise", "engine.attention", "engine.slots", "engine.shared_prefix",
@@ -81,6 +82,14 @@ def test_sandbox_knows_no_scoring_and_the_library_no_analysis() -> None:
             assert not uses(name, path, "lm_eval_embednoise.scoring"), name
         if name.startswith(("lm_eval_embednoise.scoring", "lm_eval_embednoise.models")):
             assert not uses(name, path, "lm_eval_embednoise.analysis"), name
+
+
+def test_the_type_checker_sees_calls_into_the_analysis() -> None:
+    planted = "\n\ndef planted() -> None:\n    verdict.no_such_thing(1)\n"
+    done = typecheck.check(
+        {"study/calibrate.py": f"\nfrom {PACKAGE}.analysis import verdict{planted}"}
+    )
+    assert done.returncode == 1 and 'has no attribute "no_such_thing"' in done.stdout, done.stderr
 
 
 def test_importing_the_package_is_light() -> None:
