@@ -14,7 +14,7 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lm_eval_embednoise import cli
-from lm_eval_embednoise.models import hf_embednoise, loading
+from lm_eval_embednoise.models import arguments, loading
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.study import runfile
 from lm_eval_embednoise.study.plan import Study, StudyError
@@ -44,7 +44,7 @@ def test_every_file_is_of_a_kind_that_is_tested() -> None:
 def test_run_files_are_read_by_the_harness_and_served_by_the_class(path: Path) -> None:
     config = EvaluatorConfig.from_config(path)  # an unknown key is a TypeError
     assert config.model == "hf-embednoise" and not config.gen_kwargs
-    hf_embednoise.check_arguments({**config.model_args, "batch_size": config.batch_size})
+    arguments.check_arguments({**config.model_args, "batch_size": config.batch_size})
     if "pretrained" in config.model_args:
         assert Path(config.model_args["pretrained"]).name.lower() in path.stem.replace(
             "-int8", ""
@@ -69,7 +69,7 @@ def test_method_files_are_read_by_the_harness_and_served_by_the_class(path: Path
     assert config.model == "hf-embednoise"
     Perturbation.from_args(config.model_args)
     Sampling.from_gen_kwargs(config.gen_kwargs)
-    hf_embednoise.check_arguments(config.model_args)
+    arguments.check_arguments(config.model_args)
 
 
 @pytest.mark.usefixtures("everything_there")
@@ -78,7 +78,7 @@ def test_study_files_name_what_is_there(path: Path) -> None:
     study = Study.load(str(path))
     for model in study.models:
         assert model.model == "hf-embednoise"
-        hf_embednoise.check_arguments(model.model_args)
+        arguments.check_arguments(model.model_args)
     for method in study.methods:
         Perturbation.from_args(method.perturbation)
         Sampling.from_gen_kwargs(method.gen_kwargs)
