@@ -20,7 +20,6 @@ from lm_eval_embednoise import cli
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.problems.task_files import task_dir
 from lm_eval_embednoise.store import segments
 from lm_eval_embednoise.store.store import Store
 
@@ -407,6 +406,7 @@ def evaluate(model: Any, **options: Any) -> None:
     from lm_eval.tasks import TaskManager
 
     from lm_eval_embednoise import plugin
+    from lm_eval_embednoise.problems.task_files import task_dir
 
     plugin.register()
     simple_evaluate(

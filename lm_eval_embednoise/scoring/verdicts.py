@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_embednoise import sandbox
+from lm_eval_embednoise.problems import hidden_tests, plus_tests
 from lm_eval_embednoise.sandbox import Outcome
 
 log = logging.getLogger(f"lm_eval.{__name__}")
@@ -49,7 +50,7 @@ def judge_digest(level: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     here = Path(__file__).parent
     sources = [*Path(sandbox.__file__).parent.glob("*.py"), here / "judge.py", here / "compare.py"]
-    sources += [here.parent / "hidden_tests.py", here.parent / "plus_tests.py"]
+    sources += [Path(str(module.__file__)) for module in (hidden_tests, plus_tests)]
     for path in sorted(sources):
         digest.update(path.read_bytes())
     for text in (level, platform.python_version(), metadata.version("numpy")):
