@@ -10,7 +10,8 @@ import sys
 
 # What decides how OpenMP's threads wait for each other; a user who set one of them has decided.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-waiting = "not set"  # what wait_asleep() found
+WAITS = ("GOMP_SPINCOUNT", "10000")  # looks before a thread sleeps: some 0.1 ms
+waiting = "not set"  # what wait_shortly() found
 
 # The modules of lm_eval after whose import the plug-in has something to add.
 WATCHED = (
@@ -28,7 +29,7 @@ class _Finder:
 
     def find_spec(self, name, path=None, target=None):
         if name.startswith("lm_eval."):
-            wait_asleep()
+            wait_shortly()
         if name not in WATCHED:
             return None
         for finder in sys.meta_path:
@@ -67,12 +68,12 @@ def _tell(name):
         )
 
 
-def wait_asleep():
-    """Let OpenMP's threads sleep while they wait for each other, in this process and its children.
+def wait_shortly():
+    """Let OpenMP's threads soon sleep when they wait for each other, here and in child processes.
 
-    By default they spin, and where other work shares the processors they spin for threads that
-    aren't running: a run then takes twice the processor time. Nothing is changed for a user who has
-    set one of WAITING. OpenMP reads them when it is loaded, with torch. Idempotent.
+    By default they spin for milliseconds, and where other work shares the processors they spin for
+    threads that aren't running: a run can take ten times as long. Nothing is changed for a user who
+    has set one of WAITING. OpenMP reads them when it is loaded, with torch. Idempotent.
     """
     global waiting
     if waiting != "not set":
@@ -80,7 +81,7 @@ def wait_asleep():
     if any(name in os.environ for name in WAITING):
         waiting = "the user's"
         return
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ[WAITS[0]] = WAITS[1]
     waiting = "too late" if "torch" in sys.modules else "ours"
 
 
@@ -89,7 +90,7 @@ def install():
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
         if "lm_eval" in sys.modules:
-            wait_asleep()
+            wait_shortly()
         for name in WATCHED:
             module = sys.modules.get(name)
             if module is not None and not _is_loading(module):

@@ -53,7 +53,7 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 1 after an error, 130 after an interrupt."""
     argv = sys.argv[1:] if argv is None else argv
-    _hook.wait_asleep()
+    _hook.wait_shortly()
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:

@@ -74,7 +74,7 @@ def _versions() -> Iterator[Finding]:
 def _routes() -> Iterator[Finding]:
     found = dict(os.environ)
     if _hook.waiting != "the user's":  # what this command set is not what a user's shell has
-        found.pop("OMP_WAIT_POLICY", None)
+        found.pop(_hook.WAITS[0], None)
     probe = subprocess.run(
         [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False, env=found
     )
@@ -106,18 +106,15 @@ def _routes() -> Iterator[Finding]:
 
 def _waiting(name: str, state: str) -> Finding:
     """How OpenMP's threads wait for each other, and whether it was told in time."""
+    ours = "=".join(_hook.WAITS)
     set_ = ", ".join(f"{n}={os.environ[n]}" for n in _hook.WAITING if n in os.environ)
     if state == "the user's":
         return True, name, f"your own {set_}"
     if state == "ours":
-        return (
-            True,
-            name,
-            "OMP_WAIT_POLICY=PASSIVE, set before torch: idle threads sleep",
-        )
+        return True, name, f"{ours}, set before torch: waiting threads soon sleep"
     if state == "too late":
-        return False, name, "OMP_WAIT_POLICY=PASSIVE was set after torch was loaded: not read"
-    return False, name, "idle threads spin; on a shared machine export OMP_WAIT_POLICY=PASSIVE"
+        return False, name, f"{ours} was set after torch was loaded: not read"
+    return False, name, f"waiting threads spin; on a shared machine export {ours}"
 
 
 def _sandbox() -> Iterator[Finding]:
