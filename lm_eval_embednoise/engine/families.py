@@ -38,7 +38,7 @@ def steady_positions(model: nn.Module) -> int | None:
             if kind == "longrope":
                 rope = module.config.rope_parameters  # type: ignore[union-attr]
                 rope = rope if layer is None else rope[layer]  # type: ignore[index]
-                bounds.append(int(rope["original_max_position_embeddings"]))  # type: ignore
+                bounds.append(int(rope["original_max_position_embeddings"]))  # type: ignore[index]
             elif kind is not None and "dynamic" in str(kind):
                 bounds.append(int(module.original_max_seq_len))  # type: ignore[arg-type]
     return min(bounds, default=None)

@@ -134,7 +134,7 @@ def find_embedding(model: nn.Module) -> nn.Module:
 def hidden_width(model: nn.Module) -> int:
     """d, the width of the vectors between blocks (which an embedding can differ from)."""
     width = getattr(decoder_config(model), "hidden_size", None)
-    return int(width) if width else int(find_embedding(model).weight.shape[1])  # type: ignore
+    return int(width) if width else int(find_embedding(model).weight.shape[1])  # type: ignore[index]
 
 
 def find_owner(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
