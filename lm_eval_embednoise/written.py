@@ -9,18 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def extend(tracker: ModuleType) -> None:
-    """Let lm_eval's evaluation tracker write by `dumps` and keep records as objects."""
-    tracker.json = SimpleNamespace(**{**vars(json), "dumps": dumps})  # type: ignore[attr-defined]
-    tracker.sanitize_list = as_strings  # type: ignore[attr-defined]
 
 
 def dumps(value: Any, **options: Any) -> str:

@@ -30,8 +30,11 @@ from lm_eval.api.registry import model_registry
 from lm_eval.tasks import TaskManager
 names = TaskManager().all_tasks
 waiting = hook.waiting.replace(" ", "_") if hook else "not_set"
+from importlib import import_module
+from lm_eval_embednoise import host
+patches = [patch.apply(import_module(patch.module)) for patch in host.PATCHES]
 print(waiting, hook is not None, "hf-embednoise" in model_registry, "hf" in model_registry,
-      sum(name.endswith("_diverse") for name in names))
+      sum(name.endswith("_diverse") for name in names), f"{sum(patches)}/{len(patches)}")
 """
 
 
@@ -78,9 +81,9 @@ def _routes() -> Iterator[Finding]:
     probe = subprocess.run(
         [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False, env=found
     )
-    words = probe.stdout.split()[-5:]
-    nothing = ("not_set", "False", "False", "False", "0")
-    waiting, hook, model, others, tasks = words if len(words) == 5 else nothing
+    words = probe.stdout.split()[-6:]
+    nothing = ("not_set", "False", "False", "False", "0", "0/1")
+    waiting, hook, model, others, tasks, patches = words if len(words) == 6 else nothing
     off = os.environ.get("EMBEDNOISE_NO_HOOK", "0") not in ("", "0")
     yield (
         hook == "True",
@@ -94,6 +97,8 @@ def _routes() -> Iterator[Finding]:
     yield model == "True", "model hf-embednoise *", "known to the stock command"
     yield others == "True", "the harness's own models", "still available"
     yield int(tasks) > 0, "tasks *", f"{tasks} names end in _diverse in a plain TaskManager"
+    done, of = map(int, patches.split("/"))
+    yield done == of, "places in lm_eval", f"{done} of {of} that the plug-in extends exist"
     yield _waiting("OpenMP in lm_eval", waiting.replace("_", " "))
     yield _waiting("OpenMP in embednoise", _hook.waiting)
     command = shutil.which("lm_eval")
