@@ -212,8 +212,9 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 def send(control: socket.socket, message: dict[str, Any], pipes: list[int]) -> None:
     """Hand a program to the tests' process (the worker's side)."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("2i", *pipes))
-    control.sendmsg([b"."], [rights])
-    wire.send_json(control.fileno(), message)
+    data = b"." + wire.frames(json.dumps(message).encode())
+    sent = control.sendmsg([data], [rights])
+    wire.write_all(control.fileno(), data[sent:])
 
 
 def _out_of_time(*_: object) -> None:

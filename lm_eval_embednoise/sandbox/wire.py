@@ -43,9 +43,14 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def send(fd: int, payload: bytes) -> None:
-    """Write one frame: eight bytes of length, then the payload."""
-    write_all(fd, _LENGTH.pack(len(payload)) + payload)
+def frames(*payloads: bytes) -> bytes:
+    """Frames, one after the other: each is eight bytes of length, then the payload."""
+    return b"".join(_LENGTH.pack(len(payload)) + payload for payload in payloads)
+
+
+def send(fd: int, *payloads: bytes) -> None:
+    """Write frames, as many as there are payloads, at once."""
+    write_all(fd, frames(*payloads))
 
 
 def read_exactly(fd: int, size: int) -> bytes | None:
@@ -115,9 +120,9 @@ class Reader:
         return True
 
 
-def send_json(fd: int, value: Any) -> None:
-    """Send a JSON value as one frame."""
-    send(fd, json.dumps(value).encode())
+def send_json(fd: int, value: Any, *payloads: bytes) -> None:
+    """Send a JSON value as one frame, and more frames after it."""
+    send(fd, json.dumps(value).encode(), *payloads)
 
 
 def receive_json(fd: int) -> Any:

@@ -119,8 +119,7 @@ class Worker:
         while (job := wire.receive_json(self.jobs)) is not None:
             if job["mode"] == "stdin":
                 account, output = _Run(self, job).alone(wire.receive(self.jobs) or b"")
-                wire.send_json(self.replies, account)
-                wire.send(self.replies, output)
+                wire.send_json(self.replies, account, output)
             else:
                 account = _Run(self, job).with_tests()
                 wire.send_json(self.replies, account)
@@ -149,10 +148,9 @@ class _Run:
     def alone(self, given: bytes) -> tuple[dict[str, Any], bytes]:
         """Run a program that reads its input and prints its answer."""
         pid = self._fork(given, [])
-        ended = os.pidfd_open(pid)
-        self._watch(ended, self._idle_clock(pid))
-        os.close(ended)
-        status, cpu = self._worker.zygote.bury()
+        zygote = self._worker.zygote
+        self._watch(zygote.fileno(), self._idle_clock(pid))
+        status, cpu = zygote.bury(pid)
         output, size = self._worker.streams.output(self._job["output"])
         return self._account(status, cpu, None, size), output
 
@@ -181,12 +179,10 @@ class _Run:
         if not self._killed_for:  # tests that fail before their first call are quick
             self._watch(self._report, clock)
         if answer is not None and answer.get("kind") == tester.DIED:
-            zygote.await_end(
-                pid, _DEATH_GRACE
-            )  # its pipes close a moment before its status is there
+            worker.zygote.await_end(_DEATH_GRACE)  # its pipes close a moment before it has ended
         elif answer is None and not self._killed_for:
             answer = {"outcome": "raised", "kind": tester.TIME_IS_UP}  # of the tests themselves
-        status, cpu = worker.zygote.bury()
+        status, cpu = worker.zygote.bury(pid)
         return self._account(status, cpu, answer, worker.streams.output(0)[1])
 
     def _fork(self, given: bytes, pipes: list[int]) -> int:
