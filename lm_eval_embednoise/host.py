@@ -76,7 +76,7 @@ def version() -> str:
 
 
 def _with_our_tasks(original: Callable[..., None]) -> Callable[..., None]:
-    """`TaskManager.__init__`: whoever asks for the harness's own tasks gets ours as well."""
+    """`TaskManager.__init__`: a caller who asks for the harness's own tasks gets ours too."""
 
     @functools.wraps(original)
     def __init__(

@@ -22,14 +22,14 @@ def note(results: dict[str, Any], tasks: Mapping[str, Any]) -> None:
         tasks: task name → the task object that was evaluated; those of others are left alone.
     """
     for name, task in tasks.items():
-        found = results.get("results", {}).get(name)
+        measured = results.get("results", {}).get(name)
         generation = getattr(task.config, "generation_kwargs", None) or {}
-        if found is None or not _ours(task) or not sampled(generation):
+        if measured is None or not _ours(task) or not sampled(generation):
             continue
         equal, looked = count(_texts(name, task, results))
         if not looked:
             continue
-        found[f"{METRIC},{task.config.filter_list[0]['name']}"] = equal
+        measured[f"{METRIC},{task.config.filter_list[0]['name']}"] = equal
         if equal:
             said = f"{name}: all texts of a problem are equal on {equal} of {looked} problems"
             if equal == looked:

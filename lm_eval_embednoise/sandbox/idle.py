@@ -2,8 +2,8 @@
 
 A program that waits for what never comes uses no processor time, so that limit never ends it; and
 a limit on wall time would make verdicts depend on load. So two looks at it are compared. When its
-processor clock stands still between them, and at both each of its threads sleeps, then it slept all
-the time between: a thread that had become ready would have had to run before it could sleep again.
+processor clock does not move between them, and each of its threads sleeps at both, it slept all the
+time between: a thread that had become ready would have had to run before it could sleep again.
 A thread that is ready but gets no processor is in another state and is not counted, however long;
 nor is one that waits for a disk.
 """

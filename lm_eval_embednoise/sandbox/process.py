@@ -33,14 +33,14 @@ _PACKAGES = ("numpy",)  # what the benchmarks' programs may import beside the st
 
 def _packages() -> dict[str, str]:
     """Folders of the allowed packages, and of the shared libraries that come with them."""
-    found = {}
+    folders = {}
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
         for path in (spec.submodule_search_locations or ()) if spec else ():
-            found[name] = path
+            folders[name] = path
             if os.path.isdir(path + ".libs"):
-                found[name + ".libs"] = path + ".libs"
-    return found
+                folders[name + ".libs"] = path + ".libs"
+    return folders
 
 
 class Worker:

@@ -51,16 +51,16 @@ class Reader:
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, answers: Sequence[Answer]) -> list[Taken]:
-        """The program that each answer stands for."""
+        """The program in each answer."""
         taken: list[Taken] = []
         for start in range(0, len(answers), _TOGETHER):
             some = answers[start : start + _TOGETHER]
-            found = self._ask(some)
-            if found is None:  # one of them broke the process
-                found = [
+            programs = self._ask(some)
+            if programs is None:  # one of them broke the process
+                programs = [
                     one[0] if (one := self._ask([answer])) else _unread(answer) for answer in some
                 ]
-            taken += found
+            taken += programs
         return taken
 
     def _ask(self, answers: Sequence[Answer]) -> list[Taken] | None:
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def _confine() -> None:
-    """Give up files, network and processes, as far as this kernel knows how."""
+    """Give up files, network and processes, as far as this kernel can."""
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     for what, value in (
         (resource.RLIMIT_AS, _MEMORY),

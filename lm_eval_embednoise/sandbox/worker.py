@@ -1,9 +1,9 @@
-"""The worker: reads jobs, has each program run by a process that never held one, watches it.
+"""The worker: reads jobs, has each program run by a process that never read one, and watches it.
 
 Protocol on its own pipes: frames in (a job, then the input or, unless they are those of the job
 before, the tests), frames out (an account; for a program that ran alone its output). Four kinds of
-process: this one knows programs and inputs; the tests' process alone reads the tests (`tester`);
-one parses (`syntax`); one forks the programs, which inherit its memory, and knows nothing
+process: this one reads programs and inputs; the tests' process alone reads the tests (`tester`);
+one parses (`syntax`); one forks the programs, which inherit its memory, and reads nothing
 (`zygote`). None of the first three is an ancestor of a program after it has read its first job.
 """
 
@@ -135,7 +135,7 @@ class Worker:
 
 
 class _Run:
-    """One program: the watch over it, the account afterwards."""
+    """One program: watch it while it runs, report on it afterwards."""
 
     def __init__(self, worker: Worker, job: dict[str, Any]) -> None:
         self._worker, self._job = worker, job
