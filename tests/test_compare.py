@@ -13,7 +13,6 @@ import jsonschema
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
-from synthetic import METHODS, Method, write_run, write_study
 
 from lm_eval_embednoise.analysis import compare as command
 from lm_eval_embednoise.analysis import figures, labels, pareto, schema, tables, verdict
@@ -25,6 +24,7 @@ from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.resample import Estimate
 from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.analysis.statement import statement, wrapped
+from tests.support.synthetic import METHODS, Method, write_run, write_study
 
 DRAWS = 300
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, WINDOW, tiny
-from test_inject import hook_count
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine.families import FLAT_MASK, ROWS, Decoding, cache_layers, decoding
@@ -23,6 +21,8 @@ from lm_eval_embednoise.noise.inject import hooked
 from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import References, token_norms
+from tests.support.families import FAMILIES, WINDOW, tiny
+from tests.test_inject import hook_count
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
 PROMPTS = [(5, 17, 3, 60, 61, 62, 63, 64, 65), (9, 9, 2, 8, 30), (60, 7)]

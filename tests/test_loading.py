@@ -13,7 +13,6 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from test_hf_embednoise import requests
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -28,6 +27,7 @@ from lm_eval_embednoise.models.loading import ATTENTIONS, HOST_ARGS, INSTEAD, LO
 from lm_eval_embednoise.noise.inject import find_blocks
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import token_norms
+from tests.test_hf_embednoise import requests
 
 MINICODER = str(MODEL_DIR)
 GREEDY = {"until": ["\ndef "], "do_sample": False, "max_gen_toks": 12}
