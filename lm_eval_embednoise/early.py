@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import tempfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.checks import suggest
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 OURS = "hf-embednoise"
 STOCK = ("hf", "hf-auto", "huggingface")
@@ -66,8 +68,10 @@ def check_sampling(gen_kwargs: Mapping[str, Any]) -> None:
 
 
 def check_names(gen_kwargs: Mapping[str, Any]) -> None:
-    """Refuse a misspelt generation argument of the stock class: transformers would, at the end of
-    loading. An unknown one that looks like no other is left to the model.
+    """Refuse a misspelt generation argument of the stock class before the model is loaded.
+
+    transformers refuses it too, but only after loading. An unknown name that resembles no other is
+    left to the model.
 
     Raises:
         ValueError: with the argument that was meant.
@@ -109,8 +113,9 @@ def check_writable(flag: str, path: Path) -> None:
 
 
 def check_prompting(tasks: Iterable[str], apply_chat_template: Any) -> None:
-    """Refuse a chat template around a prompt to be continued, and a question to a chat model
-    without one: stop strings and extraction are made for the other.
+    """Refuse a completion prompt with a chat template, and a chat prompt without one.
+
+    Stop strings and extraction are made for the other.
 
     Args:
         tasks: names or patterns of tasks and groups; only this project's are looked at.

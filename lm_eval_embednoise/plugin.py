@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.problems.task_files import task_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 MODELS = {
     "hf-embednoise": "lm_eval_embednoise.models.hf_embednoise:HFEmbedNoise",
