@@ -127,7 +127,7 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def vllm_child(options: argparse.Namespace) -> dict[str, Any]:
-    """vLLM with n = K on the same prompts; runs in an environment that has vllm alone."""
+    """Run vLLM with n = K on the same prompts; runs in an environment that has vllm alone."""
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
     given = json.load(sys.stdin)
@@ -222,7 +222,6 @@ def ratios(kind: str, medians: dict[str, Any], options: argparse.Namespace) -> d
 
 def overhead(options: argparse.Namespace) -> dict[str, float]:
     """Noise on against noise off per decode step, in our sampler; the prefill apart."""
-
     from lm_eval_embednoise.engine.jobs import Job
     from lm_eval_embednoise.engine.sampler import Sampler
     from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling

@@ -27,9 +27,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -41,6 +40,9 @@ from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.minicoder import MODEL_DIR, load_problems
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HERE = Path(__file__).parent
 SHAPES = HERE / "shapes"

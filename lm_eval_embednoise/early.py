@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import tempfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.checks import suggest
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 OURS = "hf-embednoise"
 STOCK = ("hf", "hf-auto", "huggingface")

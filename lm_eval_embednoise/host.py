@@ -11,13 +11,15 @@ import functools
 import importlib.metadata
 import inspect
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.problems.task_files import task_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 log = logging.getLogger("lm_eval_embednoise.host")
 SERVES = ("0.4.13",)  # the versions of lm_eval that the tests ran with

@@ -7,8 +7,10 @@ be equal by chance where the model is sure; all of them on all problems are not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 METRIC = "identical_problems"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import host
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MODELS = {
     "hf-embednoise": "lm_eval_embednoise.models.hf_embednoise:HFEmbedNoise",

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -30,15 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))  # as pytest does
-
-from cacheless import Cacheless, Pass, cdf, nll_of, stream_key, uniform
-from families import VOCABULARY, build
-
 from lm_eval_embednoise import kernels
 from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from tests.support.cacheless import Cacheless, Pass, cdf, nll_of, stream_key, uniform
+from tests.support.families import VOCABULARY, build
 
 WIDE = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}  # for the passes in C
 LONG_ROPE = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_inject import hook_count
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,6 +18,7 @@ from lm_eval_embednoise.engine.jobs import Job, Stop
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Sampling
+from tests.test_inject import hook_count
 
 PAD = 0
 PROMPTS = [(5, 17, 3), (1, 9, 2, 8, 30, 31, 7), (4,)]

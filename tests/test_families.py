@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import build, tiny
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartConfig, BartForCausalLM
 
@@ -24,6 +23,7 @@ from lm_eval_embednoise.noise.model_parts import (
 )
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.noise.reference import token_norms
+from tests.support.families import build, tiny
 
 PLAIN = """mamba mamba2 falcon_mamba rwkv xlstm recurrent_gemma zamba zamba2 bamba falcon_h1
 nemotron_h minimax deepseek_v32 deepseek_v4"""

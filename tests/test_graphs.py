@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from differential import Result, check, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from lm_eval_embednoise.engine import graphs
 from lm_eval_embednoise.engine.attention import attend, fused
 from lm_eval_embednoise.engine.batch import Batch
 from lm_eval_embednoise.engine.graphs import StepGraphs, rounded
+from tests.differential import Result, check, draw
 
 
 class Again:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import METHODS, Method, write_run
 
 from lm_eval_embednoise.analysis import compare as command
 from lm_eval_embednoise.analysis import schema
@@ -19,6 +18,7 @@ from lm_eval_embednoise.analysis.naming import label_of
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.scoring.passk import pass_at_k
+from tests.support.synthetic import METHODS, Method, write_run
 
 DRAWS = 100
 BASE = "temp-0.8"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,6 +23,7 @@ from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from tests.support.families import tiny
 
 LIBRARIES = [build.library(name) for name in ("step", "draws")]  # here: hypothesis times its tests
 pytestmark = pytest.mark.skipif(None in LIBRARIES, reason="nothing compiled here")

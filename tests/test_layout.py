@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import typecheck
-from modules import PACKAGE, ROOT, arrows, circles, imports, modules, of_folders
+
+from tests import typecheck
+from tests.modules import PACKAGE, ROOT, arrows, circles, imports, modules, of_folders
 
 CHAIN = (
     "kernels", "noise", "engine.attention", "engine.slots", "engine.shared_prefix",

@@ -9,8 +9,6 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from families import tiny
-from test_sampler import METHODS, jobs
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
@@ -23,6 +21,8 @@ from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise.inject import hooked
 from lm_eval_embednoise.noise.model_parts import find_embedding
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from tests.support.families import tiny
+from tests.test_sampler import METHODS, jobs
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])

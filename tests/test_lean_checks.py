@@ -329,9 +329,14 @@ def test_weights_come_back_after_errors_and_closed_iterators(used: PreTrainedMod
     assert list(inner) == []
     assert layouts(used) == shape
     sampler = plain(used)
-    with pytest.raises(KeyboardInterrupt), sampler.ready():
-        assert not moved.is_contiguous()
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with sampler.ready():
+            assert not moved.is_contiguous()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert layouts(used) == shape
     assert all(torch.equal(w, before[name]) for name, w in used.state_dict().items())
 

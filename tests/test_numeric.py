@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
-from test_sampler import PROMPTS, jobs
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_embednoise import Generation
@@ -27,6 +25,8 @@ from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import LEAST_TEMPERATURE, Perturbation, Sampling
 from lm_eval_embednoise.scoring import maths, records
 from lm_eval_embednoise.scoring.reduce import math_metrics
+from tests.support.families import tiny
+from tests.test_sampler import PROMPTS, jobs
 
 NAN, INF = math.nan, math.inf
 WAYS = [

@@ -6,8 +6,6 @@ import itertools
 
 import pytest
 import torch
-from cacheless import dose
-from one_problem import NEW, PROMPT, expected, job_of
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine import sampler as sampler_module
@@ -15,6 +13,8 @@ from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from tests.support.cacheless import dose
+from tests.support.one_problem import NEW, PROMPT, expected, job_of
 
 SCOPES = ("token", "sequence")
 POSITIONS = ("prompt", "all", "generated", "first:2", "last:3", "generated:2", "dummy:2")

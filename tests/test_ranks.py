@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import ranks_driver
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_eval_embednoise import launch
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
+from tests.support import ranks_driver
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import METHODS, Method, write_run
 
 from lm_eval_embednoise.analysis.records import (
     align,
@@ -18,6 +17,7 @@ from lm_eval_embednoise.analysis.records import (
     samples,
 )
 from lm_eval_embednoise.analysis.runs import ResultError
+from tests.support.synthetic import METHODS, Method, write_run
 
 
 def one(path: Path):

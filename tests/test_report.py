@@ -15,13 +15,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from synthetic import METHODS, Method, write_run, write_study
 
 from lm_eval_embednoise.analysis import arms, curves, gallery, report, schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.figures import pareto_figure
 from lm_eval_embednoise.analysis.records import read_results, read_runs
 from lm_eval_embednoise.analysis.runs import ResultError
+from tests.support.synthetic import METHODS, Method, write_run, write_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 METRICS = ("pass@10", "distinct_2", "unique_correct")

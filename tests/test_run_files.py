@@ -189,6 +189,6 @@ def test_shapes_have_the_published_size(
 
 def test_every_study_model_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("- a\n")
+    args = argparse.Namespace(config=str(tmp_path / "x.yaml"))
     with pytest.raises(StudyError, match=r"x\.yaml: a mapping is expected"):
-        args = argparse.Namespace(config=str(tmp_path / "x.yaml"))
         runfile.merge(args)

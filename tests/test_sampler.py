@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
 from transformers import PreTrainedModel
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -23,6 +22,7 @@ from lm_eval_embednoise.engine.prefill import Prepared, prefill_noisy
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from tests.support.families import tiny
 
 PROMPTS = [(5, 17, 3), (9, 9, 2, 8, 30, 31, 7), (4,), (60, 2, 2, 2, 11), (71, 72)]
 NEW = 12

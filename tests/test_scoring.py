@@ -61,26 +61,31 @@ SOLUTION = "class Solution:\n    def f(self, x):\n        return 2 * x\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "program"),
+    ("text", "entry_point", "program"),
     [
-        (SOLUTION, SOLUTION),
+        (SOLUTION, "f", SOLUTION),
         (
             f"```python\nfrom typing import List\n{SOLUTION}```",
+            "f",
             f"from typing import List\n{SOLUTION}",
         ),
         (
             f"The idea is simple.\n```python\n{SOLUTION}```\n```python\nSolution().f(1)\n```",
+            "f",
             SOLUTION,
         ),
-        ("n = int(input())\nprint(n)\n", "n = int(input())\nprint(n)\n"),
+        ("n = int(input())\nprint(n)\n", None, "n = int(input())\nprint(n)\n"),
         (
             "We read n.\n\nimport sys\nprint(sys.stdin.read())\n",
+            None,
             "import sys\nprint(sys.stdin.read())\n",
         ),
     ],
 )
-def test_extraction_without_a_completion_prompt(text: str, program: str) -> None:
-    assert extract_program(text, "", "f") == program or extract_program(text) == program
+def test_extraction_without_a_completion_prompt(
+    text: str, entry_point: str | None, program: str
+) -> None:
+    assert extract_program(text, "", entry_point) == program
 
 
 @given(st.text(alphabet="` \nabc:()=def", max_size=80))

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
-from synthetic import write_run
 
 from lm_eval_embednoise.analysis import power, stats
 from lm_eval_embednoise.analysis.runs import ResultError
+from tests.support.synthetic import write_run
 
 
 def test_the_tilt_has_the_mean_asked_for_and_keeps_the_support():

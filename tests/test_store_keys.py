@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from test_loading import first_blocks, write_gguf
-from test_store_resume import GREEDY, generate, written
 from transformers import AutoModelForCausalLM
 
 from lm_eval_embednoise.commands.regenerate import regenerate
@@ -30,6 +28,8 @@ from lm_eval_embednoise.models.loading import (
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.store import fingerprint
 from lm_eval_embednoise.store.store import Prompt, Store, digest
+from tests.test_loading import first_blocks, write_gguf
+from tests.test_store_resume import GREEDY, generate, written
 
 BY_NAME = {"trust_remote_code", "mixed_precision_dtype", "autogptq", "gptqmodel", "use_safetensors"}
 

@@ -282,8 +282,8 @@ def test_seeds_are_replicates(toy):
 def test_a_model_that_cannot_be_perturbed_runs_sampling_only(toy, monkeypatch):
     monkeypatch.delattr(StandIn, "set_perturbation")
     monkeypatch.setattr(StandIn, "get_model_info", lambda self: {})
+    monkeypatch.setattr(StandIn, "generate_until", lambda self, r, **_: ["x"] * len(r))
     with pytest.raises(StudyError, match="can't be perturbed, so it can't run embednoise"):
-        monkeypatch.setattr(StandIn, "generate_until", lambda self, r, **_: ["x"] * len(r))
         run(toy)
     assert len(list((toy.parent / "out").rglob("cell.json"))) == 1  # temp-0.8 came first
 

@@ -5,7 +5,6 @@ Exit status 0 when the stock command knows the model and untrusted code can be r
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import logging
 import os
@@ -13,11 +12,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import _hook
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
 
 _PACKAGES = ("lm-eval", "torch", "transformers", "accelerate", "datasets", "sacrebleu")
 

@@ -7,16 +7,19 @@ import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.problems.datafiles import read_rows
 from lm_eval_embednoise.store import formats, matching
-from lm_eval_embednoise.store.formats import Problem
-from lm_eval_embednoise.store.generation import Generation
 from lm_eval_embednoise.store.reading import choose, describe, generation_of, problems_of
 from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lm_eval_embednoise.store.formats import Problem
+    from lm_eval_embednoise.store.generation import Generation
 
 _GIVEN = ("prompt", "entry_point")
 EPILOG = """\

@@ -7,9 +7,7 @@ round differently in another batch; then the texts can differ, and the command s
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,9 @@ from lm_eval_embednoise.store.store import Store, Stored, digest
 from lm_eval_embednoise.study.plan import parse_arguments
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
     from lm_eval_embednoise.engine.jobs import Job
     from lm_eval_embednoise.engine.sampler import Sampler
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise

@@ -9,10 +9,8 @@ import io
 import json
 import pickle
 import zlib
-from collections.abc import Callable, Iterator
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.problems.datafiles import (
     BadData,
@@ -22,6 +20,10 @@ from lm_eval_embednoise.problems.datafiles import (
     locate,
     parse_row,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 Row = dict[str, Any]
 APPS = Source(

@@ -13,12 +13,15 @@ import ast
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from . import blocks
 from .pieces import Piece, calls_something, defines, pieces_of
 from .uses import cut_uses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 MAX_CHARACTERS = 1 << 16  # a longer part of a text is not parsed
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)

@@ -67,6 +67,7 @@ def calls_something(pieces: list[Piece]) -> bool:
 
 
 def is_string(value: ast.expr) -> bool:
+    """Whether an expression is a string, such as a docstring."""
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 

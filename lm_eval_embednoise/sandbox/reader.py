@@ -15,14 +15,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import extraction, isolate, kernel, seccomp, wire
 from .extraction import Taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _MEMORY = 2 << 30
 _SECONDS = 5.0  # of processor time for one text

@@ -11,14 +11,16 @@ import contextlib
 import hashlib
 import resource
 import signal
-import socket
 import sys
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import wire
 from .wrapped import compiled
+
+if TYPE_CHECKING:
+    import socket
 
 _DEEP = 20_000
 

@@ -20,11 +20,13 @@ import signal
 import socket
 import struct
 import traceback
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import wire
 from .idle import CallCounter, cpu_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LOOK_SECONDS = 0.05
 _KIND_LENGTH = 200

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .pieces import DEFINITIONS, OUTSIDE, Piece, is_plain, is_string
 from .syntax import _COMPREHENSIONS, _bound, _find
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _BUILTIN = frozenset(dir(builtins))
 _READS = frozenset({"input", "stdin"})

@@ -19,11 +19,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import candidate, isolate, kernel, standard, syntax, tester, wire, zygote
 from .idle import CallCounter, IdleClock, cpu_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _POLL_SECONDS = 0.05
 _DEATH_GRACE = 2.0

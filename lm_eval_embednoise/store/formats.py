@@ -348,15 +348,19 @@ def _natural(name: str) -> list[Any]:
 
 
 def _merged(problems: Iterable[Problem], first_only: bool) -> list[Problem]:
-    """One entry a problem: the lines of one problem put together, or only the first (the harness
-    repeats a document for every filter)."""
-    found: dict[tuple[Any, ...], list[Problem]] = {}
+    """Merge the lines of one problem into one entry.
+
+    Args:
+        problems: one entry a line of the file.
+        first_only: keep only the first line (the harness repeats a document for every filter).
+    """
+    by_problem: dict[tuple[Any, ...], list[Problem]] = {}
     for problem in problems:
         named = problem.task_id if problem.task_id is not None else problem.doc_hash
         key = (problem.task, named if named is not None else problem.prompt, problem.form)
-        found.setdefault(key, []).append(problem)
+        by_problem.setdefault(key, []).append(problem)
     merged = []
-    for position, lines in enumerate(found.values()):
+    for position, lines in enumerate(by_problem.values()):
         first = lines[0]
         samples = [text for line in lines[: 1 if first_only else None] for text in line.samples]
         if all(text.sample_index is not None for text in samples):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.scoring.extract import extract_program
-from lm_eval_embednoise.store.generation import Generation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lm_eval_embednoise.store.generation import Generation
 
 # What a problem's texts are (`form`; the words stand in stores and files): a model's answers, cut
 # at the task's stop strings, whose program must be found; finished completions, whose program is

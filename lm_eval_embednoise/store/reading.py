@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.store.generation import Generation
 from lm_eval_embednoise.store.problem import Problem
-from lm_eval_embednoise.store.store import Store, Stored
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.store.store import Store, Stored
 
 
 def describe(settings: dict[str, Any]) -> str:

@@ -16,13 +16,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.store.segments import Records, StoreError, Writer, rows, segment_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 FORMAT, VERSION = "embednoise-generations", 1
 MARKER = "store.json"
@@ -168,7 +170,7 @@ class Store:
         """Written aside and linked into place, so that it is never seen half-written."""
         aside = marker.with_name(f".{MARKER}-{os.getpid()}-{secrets.token_hex(4)}")
         aside.write_text(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
-        os.replace(aside, marker)
+        aside.replace(marker)
 
     def _check(self, marker: Path) -> None:
         if not marker.is_file():

@@ -207,7 +207,7 @@ def escaped(code: str) -> str:
     return code.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-ALONE = Path(__file__).parent / "data" / "answers.jsonl"
+ALONE = Path(__file__).parents[1] / "data" / "answers.jsonl"
 
 
 def cases() -> Iterator[Case]:

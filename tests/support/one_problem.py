@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cacheless import Cacheless
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from tests.support.cacheless import Cacheless
 
 PROMPT = (5, 17, 3, 88, 41)
 NEW = 4
