@@ -26,6 +26,7 @@ from lm_eval_embednoise.analysis.naming import label_of
 from lm_eval_embednoise.analysis.resample import Array
 from lm_eval_embednoise.analysis.runs import ResultError, Run
 from lm_eval_embednoise.identical import METRIC as IDENTICAL
+from lm_eval_embednoise.scoring.metrics import RENAMED
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +274,10 @@ def _model_source(results: dict[str, Any], header: dict[str, Any], info: dict[st
 
 
 def _metric_key(name: str, filter_name: str) -> str:
-    return name if filter_name in (_RECORDS, "none", "") else f"{name},{filter_name}"
+    """What the analysis calls a metric: this project's by their present names."""
+    if filter_name == _RECORDS:
+        return RENAMED.get(name, name)
+    return name if filter_name in ("none", "") else f"{name},{filter_name}"
 
 
 def _column(rows: dict[str, dict[str, Any]], name: str) -> Array:

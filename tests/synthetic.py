@@ -130,7 +130,7 @@ def _line(
         "self_bleu": 1 - diversity,
         "valid_rate": method.compile_rate,
         "unique_correct": float(min(c, round(1 + 20 * diversity)) if c else 0),
-        "perplexity": 1.5 + 3 * diversity,
+        "clean_perplexity": 1.5 + 3 * diversity,
         "mean_tokens": float(rng.integers(30, 60)),
     }
     if maths:

@@ -148,7 +148,7 @@ def _language(records: Sequence[Record]) -> Metrics:
     per_token = nll / tokens if tokens else NAN
     ended = [r["finish_reason"] for r in records if r["finish_reason"] is not None]
     return {
-        "perplexity": math.exp(per_token) if per_token < 700 else per_token * math.inf,
+        "clean_perplexity": math.exp(per_token) if per_token < 700 else per_token * math.inf,
         "nats_per_token": per_token,
         "bits_per_byte": nll / math.log(2) / size if size else NAN,
         "mean_tokens": _mean(record["tokens"] for record in records),
