@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from lm_eval_embednoise.analysis.arms import featured
 from lm_eval_embednoise.analysis.labels import place
 from lm_eval_embednoise.analysis.measures import measure
+from lm_eval_embednoise.written import whole
 
 # Okabe & Ito's palette, told apart by the colour-blind; the marker repeats what the colour says.
 STYLES = {
@@ -110,19 +110,14 @@ def pareto_figure(
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write PNG and SVG, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     with mpl.rc_context(RC):
         figure.draw_without_rendering()  # the layout once, not for each file
         figure.set_layout_engine("none")
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
+            with whole(path) as partial:
                 figure.savefig(partial, metadata=metadata, format=path.suffix[1:])
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
     return paths
 
 

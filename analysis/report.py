@@ -23,6 +23,7 @@ from lm_eval_embednoise.analysis.measures import headline
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.runs import ResultError, Run
 from lm_eval_embednoise.analysis.statement import statement
+from lm_eval_embednoise.written import write_text
 
 TITLE = "Embedding noise against temperature"
 FOLDED = 10  # pairs, from which on their table is folded: the figures show them
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     out = out / "report.html" if out.is_dir() else out
     report = Report(comparison, runs, out.with_name("figures"))
     text = report.render()
-    schema.write_text(out, text)
+    write_text(out, text)
     print(f"written: {out} ({len(text) / 1e6:.1f} MB), {report.count} figures in {report.folder}")
     if not runs:
         print("without samples: name their folders with --results to see them in the page")

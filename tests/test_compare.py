@@ -53,24 +53,56 @@ def test_it_fits_its_schema_and_holds_no_nan(comparison):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "said"),
     [
-        lambda c: c.pop("pairs"),
-        lambda c: c.update(extra=1),
-        lambda c: c["leaderboard"][0].update(n="many"),
-        lambda c: c["leaderboard"][0].update(k=True),
-        lambda c: c["verdicts"][0].update(verdict="perhaps"),
-        lambda c: c.update(schema="another/1"),
-        lambda c: c["pairs"][0]["metrics"]["pass@1"]["difference"].pop("reason"),
+        (lambda c: c.pop("pairs"), "comparison lacks 'pairs'"),
+        (lambda c: c.update(extra=1), "comparison has an unknown key 'extra'"),
+        (
+            lambda c: c["leaderboard"][0].update(n="many"),
+            "comparison.leaderboard[0].n is 'many', not integer",
+        ),
+        (
+            lambda c: c["leaderboard"][0].update(k=True),
+            "comparison.leaderboard[0].k is True, not integer",
+        ),
+        (
+            lambda c: c["verdicts"][0].update(verdict="perhaps"),
+            "comparison.verdicts[0].verdict is 'perhaps', not one of ['success', 'partial', ",
+        ),
+        (
+            lambda c: c.update(schema="another/1"),
+            "comparison.schema is 'another/1', not 'lm-eval-embednoise/comparison/1'",
+        ),
+        (
+            lambda c: c["pairs"][0]["metrics"]["pass@1"]["difference"].pop("reason"),
+            "comparison.pairs[0].metrics.pass@1.difference lacks 'reason'",
+        ),
     ],
 )
-def test_own_validator_agrees_with_jsonschema(comparison, damage):
+def test_own_validator_agrees_with_jsonschema(comparison, damage, said):
     damaged = json.loads(json.dumps(comparison))
     damage(damaged)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(damaged, schema.comparison_schema())
-    with pytest.raises(ResultError):
+    with pytest.raises(ResultError, match=re.escape(said)):
         schema.validate(damaged)
+
+
+@pytest.mark.parametrize("name", ["mini", "real"])
+def test_a_file_with_a_metrics_old_name_is_read(name):
+    path = Path(__file__).parents[1] / "docs" / "results" / name / "comparison.json"
+    old = json.loads(path.read_text(encoding="utf-8"))
+    new = schema.read(path)
+    assert all("perplexity" in row["metrics"] for row in old["leaderboard"])
+    for part in ("leaderboard", "pairs"):
+        for before, after in zip(old[part], new[part], strict=True):
+            assert "perplexity" not in after["metrics"]
+            renamed = {
+                "clean_perplexity" if metric == "perplexity" else metric: value
+                for metric, value in before["metrics"].items()
+            }
+            assert after == {**before, "metrics": renamed}
+            assert list(after["metrics"]) == list(renamed)
 
 
 def test_a_pair_holds_what_its_differences_say(runs, comparison):
@@ -446,7 +478,10 @@ def test_the_candidates_family_is_tabled(tmp_path, comparison):
     header, body = tables.family(comparison, rows)
     assert header[:4] == ["against", "pass@10", "p", "p Bonferroni"]
     assert [line[0] for line in body] == ["temp-0.8", "greedy", "temp-1.5", "nucleus-0.95"]
-    assert "against |" in tables.markdown(comparison)
+    lines = tables.markdown(comparison).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| against"))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start:]]
+    assert cells[0] == header and cells[2 : 2 + len(body)] == body
 
 
 def test_a_value_outside_the_schema_is_not_written(tmp_path, comparison):

@@ -27,6 +27,7 @@ from typing import Any
 from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.problems import hidden_tests, plus_tests
 from lm_eval_embednoise.sandbox import Outcome
+from lm_eval_embednoise.written import cache_folder
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 VARIABLE = "EMBEDNOISE_VERDICTS"
@@ -40,8 +41,7 @@ def default_folder() -> Path | None:
     named = os.environ.get(VARIABLE, "")
     if named == OFF:
         return None
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(named) if named else Path(cache) / "lm-eval-embednoise" / "verdicts"
+    return Path(named) if named else cache_folder("verdicts")
 
 
 @lru_cache

@@ -24,7 +24,6 @@ import yaml
 from tqdm import tqdm
 
 from lm_eval_embednoise.analysis.protocol import Protocol
-from lm_eval_embednoise.analysis.schema import write_text
 from lm_eval_embednoise.study.plan import (
     CALIBRATED,
     STAR,
@@ -39,6 +38,7 @@ from lm_eval_embednoise.study.plan import (
     parse_arguments,
 )
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness, shared
+from lm_eval_embednoise.written import write_text
 
 CURVE = ("pass@1", "compile_rate", "valid_rate", "distinct_2", "unique_correct", "rho")
 RECORD, POINTS = "calibration.json", "points.jsonl"

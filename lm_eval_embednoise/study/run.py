@@ -27,7 +27,6 @@ from lm_eval_embednoise.analysis.compare import write_outputs
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
-from lm_eval_embednoise.analysis.schema import write_text
 from lm_eval_embednoise.analysis.statement import wrapped
 from lm_eval_embednoise.study import calibrate
 from lm_eval_embednoise.study.estimate import Estimate, duration, estimate
@@ -42,6 +41,7 @@ from lm_eval_embednoise.study.plan import (
     parse_arguments,
 )
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
+from lm_eval_embednoise.written import whole, write_text
 
 _PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "numpy", "scipy")
 _DONE = "cell.json"  # written last into a cell's folder: its settings and their fingerprint
@@ -270,10 +270,8 @@ class Runner:
         """Write a cell's results under another name, then move them into place at once."""
         from lm_eval.loggers import EvaluationTracker
 
-        target = self.out / cell.folder
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
         info = results["config"]["embednoise"]
-        try:
+        with whole(self.out / cell.folder) as partial:
             tracker = EvaluationTracker(output_path=str(partial))
             # The model's name, not the object: the tracker deep-copies what it is given.
             tracker.general_config_tracker.log_experiment_args(
@@ -299,10 +297,6 @@ class Runner:
             (partial / _DONE).write_text(json.dumps(marker, indent=1), encoding="utf-8")
             for folder in [path for path in partial.iterdir() if path.is_dir()]:
                 shutil.rmtree(folder)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _with_arguments(model: Model, added: dict[str, Any], options: dict[str, Any]) -> Model:
