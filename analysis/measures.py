@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lm_eval_embednoise.analysis.runs import Run
 from lm_eval_embednoise.scoring.metrics import METRICS, Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lm_eval_embednoise.analysis.runs import Run
 
 # Shown in the terminal and in papers; the JSON and the CSV hold all.
 HEADLINE = {
     "code": ("pass@1", "pass@10", "success@K", "distinct_2", "unique_correct", "compile_rate"),
     "maths": ("pass@1", "pass@10", "success@K", "distinct_2", "unique_correct", "maj@K"),
 }
+PAIRED = ("pass@10", "distinct_2", "unique_correct")  # whose paired differences are shown
 _UNKNOWN = Metric()
-_FAMILIES = ("greedy", "temp-", "nucleus-", "embednoise-", "literal-")
 
 
 def measure(metric: str) -> Metric:
@@ -36,23 +38,6 @@ def ordered(metrics: Iterable[str]) -> list[str]:
     return sorted(metrics, key=lambda name: (rank.get(name, len(rank)), name))
 
 
-def method_order(method: str) -> tuple[Any, ...]:
-    """Greedy, temperatures, nucleus, noise by dose, then the rest by name, numbers as numbers."""
-    name = tuple(
-        (0, float(part), "") if part.isdigit() else (1, 0.0, part)
-        for part in re.split(r"(\d+)", method)
-        if part
-    )
-    for rank, prefix in enumerate(_FAMILIES):
-        if method.startswith(prefix):
-            head = method.removeprefix(prefix).split("@")[0].split("+")[0].split("-")[0]
-            try:
-                return (rank, float(head or 0), name)
-            except ValueError:
-                return (rank, float("inf"), name)
-    return (len(_FAMILIES), 0.0, name)
-
-
 def headline(domain: str, available: list[str]) -> list[str]:
     """The few metrics of a printed table."""
     chosen = [name for name in HEADLINE.get(domain, ()) if name in available]
@@ -60,7 +45,7 @@ def headline(domain: str, available: list[str]) -> list[str]:
 
 
 def printed(metric: str, value: float | None, *, signed: bool = False) -> str:
-    """One number as the tables print it; a dash where it is undefined."""
+    """A number as tables print it, rates in percent; a dash where it is undefined."""
     if value is None:
         return "–"
     sign = "+" if signed else ""
