@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.analysis import schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
@@ -15,9 +14,12 @@ from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.analysis.statement import wrapped
 from lm_eval_embednoise.written import write_text
 
+if TYPE_CHECKING:
+    import argparse
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "results",
         nargs="+",

@@ -1,1 +1,1 @@
-
+"""Task files of the harness, as packaged data."""

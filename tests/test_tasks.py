@@ -96,7 +96,8 @@ def test_no_metric_or_filter_of_ours_is_named_like_a_built_in(loaded: dict[str, 
     ours = {*METRICS, identical.METRIC}
     assert not ours & {*registry.metric_registry, *registry.aggregation_registry}
     filters = {pipeline.name for task in loaded.values() for pipeline in task._filters}
-    assert filters == {"records"} and "records" not in registry.filter_registry
+    assert filters == {"records"}
+    assert "records" not in registry.filter_registry
 
 
 def test_the_tasks_report_just_the_metrics_that_they_aggregate(loaded: dict[str, Any]) -> None:
@@ -110,7 +111,7 @@ def test_the_tasks_report_just_the_metrics_that_they_aggregate(loaded: dict[str,
     for name in EMBEDDED:
         directions = loaded[name].higher_is_better()
         assert directions == {metric: METRICS[metric].better > 0 for metric in directions}
-    doc = {"prompt": "", "answer": "1"}
+    doc = {"prompt": "", "answer": "#### 1"}
     record = code_record(None, 0, "", None)
     assert set(reduce.plus_metrics(doc, [[record] * 100])) == plus
     assert set(reduce.code_metrics(doc, [[record] * 100])) == code
@@ -202,7 +203,8 @@ def test_missing_data_is_one_line_that_names_the_ways_out(monkeypatch: pytest.Mo
     message = str(raised.value)
     assert "\n" not in message
     assert "minicode.jsonl" in message
-    assert "install it again" in message and "make_data" in message
+    assert "install it again" in message
+    assert "make_data" in message
 
 
 def test_the_loaders_bear_whatever_the_harness_hands_them() -> None:

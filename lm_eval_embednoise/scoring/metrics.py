@@ -65,7 +65,7 @@ METRICS = {  # in the order of tables
     "valid_rate": _RATE,
     "clean_perplexity": _COST,
     "nats_per_token": _COST,
-    "bits_per_byte": _COST,
+    "clean_bits_per_byte": _COST,
     "rep_4": _BAD_SHARE,
     "truncated": _BAD_RATE,
     "numeric": _BAD_RATE,
@@ -76,7 +76,7 @@ METRICS = {  # in the order of tables
     "rho": _NEUTRAL,
 }
 # Old name → present one: lm_eval 0.5 refuses a metric that is named like a built-in one.
-RENAMED = {"perplexity": "clean_perplexity"}
+RENAMED = {"perplexity": "clean_perplexity", "bits_per_byte": "clean_bits_per_byte"}
 
 _CORRECTNESS = ("pass@1", "pass@10", "pass@100", "success@K")
 _BASE = ("pass@1_base", "pass@10_base", "pass@100_base", "unique_correct_base")
@@ -89,7 +89,7 @@ _OF_TEXTS = (
     *("distinct_1", "distinct_2", "distinct_3", "ead_2"),
     *("self_bleu", "self_bleu_joint", "edit_distance"),
     *("distinct_2_valid", "distinct_2_correct", "prefix_entropy", "distinct_prefixes"),
-    *("clean_perplexity", "nats_per_token", "bits_per_byte", "rep_4"),
+    *("clean_perplexity", "nats_per_token", "clean_bits_per_byte", "rep_4"),
     *("mean_tokens", "mean_seconds", "mean_chars", "truncated", "numeric", "rho", "missing"),
 )
 _COUNTS = ("missing",)  # summed over problems, not averaged
