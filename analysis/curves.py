@@ -16,16 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lm_eval_embednoise.analysis.arms import Ablation, dose, sweeps
-from lm_eval_embednoise.analysis.figures import RC, STYLES, kind, shades
-from lm_eval_embednoise.analysis.gallery import KINDS, Digest, unbiased_pass_at_k
-from lm_eval_embednoise.analysis.measures import measure, method_order, printed
+from lm_eval_embednoise.analysis.figures import RC, STYLES, shades
+from lm_eval_embednoise.analysis.gallery import KINDS, Digest
+from lm_eval_embednoise.analysis.measures import PAIRED, measure
+from lm_eval_embednoise.analysis.methods import family as kind
+from lm_eval_embednoise.analysis.methods import method_order
 from lm_eval_embednoise.analysis.resample import Array
 from lm_eval_embednoise.analysis.runs import Run
+from lm_eval_embednoise.scoring.passk import pass_at_every_k
 
 WIDTH = 5.6
 _RESPONSES = ("pass@1", "pass@10", "compile_rate", "valid_rate", "distinct_2", "unique_correct")
-_ABLATED = ("pass@10", "distinct_2", "unique_correct")
-PAIRED = ("pass@10", "distinct_2", "unique_correct")
 # Okabe & Ito again, light to dark, and hatched so that print in grey tells them apart.
 _KIND_STYLES = {
     "passed": ("#009E73", ""),
@@ -84,7 +85,7 @@ def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
 def ablation(found: Ablation, references: list[dict[str, Any]]) -> Figure | None:
     """The levels of one ablation, a panel for each metric; references as vertical lines."""
     rows = list(found.levels.values())
-    shown = [name for name in _ABLATED if any(name in row["metrics"] for row in rows)]
+    shown = [name for name in PAIRED if any(name in row["metrics"] for row in rows)]
     if not shown:
         return None
     figure, axes = _panels(len(shown), height=1.3 + 0.3 * len(rows), share=True)
@@ -129,7 +130,7 @@ def pass_at_k(runs: Iterable[Run]) -> Figure | None:
     curves = {}
     for run in found:
         correct = np.rint(run.metrics["pass@1"] * run.k).astype(int)
-        curves[run.method] = unbiased_pass_at_k(correct, run.k).mean(0)
+        curves[run.method] = pass_at_every_k(correct, run.k).mean(0)
     figure, axis = _lines(curves, "k", "pass@k")
     axis.set(ylim=(0, 1.02), xscale="log")
     _plain_ticks(axis, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= found[0].k])
@@ -169,15 +170,6 @@ def failure_kinds(digests: list[Digest], rhos: dict[str, float]) -> Figure | Non
     axis.grid(visible=False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
-
-
-def value_text(metric: str, estimate: dict[str, Any]) -> str:
-    """A value with its interval as text."""
-    text = printed(metric, estimate["value"])
-    if estimate["low"] is None:
-        return text
-    low, high = (printed(metric, estimate[side]) for side in ("low", "high"))
-    return f"{text} [{low}, {high}]{' %' if measure(metric).rate else ''}"
 
 
 def _response(row: dict[str, Any], metric: str) -> dict[str, Any] | None:

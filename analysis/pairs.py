@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.measures import better, measure
 from lm_eval_embednoise.analysis.resample import Array, Estimate, Means, Resampler, interval
-from lm_eval_embednoise.analysis.runs import Run
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.analysis.runs import Run
 
 POWER = 0.8
 
@@ -28,10 +30,11 @@ def compare_pairs(
     Args:
         pairs: runs whose problems are in the same order.
         metrics: which metrics.
-        resampler: the draws, shared by all.
+        resampler: the bootstrap draws, shared by all pairs and metrics.
         level: coverage of the intervals.
         comparisons: size of the family for Bonferroni.
-        margin: by how much a rate may be worse and still count as non-inferior; None: not asked.
+        margin: by how much a rate may be worse and still count as non-inferior; None leaves
+            the question out.
 
     Returns:
         For each pair, metric → statistics (see docs/comparison.md), without Holm's p-values, which
@@ -52,7 +55,7 @@ def compare_pairs(
         columns += [np.where(both, left, np.nan), np.where(both, right, np.nan)]
     table = np.stack(columns, axis=1)
     means = resampler.means(table)
-    found: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
+    compared: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
     for position, (index, metric) in enumerate(wanted):
         a, b = table[:, 2 * position], table[:, 2 * position + 1]
         columns_of_pair = slice(2 * position, 2 * position + 2)
@@ -63,15 +66,15 @@ def compare_pairs(
             means.n[columns_of_pair],
         )
         direction = better(pairs[index][0], metric)
-        found[index][metric] = _statistics(
+        compared[index][metric] = _statistics(
             metric, a, b, two, resampler, direction, level=level, comparisons=comparisons
         )
-        found[index][metric]["noninferiority"] = None
+        compared[index][metric]["noninferiority"] = None
         if margin is not None and measure(metric).rate and direction > 0:
-            found[index][metric]["noninferiority"] = _noninferiority(
-                found[index][metric], a - b, resampler, margin, level, comparisons
+            compared[index][metric]["noninferiority"] = _noninferiority(
+                compared[index][metric], a - b, resampler, margin, level, comparisons
             )
-    return found
+    return compared
 
 
 def difference(metric: str, means: Means, *, level: float) -> Estimate:
@@ -108,7 +111,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def _noninferiority(
-    told: dict[str, Any],
+    statistics: dict[str, Any],
     d: Array,
     resampler: Resampler,
     margin: float,
@@ -116,7 +119,7 @@ def _noninferiority(
     comparisons: int,
 ) -> dict[str, Any]:
     """Whether a rate is worse by less than the margin, by the interval of the difference."""
-    estimate, defined = told["difference"], np.isfinite(d)
+    estimate, defined = statistics["difference"], np.isfinite(d)
     clusters, d = resampler.clusters[defined], d[defined]
     se = stats.standard_error(d, clusters) if len(d) else np.nan
     status = None

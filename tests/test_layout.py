@@ -36,8 +36,9 @@ def test_folders_stand_on_each_other() -> None:
     assert above["engine"] <= {"kernels", "noise"}
     assert above["sandbox"] == set()
     assert above["problems"] <= {"minicoder", "sandbox"}
-    assert above["scoring"] <= {"problems", "sandbox"}
-    assert above["store"] <= {"problems", "scoring"}
+    assert above["scoring"] <= {"problems", "sandbox", "written"}
+    assert above["store"] <= {"problems", "scoring", "written"}
+    assert above["written"] == set()
     assert not above["models"] & {"commands", "study", "analysis", "plugin", "cli", "early"}
     users = {name for name, targets in above.items() if "analysis" in targets}
     assert users <= {"study", "cli"}

@@ -64,7 +64,13 @@ def same(a: dict[str, float], b: dict[str, float], leaving: tuple[str, ...] = ()
 
 
 # What a file without measurements can't tell.
-MEASURED = ("perplexity", "nats_per_token", "bits_per_byte", "mean_tokens", "mean_seconds")
+MEASURED = (
+    "clean_perplexity",
+    "nats_per_token",
+    "clean_bits_per_byte",
+    "mean_tokens",
+    "mean_seconds",
+)
 MEASURED += ("truncated", "numeric", "rho")
 
 

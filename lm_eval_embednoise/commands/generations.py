@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections import Counter
@@ -14,6 +13,7 @@ from lm_eval_embednoise.problems.datafiles import read_rows
 from lm_eval_embednoise.store import formats, matching
 from lm_eval_embednoise.store.reading import choose, describe, generation_of, problems_of
 from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
+from lm_eval_embednoise.written import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,15 +156,9 @@ def _write(text: str, out: str | None) -> None:
     if out is None:
         sys.stdout.write(text)
         return
-    target = Path(out)
-    aside = target.with_name(f".{target.name}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(target)
+        write_text(Path(out), text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise OSError(f"cannot write {out}: {error.strerror or error}") from None
 
 

@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from lm_eval_embednoise.written import cache_folder, whole
+
 VARIABLE = "EMBEDNOISE_KERNELS"
 FOLDER = Path(__file__).parent
 # No -ffast-math: not-a-number stays what it is, and linking it would change the whole process.
@@ -66,12 +68,10 @@ def _compiled(name: str, compiler: str) -> Path:
     source = FOLDER / f"{name}.c"
     made_of = (source.read_text(), compiler, str((_ALWAYS, _OWN[name], _TUNING)), _processor())
     digest = hashlib.blake2b("\0".join(made_of).encode(), digest_size=12).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    target = cache / "lm_eval_embednoise" / "kernels" / f"{name}-{digest}.so"
+    target = cache_folder("kernels") / f"{name}-{digest}.so"
     if target.exists():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         _compile(compiler, source, target)
     except OSError:  # a home that can't be written to
         target = Path(tempfile.mkdtemp(prefix="embednoise-kernels-")) / target.name
@@ -81,16 +81,14 @@ def _compiled(name: str, compiler: str) -> Path:
 
 def _compile(compiler: str, source: Path, target: Path) -> None:
     """Compile, and put the result in its place at once: several processes may do this together."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as place:
-        made = Path(place) / target.name
+    with whole(target) as partial:
         for tuning in _TUNING:
             flags = (*_ALWAYS, *_OWN[source.stem], *tuning)
-            line = [*compiler.split(), *flags, str(source), "-o", str(made), "-lm"]
+            line = [*compiler.split(), *flags, str(source), "-o", str(partial), "-lm"]
             done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
             if not done.returncode:
-                os.replace(made, target)
                 return
-    raise subprocess.SubprocessError(done.stderr.strip()[-500:])
+        raise subprocess.SubprocessError(done.stderr.strip()[-500:])
 
 
 def _processor() -> str:

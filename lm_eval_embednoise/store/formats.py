@@ -19,7 +19,6 @@ is missing.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import gzip
 import json
@@ -30,6 +29,7 @@ from typing import Any
 
 from lm_eval_embednoise.problems import datafiles
 from lm_eval_embednoise.problems.datafiles import BadData
+from lm_eval_embednoise.scoring.records import logged
 from lm_eval_embednoise.store.formats_write import write
 from lm_eval_embednoise.store.generation import FIELDS, MISSING, Generation
 from lm_eval_embednoise.store.problem import ANSWER, FINISHED, FORMS, PROGRAM, Problem
@@ -253,7 +253,7 @@ def _harness(row: dict[str, Any], place: str, path: Path) -> Problem:
     if not (isinstance(answers, list) and answers and isinstance(answers[0], list)):
         raise BadData(f"{place}: key 'resps' must be a list of lists of strings")
     texts = [_item(text, f"{place}: key 'resps'[{i}]") for i, text in enumerate(answers[0])]
-    records = [_record(record) for record in _first_list(row.get("filtered_resps"))]
+    records = [logged(record) or {} for record in _first_list(row.get("filtered_resps"))]
     if records and all("text" in record for record in records):  # this project's filter
         texts = [
             _generation(str(record["text"]), {**record, "sample_index": record.get("index")})
@@ -280,18 +280,6 @@ def _harness(row: dict[str, Any], place: str, path: Path) -> Problem:
 
 def _first_list(value: Any) -> list[Any]:
     return value[0] if isinstance(value, list) and value and isinstance(value[0], list) else []
-
-
-def _record(written: Any) -> dict[str, Any]:
-    """A record as the harness logged it: the dict, its JSON, or its Python repr."""
-    if isinstance(written, str) and written.startswith("{"):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                written = parse(written)
-                break
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-    return written if isinstance(written, dict) else {}
 
 
 def _prompt_of(arguments: Any) -> str | None:

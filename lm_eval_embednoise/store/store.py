@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.store.segments import Records, StoreError, Writer, rows, segment_paths
+from lm_eval_embednoise.written import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -167,10 +168,7 @@ class Store:
         )
 
     def _make_marker(self, marker: Path) -> None:
-        """Written aside and linked into place, so that it is never seen half-written."""
-        aside = marker.with_name(f".{MARKER}-{os.getpid()}-{secrets.token_hex(4)}")
-        aside.write_text(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
-        aside.replace(marker)
+        write_text(marker, json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
 
     def _check(self, marker: Path) -> None:
         if not marker.is_file():

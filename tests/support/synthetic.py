@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DATE = "2026-01-02T03-04-05.678901"
 
@@ -67,11 +69,14 @@ def write_run(
         name: the method's label.
         method: its behaviour; looked up by name unless given.
         task: task name; maths where it contains "math".
-        n: problems; k: samples each; families: clusters, None for none.
-        seed: of the problems and draws; replicate: of the method's own draws.
+        n: number of problems.
+        k: samples of each problem.
+        families: number of clusters; None for independent problems.
+        seed: of the problems and draws.
         protocol: hash to store.
         text: body of every sample (its length sets the size of the files).
         version: the task's data version.
+        replicate: seed of the method's draws.
         changes: problem id → what to overwrite in its samples line.
     """
     method = method or METHODS[name]
@@ -130,7 +135,7 @@ def _line(
         "self_bleu": 1 - diversity,
         "valid_rate": method.compile_rate,
         "unique_correct": float(min(c, round(1 + 20 * diversity)) if c else 0),
-        "perplexity": 1.5 + 3 * diversity,
+        "clean_perplexity": 1.5 + 3 * diversity,
         "mean_tokens": float(rng.integers(30, 60)),
     }
     if maths:
