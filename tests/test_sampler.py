@@ -14,8 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lm_eval_embednoise.engine import batch
-from lm_eval_embednoise.engine import sampler as sampler_module
+from lm_eval_embednoise.engine import batch, likelihood
 from lm_eval_embednoise.engine.choose import choose
 from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.likelihood import clean_nll
@@ -274,7 +273,7 @@ def test_texts_behind_one_clean_prompt_are_scored_together(
         calls.append(ids)
         return clean_nll(runner, ids, *more)
 
-    monkeypatch.setattr(sampler_module, "clean_nll", counted)
+    monkeypatch.setattr(likelihood, "clean_nll", counted)
     settings = Sampling(temperature=1.0, max_gen_toks=6)
     sampler = Sampler(qwen2, Perturbation(prefix="random:2"), settings, batch_size=3)
     found = list(sampler.run(work))

@@ -17,6 +17,8 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_embednoise import cli
+from lm_eval_embednoise.engine import likelihood
+from lm_eval_embednoise.engine.likelihood import clean_nll
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -204,6 +206,29 @@ def test_killed_between_texts_and_scores(lm: HFEmbedNoise, tmp_path: Path) -> No
     plain = generate(lm, tmp_path / "other", which=range(1))
     for a, b in zip(resumed, plain, strict=True):
         assert a == b and a.nll == pytest.approx(b.nll, rel=1e-5) and a.nll_tokens == b.nll_tokens
+
+
+@pytest.mark.parametrize(
+    "perturbation", [NOISE, Perturbation(prefix="random:5")], ids=["noise", "prefix"]
+)
+def test_scores_with_a_store_are_those_without(
+    lm: HFEmbedNoise, tmp_path: Path, perturbation: Perturbation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: one scheduler serves both, and runs each clean prompt once."""
+    calls: list[int] = []
+
+    def counted(runner: Any, ids: Any, texts: list[Any], rows: int) -> Any:
+        calls.append(len(texts))
+        return clean_nll(runner, ids, texts, rows)
+
+    monkeypatch.setattr(likelihood, "clean_nll", counted)
+    lm.set_perturbation(perturbation)
+    stored = generate(lm, tmp_path)
+    assert len(calls) == PROBLEMS
+    lm.store = None
+    alone = lm.generate_until(requests(), disable_tqdm=True)
+    assert stored == alone and [a.nll for a in stored] == [b.nll for b in alone]
+    assert len(calls) == 2 * PROBLEMS and calls[PROBLEMS:] == calls[:PROBLEMS]
 
 
 def test_two_processes_write_one_store(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
+from lm_eval_embednoise.engine.jobs import Job, Sample
 from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.prefill import run_prompts
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
@@ -31,6 +34,54 @@ BUCKET = (
 def unscorable(finish_reason: str | None, kept: int | None) -> bool:
     """Whether a sample has no clean log-likelihood, by how it ended: no token could be chosen."""
     return finish_reason == "prompt_too_long" or (finish_reason == "numeric" and not kept)
+
+
+def scored(
+    runner: Runner, jobs: Sequence[Job], samples: Iterable[Sample], rows: int
+) -> Iterator[list[Sample]]:
+    """Give finished samples their clean log-likelihoods.
+
+    All texts behind one clean prompt are scored in one go and in sorted order once the last of them
+    is there, so that no digit depends on when a text was decoded and beside which others. Equal
+    texts are scored once. Samples that have a score already, or can't have one, don't wait.
+
+    Args:
+        runner: gives the model.
+        jobs: what the samples belong to; their `samples` are exactly those that will come.
+        samples: in any order.
+        rows: most rows of a pass.
+
+    Yields:
+        The samples that were scored together, or a single one that needed no scoring.
+    """
+    missing: Counter[tuple[int, ...]] = Counter()
+    for job in jobs:
+        missing[job.clean] += len(job.samples)
+    waiting: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        clean = jobs[sample.job].clean
+        if sample.nll is None and not unscorable(sample.finish_reason, sample.kept):
+            waiting.setdefault(clean, []).append(sample)
+        else:
+            yield [sample]
+        missing[clean] -= 1
+        if not missing[clean] and clean in waiting:
+            yield _with_nlls(runner, clean, waiting.pop(clean), rows)
+
+
+def _with_nlls(
+    runner: Runner, clean: tuple[int, ...], samples: list[Sample], rows: int
+) -> list[Sample]:
+    """The samples behind one clean prompt, scored."""
+    own = [tuple(sample.ids[: sample.kept]) for sample in samples]
+    texts = sorted({text for text in own if text})
+    nlls: dict[tuple[int, ...], float | None] = {(): 0.0}
+    if texts:
+        nlls.update(zip(texts, clean_nll(runner, clean, texts, rows), strict=True))
+    return [
+        dataclasses.replace(sample, nll=nlls[text])
+        for sample, text in zip(samples, own, strict=True)
+    ]
 
 
 @torch.no_grad()

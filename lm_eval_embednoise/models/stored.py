@@ -333,52 +333,50 @@ class Ledger:
     def run(self, sampler: Sampler) -> Iterator[Sample]:
         """Generate what is left, each sample stored before it is given out.
 
-        Under noise a problem's texts are scored together when all are there. They are stored
-        without their scores as they finish, so a crash costs scores, not texts.
+        Texts that need a pass to be scored are stored without their scores as they finish, so a
+        crash costs scores, not texts. Those of an earlier crash are scored with the new ones.
         """
-        with sampler.ready():
-            yield from self._run(sampler)
-
-    def _run(self, sampler: Sampler) -> Iterator[Sample]:
-        missing = [len(job.samples) for job in self.left]
-        waiting = [rows[:] for rows in self._unscored]
-        run = run_of(self.lm, self.sampling, sampler.batch_size, self.hash)
-        later = sampler.perplexity and not sampler.perturbation.plain
-        perplexity, sampler.perplexity = sampler.perplexity, sampler.perplexity and not later
+        unscored = {
+            (number, row.sample): row for number, rows in enumerate(self._unscored) for row in rows
+        }
+        jobs = [
+            dataclasses.replace(job, samples=job.samples + tuple(row.sample for row in rows))
+            for job, rows in zip(self.left, self._unscored, strict=True)
+        ]
         try:
-            for number, rows in enumerate(waiting):
-                if rows and not (later and missing[number]):
-                    yield from self._score(sampler, number, rows)
-            for sample in sampler.run(self.left):
-                number = sample.job
-                row = self._row(sample, run[0])
-                self.store.append(
-                    [row], settings=self.settings, run=run, prompts=[self.prompts[number]]
-                )
-                missing[number] -= 1
-                if not later or unscorable(sample.finish_reason, sample.kept):
-                    yield sample
-                    continue
-                waiting[number].append(row)
-                if not missing[number]:
-                    yield from self._score(sampler, number, waiting[number])
+            with sampler.ready():
+                for together in sampler.scored(jobs, self._texts(sampler, unscored)):
+                    self._keep_scores(together, unscored)
+                    yield from together
         finally:
-            sampler.perplexity = perplexity
             self.store.close()
 
-    def _score(self, sampler: Sampler, number: int, rows: list[Stored]) -> Iterator[Sample]:
-        """Give out a problem's samples, scored under the clean model."""
-        texts = list(dict.fromkeys(row.ids[: row.kept] for row in rows if row.ids and row.kept))
-        nlls = sampler.clean_nll(self.jobs[number].clean, texts) if texts else []
-        scores = dict(zip(texts, nlls, strict=True))
-        scored = [
-            dataclasses.replace(
-                row, nll=scores.get((row.ids or ())[: row.kept], 0.0), nll_tokens=row.kept
-            )
-            for row in rows
+    def _texts(self, sampler: Sampler, unscored: dict[tuple[int, int], Stored]) -> Iterator[Sample]:
+        """Samples without a score: those that the store has, then new ones, stored at once.
+
+        Args:
+            sampler: generates them.
+            unscored: (job, sample index) → row without a score; gets those of new samples.
+        """
+        yield from [self._sample(number, row) for (number, _), row in unscored.items()]
+        run = run_of(self.lm, self.sampling, sampler.batch_size, self.hash)
+        for sample in sampler.generate(self.left):
+            row = self._row(sample, run[0])
+            prompts = [self.prompts[sample.job]]
+            self.store.append([row], settings=self.settings, run=run, prompts=prompts)
+            if self._unscored_yet(row):
+                unscored[sample.job, sample.index] = row
+            yield sample
+
+    def _keep_scores(self, samples: list[Sample], unscored: dict[tuple[int, int], Stored]) -> None:
+        """Add the scores of samples that were stored without."""
+        rows = [
+            dataclasses.replace(row, nll=sample.nll, nll_tokens=sample.kept)
+            for sample in samples
+            if (row := unscored.pop((sample.job, sample.index), None)) is not None
         ]
-        self.store.add_nlls(scored)
-        yield from (self._sample(number, row) for row in scored)
+        if rows:
+            self.store.add_nlls(rows)
 
     def _blank(self, number: int, index: int) -> Stored:
         """A job's sample before it is made: what its key needs."""
