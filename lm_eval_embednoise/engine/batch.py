@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from lm_eval_embednoise import kernels
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
 from lm_eval_embednoise.engine.choose import NO_TOKEN, choose
@@ -22,6 +21,7 @@ from lm_eval_embednoise.engine.jobs import Job, Row, Stop
 from lm_eval_embednoise.engine.prefill import Prepared, prefill_clean, prefill_noisy
 from lm_eval_embednoise.engine.runner import Runner
 from lm_eval_embednoise.engine.slots import SlotCache, decode_mask, seen
+from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.inject import Rows, acting, mean_ratio, noise_keys
 from lm_eval_embednoise.noise.perturbation import Sampling
@@ -67,7 +67,7 @@ class Batch:
         self.tokens = torch.zeros(slots, dtype=torch.int64, device=runner.device)
         self._prepared: dict[int, Prepared] = {}
         self._noisy_steps = runner.perturbation.perturbs_generated
-        self._ahead = self._noisy_steps and not kernels.serve(runner.embedding)
+        self._ahead = self._noisy_steps and not build.serve("draws", runner.embedding)
         self._may_end = None if stop.may_end is None else stop.may_end.tolist()
         self._graphs: StepGraphs | None = None
         self._membership_changed = True

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm_eval_embednoise import kernels
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
 from lm_eval_embednoise.engine.lean_checks import CLASSES, ROUNDING, deviation, obstacle
 from lm_eval_embednoise.engine.slots import SlotCache
 from lm_eval_embednoise.engine.weights import Linear, SideBySide
+from lm_eval_embednoise.kernels import build, step
+from lm_eval_embednoise.kernels.attention import attend_causal, attend_prompt, serve_heads
 from lm_eval_embednoise.noise.inject import Act
 from lm_eval_embednoise.noise.perturbation import EMBED
 
@@ -79,9 +80,9 @@ class _Block(NamedTuple):
 class Lean:
     """The model's passes over a `SlotCache`, within `ready`.
 
-    Their small operations are `kernels`' where those serve. Elsewhere there is the decode step
-    alone, in PyTorch's operations; compiled, PyTorch's own compiler fuses what stands before
-    attention, attention, and what stands behind it.
+    Their small operations are those of kernels/ where these serve. Elsewhere there is the decode
+    step alone, in PyTorch's operations; compiled, PyTorch's own compiler fuses what comes before
+    attention, attention, and what comes after it.
     """
 
     embedding: Tensor
@@ -99,7 +100,7 @@ class Lean:
         windows = any(
             _window(block.self_attn, model.config) is not None for block in model.model.layers
         )
-        self.suits_kernels = in_c and not compiled and not windows and kernels.serve_heads(self.dim)
+        self.suits_kernels = in_c and not compiled and not windows and serve_heads(self.dim)
 
     @classmethod
     def of(cls, model: Any, compiled: bool = False, in_c: bool = True) -> Lean | None:
@@ -110,7 +111,7 @@ class Lean:
         Args:
             model: a causal LM.
             compiled: by torch.compile, in its first steps; meant for GPUs.
-            in_c: False for PyTorch's operations even where `kernels` serve.
+            in_c: False for PyTorch's operations even where those in C serve.
         """
         if (why := obstacle(model)) is not None:
             _say(model, why)
@@ -179,8 +180,8 @@ class Lean:
 
     @property
     def in_c(self) -> bool:
-        """Whether `kernels` serve, so that prompts can be prefilled here as well."""
-        return self.suits_kernels and kernels.serve(self.embedding)
+        """Whether functions in C serve, so that prompts can be prefilled here as well."""
+        return self.suits_kernels and build.serve("step", self.embedding)
 
     def step(
         self,
@@ -207,13 +208,14 @@ class Lean:
             x = act(EMBED, x)
         cos, sin = self.rotary(x, positions)  # [rows, 1, head_dim]
         x, in_c, lengths = x[:, 0], self.in_c, cache.write + 1
-        if not in_c:
-            half = self.dim // 2
-            sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        if in_c:
+            cos, sin = cos[:, 0], sin[:, 0]
+        else:
+            sin = step.signed(sin)
         for number, block in enumerate(self.blocks):
             if in_c:
                 held = cache.slot_layers[number].memory(*self.like)
-                q = self._entered(x, block, cos, sin, held, cache.write)
+                q = _entered(x, block, cos, sin, held, cache.write)
                 prompts = cache.prompts(number)
                 mixed, _ = attention.by_kernels(prompts, q, *held, lengths, block.scaling)
                 x = _behind_in_c(x, mixed.view(len(x), -1), block)
@@ -261,16 +263,14 @@ class Lean:
         x = x.view(rows * length, -1)
         for number, block in enumerate(self.blocks):
             held = cache.slot_layers[number].memory(*self.like)
-            q = self._entered(x, block, cos, sin, held, write, where)
+            q = _entered(x, block, cos, sin, held, write, where)
             prompt = None
             if shared:
                 prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
                 held_once = shared[number]
-                kernels.attend_prompt(
-                    q, held_once.columns, held_once.values, None, block.scaling, prompt
-                )
+                attend_prompt(q, held_once.columns, held_once.values, None, block.scaling, prompt)
             q = q.view(rows, length, *q.shape[1:])
-            mixed = kernels.attend_causal(q, held, slots, block.scaling, prompt)
+            mixed = attend_causal(q, held, slots, block.scaling, prompt)
             x = _behind_in_c(x, mixed.view(rows * length, -1), block)
             if act is not None and (site := f"block.{number}") in sites:
                 x = act(site, x.view(rows, length, -1)).view(rows * length, -1)
@@ -281,20 +281,6 @@ class Lean:
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(_norm(x, self.norm), self.head.weight, self.head.bias)
-
-    def _entered(
-        self,
-        x: Tensor,
-        block: _Block,
-        cos: Tensor,
-        sin: Tensor,
-        held: tuple[Tensor, Tensor],
-        write: Tensor,
-        slots: Tensor | None = None,
-    ) -> Tensor:
-        """Queries of [rows, hidden]; keys and values go to memory: see `kernels.enter`."""
-        n = kernels.rms_norm(x, *block.before_attention)
-        return kernels.enter(_linear(n, block.qkv), cos, sin, write, held, slots)
 
     def _in_pytorch(
         self, number: int, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, cache: SlotCache
@@ -309,11 +295,25 @@ class Lean:
         return self.behind(x, mixed.reshape(len(x), -1), block)
 
 
+def _entered(
+    x: Tensor,
+    block: _Block,
+    cos: Tensor,
+    sin: Tensor,
+    memory: tuple[Tensor, Tensor],
+    write: Tensor,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """Queries of [rows, hidden]; keys and values go to memory: see `step.enter`."""
+    n = step.rms_norm(x, *block.before_attention)
+    return step.enter(_linear(n, block.qkv), cos, sin, write, memory, slots)
+
+
 def _behind_in_c(x: Tensor, mixed: Tensor, block: _Block) -> Tensor:
     """`_behind_attention`, its small operations in C."""
     x = _added(x, mixed, block.o)
-    n = kernels.rms_norm(x, *block.before_mlp)
-    return _added(x, kernels.silu_product(_linear(n, block.gate_up)), block.down)
+    n = step.rms_norm(x, *block.before_mlp)
+    return _added(x, step.silu_product(_linear(n, block.gate_up)), block.down)
 
 
 def _before_attention(
@@ -321,22 +321,17 @@ def _before_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [rows, kv_heads, group, head_dim], keys and values [rows, kv_heads, 1, head_dim].
 
-    The first half of `sin` comes negated.
+    `sin` is what `step.signed` makes of the sines.
     """
-    qkv = _linear(_norm(x, block.before_attention), block.qkv).unflatten(-1, (-1, dim))
-    qk, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:, None]
-    # rotate_half(v) · sin is v rolled by half, times sin with its first half negated
-    qk = torch.addcmul(qk * cos, qk.roll(dim // 2, dims=-1), sin)
-    q, k = qk[:, :-kv_heads], qk[:, -kv_heads:, None]
-    return q.unflatten(1, (kv_heads, -1)), k, v
+    qkv = _linear(_norm(x, block.before_attention), block.qkv)
+    return step.split(qkv, cos, sin, kv_heads, dim)
 
 
 def _behind_attention(x: Tensor, mixed: Tensor, block: _Block) -> Tensor:
     """The block's end, from attention's result [rows, heads · head_dim]."""
     x = _added(x, mixed, block.o)
     n = _norm(x, block.before_mlp)
-    gate, up = _linear(n, block.gate_up).chunk(2, dim=-1)
-    return _added(x, F.silu(gate) * up, block.down)
+    return _added(x, step.silu_product_torch(_linear(n, block.gate_up)), block.down)
 
 
 def _say(model: nn.Module, why: str) -> None:
@@ -356,7 +351,7 @@ def _halves(compiled: bool) -> tuple[Any, Any]:
 
 
 def _norm(x: Tensor, norm: _Norm) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
+    return step.rms_norm_torch(x, *norm)
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:

@@ -1,6 +1,6 @@
-"""Compile a C source of this folder once on the machine that runs it, and load it.
+"""Compile the C sources of this folder once on the machine that runs them; say where they serve.
 
-The library is kept in the user's cache, under a name that tells source, compiler and processor.
+The library is kept in the user's cache, under a name made of source, compiler and processor.
 Without a compiler, or with EMBEDNOISE_KERNELS=off, there is none, and PyTorch's operations serve.
 """
 
@@ -16,6 +16,10 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 VARIABLE = "EMBEDNOISE_KERNELS"
 FOLDER = Path(__file__).parent
@@ -24,7 +28,43 @@ _ALWAYS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-sh
 _OWN = {"step": (), "draws": ("-ffp-contract=off",)}
 # Tried in turn: a compiler may not know its processor.
 _TUNING = (("-march=native",), ("-mcpu=native",), ())
+_long, _float, _array = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
+_SIGNATURES: dict[str, dict[str, list[Any]]] = {
+    "draws": {
+        "normals": [*[_long] * 3, *[_array] * 3],
+        "add_noise": [*[_long] * 3, *[_array] * 6],
+    },
+    "step": {
+        "rms_norm": [_long, _long, _float, *[_array] * 3],
+        "silu_product": [*[_long] * 2, *[_array] * 2],
+        "enter": [*[_long] * 6, *[_array] * 8],
+        "attend": [*[_long] * 6, _float, *[_array] * 8],
+        "attend_prompt": [*[_long] * 7, _float, *[_array] * 6],
+        "attend_causal": [*[_long] * 8, _float, *[_array] * 7],
+    },
+}
 eval_logger = logging.getLogger(__name__)
+
+
+def serve(name: str, *tensors: Tensor) -> bool:
+    """Whether the functions of `name`.c are used on these tensors, and not their twins.
+
+    This is the one switch: they take float32 numbers (and integers) in a CPU's memory, and have to
+    be compiled.
+    """
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 and tensor.is_floating_point():
+            return False
+        if not tensor.is_cpu:
+            return False
+    return library(name) is not None
+
+
+def functions(name: str) -> ctypes.CDLL:
+    """The functions of `name`.c, where `serve` has said yes."""
+    found = library(name)
+    assert found is not None, f"{name}.c is not compiled: ask build.serve first"
+    return found
 
 
 @functools.cache
@@ -41,10 +81,13 @@ def library(name: str) -> ctypes.CDLL | None:
         eval_logger.info("no C compiler (cc, gcc, clang or $CC): noise and decoding take longer")
         return None
     try:
-        return ctypes.CDLL(str(_compiled(name, compiler)))
+        loaded = ctypes.CDLL(str(_compiled(name, compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         eval_logger.warning("%s.c is not used, %s can't compile it: %s", name, compiler, error)
         return None
+    for function, arguments in _SIGNATURES[name].items():
+        getattr(loaded, function).argtypes = arguments
+    return loaded
 
 
 def wanted() -> bool:
@@ -56,9 +99,9 @@ def wanted() -> bool:
 
 
 def find_compiler() -> str | None:
-    """The command that compiles C here."""
-    found = (shutil.which(command) for command in ("cc", "gcc", "clang"))
-    return os.environ.get("CC") or next((path for path in found if path), None)
+    """The command that compiles C here; None without one."""
+    paths = (shutil.which(command) for command in ("cc", "gcc", "clang"))
+    return os.environ.get("CC") or next((path for path in paths if path), None)
 
 
 def _compiled(name: str, compiler: str) -> Path:
@@ -66,7 +109,7 @@ def _compiled(name: str, compiler: str) -> Path:
     source = FOLDER / f"{name}.c"
     made_of = (source.read_text(), compiler, str((_ALWAYS, _OWN[name], _TUNING)), _processor())
     digest = hashlib.blake2b("\0".join(made_of).encode(), digest_size=12).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     target = cache / "lm_eval_embednoise" / "kernels" / f"{name}-{digest}.so"
     if target.exists():
         return target
@@ -88,7 +131,7 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
             line = [*compiler.split(), *flags, str(source), "-o", str(made), "-lm"]
             done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
             if not done.returncode:
-                os.replace(made, target)
+                made.replace(target)
                 return
     raise subprocess.SubprocessError(done.stderr.strip()[-500:])
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise import kernels
+from lm_eval_embednoise.kernels import build, draws
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, site_order
@@ -169,9 +169,17 @@ def running(
 def add_noise(
     perturbation: Perturbation, rows: Rows, site: str, hidden: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """hidden + ε at a site, [rows, pos, dim]; and of each row the sum of ‖ε‖/‖h‖ and their number.
+    """Hidden states with ε added at a site, and how strong it is.
 
-    The second is float64 [rows, 2], over the perturbed positions.
+    Args:
+        perturbation: names the scope and the set of positions.
+        rows: their streams, positions and standard deviations.
+        site: "embed" or "block.<k>".
+        hidden: [rows, pos, dim].
+
+    Returns:
+        [rows, pos, dim], and float64 [rows, 2]: the sum of ‖ε‖/‖h‖ over the perturbed positions,
+        and their number.
     """
     device = hidden.device
     if rows.drawn is not None:
@@ -180,13 +188,11 @@ def add_noise(
         keys, positions = rows.keys[site].to(device), rows.positions.to(device)
         std = rows.deviations(perturbation, site).to(device)
         counters = perturb.counters(perturbation, positions)
-        if (found := kernels.add_noise(hidden, keys, counters, std)) is not None:
-            return found
+        if build.serve("draws", hidden):
+            given = (hidden, keys, counters, std)
+            return draws.add_noise(*(tensor.contiguous() for tensor in given))
         noise = perturb.draw(perturbation, keys, positions, std, hidden.shape[-1])
-    epsilon = noise.norm(dim=-1)
-    ratio = epsilon / hidden.float().norm(dim=-1).clamp_min(1e-30)
-    summed = torch.stack([ratio.sum(dim=1), (epsilon > 0).sum(dim=1)], dim=1)
-    return hidden + noise.to(hidden.dtype), summed.double()
+    return draws.add_drawn(hidden, noise)
 
 
 def acting(perturbation: Perturbation, rows: Rows) -> tuple[Act, dict[str, Tensor]]:
