@@ -233,7 +233,13 @@ def _functions(compiled: bool) -> tuple[Any, Any]:
 
 
 def by_kernels(
-    parts: list[Part], q: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float
+    parts: list[Part],
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    scale: float,
+    room: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`over_rows` for one new entry a row, by functions in C.
 
@@ -243,13 +249,19 @@ def by_kernels(
         key, value: see `in_slots`; [rows or more, heads, width, head_dim].
         lengths: int64 [rows], how many of its own entries a row sees.
         scale: factor on the scores.
+        room: for what the rows see of their prompts, as `room_for` makes it.
     """
     if not parts:
         return attend(q, key, value, lengths, scale)
-    prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
+    prompt = room or room_for(q)
     for rows, shared, _ in parts:
         attend_prompt(q, shared.columns, shared.values, rows, scale, prompt)
     return attend(q, key, value, lengths, scale, prompt)
+
+
+def room_for(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for a result like q, [..., dim], and for its log-sum-exps."""
+    return torch.empty_like(q), q.new_empty(q.shape[:-1])
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -212,12 +212,15 @@ class Lean:
             cos, sin = cos[:, 0], sin[:, 0]
         else:
             sin = step.signed(sin)
+        room: tuple[Tensor, Tensor] | None = None  # one for all blocks
         for number, block in enumerate(self.blocks):
             if in_c:
                 held = cache.slot_layers[number].memory(*self.like)
                 q = _entered(x, block, cos, sin, held, cache.write)
                 prompts = cache.prompts(number)
-                mixed, _ = attention.by_kernels(prompts, q, *held, lengths, block.scaling)
+                if prompts and room is None:
+                    room = attention.room_for(q)
+                mixed, _ = attention.by_kernels(prompts, q, *held, lengths, block.scaling, room)
                 x = _behind_in_c(x, mixed.view(len(x), -1), block)
             else:
                 x = self._in_pytorch(number, block, x, cos, sin, cache)
@@ -266,7 +269,7 @@ class Lean:
             q = _entered(x, block, cos, sin, held, write, where)
             prompt = None
             if shared:
-                prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
+                prompt = attention.room_for(q)
                 held_once = shared[number]
                 attend_prompt(q, held_once.columns, held_once.values, None, block.scaling, prompt)
             q = q.view(rows, length, *q.shape[1:])

@@ -17,6 +17,7 @@ def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int])
         TypeError: it isn't a tensor of this type.
         ValueError: it has another shape, is not contiguous, or not in the CPU's memory.
     """
+    # A decode step hands over some 500 tensors: four looks of a tenth of a microsecond each.
     if tensor.dtype is dtype and tensor.is_cpu and tensor.shape == shape and tensor.is_contiguous():
         return tensor.data_ptr()
     raise refusal(name, tensor, dtype, shape)

@@ -63,20 +63,30 @@ def attend(
             the entries don't have.
         MemoryError: the C function had none.
     """
-    shape = rows, heads, group, dim = _queries("q", q, 4)
-    width = _check_entries(key, value, rows, heads, dim)
-    given = (
+    shape = rows, heads, group, dim = _queries(q, 4)
+    width, held = _entries(key, value, rows, heads, dim)
+    prompt_at = prompt_lse_at = None
+    if prompt is not None:
+        prompt_at = address("prompt[0]", prompt[0], _FLOAT, shape)
+        prompt_lse_at = address("prompt[1]", prompt[1], _FLOAT, (rows, heads, group))
+    out, lse = torch.empty_like(q), q.new_empty(rows, heads, group)
+    code = build.functions("step").attend(
+        dim,
+        rows,
+        heads,
+        group,
+        width,
+        held,
+        scale,
         address("q", q, _FLOAT, shape),
         key.data_ptr(),
         value.data_ptr(),
         address("lengths", lengths, _INT, (rows,)),
-        *_addresses("prompt", prompt, shape),
+        prompt_at,
+        prompt_lse_at,
+        out.data_ptr(),
+        lse.data_ptr(),
     )
-    out, lse = torch.empty_like(q), q.new_empty(rows, heads, group)
-    code = build.functions("step").attend(
-        dim, rows, heads, group, width, key.stride(1) // dim, scale,
-        *given, out.data_ptr(), lse.data_ptr(),
-    )  # fmt: skip
     if code:
         check(code, f"lengths must be 1 to {width}")
     return out, lse
@@ -131,19 +141,28 @@ def attend_prompt(
             doesn't have.
         MemoryError: the C function had none.
     """
-    shape = count, heads, group, dim = _queries("q", q, 4)
-    length = values.shape[2] if values.ndim == 4 else -1
+    shape = count, heads, group, dim = _queries(q, 4)
+    of_values = values.shape
+    if len(of_values) != 4:
+        raise refusal("values", values, _FLOAT, f"1, {heads}, length, {dim}")
+    length = of_values[2]
     padded = length + -length % COLUMNS
     n = count if rows is None else len(rows)
-    given = (
+    code = build.functions("step").attend_prompt(
+        dim,
+        n,
+        count,
+        heads,
+        group,
+        length,
+        padded,
+        scale,
         None if rows is None else address("rows", rows, _INT, (n,)),
         address("q", q, _FLOAT, shape),
         address("keys", keys, _FLOAT, (heads, dim, padded)),
         address("values", values, _FLOAT, (1, heads, length, dim)),
-        *_addresses("out", out, shape),
-    )
-    code = build.functions("step").attend_prompt(
-        dim, n, count, heads, group, length, padded, scale, *given
+        address("out[0]", out[0], _FLOAT, shape),
+        address("out[1]", out[1], _FLOAT, (count, heads, group)),
     )
     if code:
         check(code, f"rows must be below {count}")
@@ -192,17 +211,23 @@ def attend_causal(
             the memory doesn't have.
         MemoryError: the C function had none.
     """
-    shape = rows, length, heads, group, dim = _queries("q", q, 5)
+    shape = rows, length, heads, group, dim = _queries(q, 5)
     keys, values = memory
     if keys.ndim != 4 or keys.shape[2] < length:
         raise refusal("memory[0]", keys, _FLOAT, f"slots, {heads}, {length} or more, {dim}")
     count, _, width, _ = keys.shape
+    prompt_at = prompt_lse_at = None
+    if prompt is not None:
+        sizes = (rows * length, heads, group)
+        prompt_at = address("prompt[0]", prompt[0], _FLOAT, (*sizes, dim))
+        prompt_lse_at = address("prompt[1]", prompt[1], _FLOAT, sizes)
     given = (
         address("slots", slots, _INT, (rows,)),
         address("q", q, _FLOAT, shape),
         address("memory[0]", keys, _FLOAT, (count, heads, width, dim)),
         address("memory[1]", values, _FLOAT, (count, heads, width, dim)),
-        *_addresses("prompt", prompt, (rows * length, heads, group, dim)),
+        prompt_at,
+        prompt_lse_at,
     )
     out = torch.empty_like(q)
 
@@ -290,20 +315,27 @@ def merged(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, 
     return torch.lerp(b.to(wide), a.to(wide), share).to(a.dtype), torch.logaddexp(a_lse, b_lse)
 
 
-def _queries(name: str, q: Tensor, rank: int) -> torch.Size:
+def _queries(q: Tensor, rank: int) -> torch.Size:
     """The shape of queries that the C functions take."""
     shape = q.shape
-    if len(shape) != rank or not serve_heads(shape[-1]):
-        length = "length, " if rank == 5 else ""
-        raise refusal(name, q, _FLOAT, f"rows, {length}heads, group, dim: 16, 32, … {WIDEST}")
+    if len(shape) != rank or shape[-1] % COLUMNS or not 0 < shape[-1] <= WIDEST:
+        rows = "rows, length" if rank == 5 else "rows"
+        raise refusal("q", q, _FLOAT, f"{rows}, heads, group, dim of 16, 32, … {WIDEST}")
     return shape
 
 
-def _check_entries(key: Tensor, value: Tensor, rows: int, heads: int, dim: int) -> int:
-    """How many entries rows have in memory that `attend` can read; see there for errors."""
+def _entries(key: Tensor, value: Tensor, rows: int, heads: int, dim: int) -> tuple[int, int]:
+    """Width and columns of memory that `attend` can read; see there for the errors."""
+    shape = key.shape
+    if len(shape) == 4 and key.is_contiguous():
+        width = shape[2]
+        wanted = (max(rows, shape[0]), heads, width, dim)
+        address("key", key, _FLOAT, wanted)
+        address("value", value, _FLOAT, wanted)
+        return width, width
     for name, part in (("key", key), ("value", value)):
         shape = part.shape
-        known = len(shape) == 4 and shape[0] >= rows and (shape[1], shape[3]) == (heads, dim)
+        known = len(shape) == 4 and shape[0] >= rows and shape[1] == heads and shape[3] == dim
         if part.dtype is not _FLOAT or not part.is_cpu or not known:
             raise refusal(name, part, _FLOAT, f"{rows} or more, {heads}, width, {dim}")
     if not in_slots(key, value):
@@ -312,19 +344,7 @@ def _check_entries(key: Tensor, value: Tensor, rows: int, heads: int, dim: int) 
             f"are {key.stride()} and {value.stride()} (their shapes {tuple(key.shape)} and "
             f"{tuple(value.shape)})"
         )
-    return key.shape[2]
-
-
-def _addresses(
-    name: str, pair: tuple[Tensor, Tensor] | None, shape: tuple[int, ...]
-) -> tuple[int | None, int | None]:
-    """Of a result, of `shape`, and its log-sum-exps."""
-    if pair is None:
-        return None, None
-    return (
-        address(f"{name}[0]", pair[0], _FLOAT, shape),
-        address(f"{name}[1]", pair[1], _FLOAT, shape[:-1]),
-    )
+    return shape[2], key.stride(1) // dim
 
 
 def _additive(seen: Tensor, like: Tensor) -> Tensor:

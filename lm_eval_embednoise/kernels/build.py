@@ -60,6 +60,7 @@ def serve(name: str, *tensors: Tensor) -> bool:
     return library(name) is not None
 
 
+@functools.cache
 def functions(name: str) -> ctypes.CDLL:
     """The functions of `name`.c, where `serve` has said yes."""
     found = library(name)

@@ -29,12 +29,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Raises:
         TypeError, ValueError: for a tensor of another type, shape or place.
     """
-    if x.ndim != 2:
+    shape = x.shape
+    if len(shape) != 2:
         raise refusal("x", x, _FLOAT, "rows, dim")
-    shape = rows, dim = x.shape
-    given = address("x", x, _FLOAT, shape), address("weight", weight, _FLOAT, (dim,))
+    rows, dim = shape
+    at, weight_at = address("x", x, _FLOAT, shape), address("weight", weight, _FLOAT, (dim,))
     out = torch.empty_like(x)
-    build.functions("step").rms_norm(rows, dim, eps, *given, out.data_ptr())
+    build.functions("step").rms_norm(rows, dim, eps, at, weight_at, out.data_ptr())
     return out
 
 
@@ -55,12 +56,13 @@ def silu_product(gate_up: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: for a tensor of another type, shape or place.
     """
-    if gate_up.ndim != 2 or gate_up.shape[1] % 2:
+    shape = gate_up.shape
+    if len(shape) != 2 or shape[1] % 2:
         raise refusal("gate_up", gate_up, _FLOAT, "rows, 2 · dim")
-    shape = rows, both = gate_up.shape
-    given = address("gate_up", gate_up, _FLOAT, shape)
-    out = gate_up.new_empty(rows, both // 2)
-    build.functions("step").silu_product(rows, both // 2, given, out.data_ptr())
+    rows, dim = shape[0], shape[1] // 2
+    at = address("gate_up", gate_up, _FLOAT, shape)
+    out = gate_up.new_empty(rows, dim)
+    build.functions("step").silu_product(rows, dim, at, out.data_ptr())
     return out
 
 
@@ -97,27 +99,33 @@ def enter(
             column that the memory doesn't have.
     """
     keys, values = memory
-    if keys.ndim != 4 or keys.shape[3] % 2 or not keys.numel():
+    shape, qkv_shape = keys.shape, qkv.shape
+    if len(shape) != 4 or shape[3] % 2 or 0 in shape:
         raise refusal("memory[0]", keys, _FLOAT, "slots, heads, columns, even dim")
-    shape = count, heads, columns, dim = keys.shape
-    group = qkv.shape[-1] // (heads * dim) - 2
-    if qkv.ndim != 2 or group < 1 or qkv.shape[1] != heads * (group + 2) * dim:
+    count, heads, columns, dim = shape
+    group, rest = divmod(qkv_shape[-1], heads * dim)
+    group -= 2
+    if len(qkv_shape) != 2 or rest or group < 1:
         raise refusal("qkv", qkv, _FLOAT, f"rows, {heads} · (group + 2) · {dim}")
-    rows = len(qkv)
+    rows = qkv_shape[0]
     if slots is None and rows > count:
         raise refusal("memory[0]", keys, _FLOAT, f"{rows} or more, {heads}, {columns}, {dim}")
-    given = (
-        address("qkv", qkv, _FLOAT, qkv.shape),
+    out = qkv.new_empty(rows, heads, group, dim)
+    code = build.functions("step").enter(
+        rows,
+        heads,
+        group,
+        dim,
+        count,
+        columns,
+        address("qkv", qkv, _FLOAT, qkv_shape),
         address("cos", cos, _FLOAT, (rows, dim)),
         address("sin", sin, _FLOAT, (rows, dim)),
         None if slots is None else address("slots", slots, _INT, (rows,)),
         address("write", write, _INT, (rows,)),
         address("memory[0]", keys, _FLOAT, shape),
         address("memory[1]", values, _FLOAT, shape),
-    )
-    out = qkv.new_empty(rows, heads, group, dim)
-    code = build.functions("step").enter(
-        rows, heads, group, dim, count, columns, *given, out.data_ptr()
+        out.data_ptr(),
     )
     if code:
         check(code, f"slots must be below {count} and write below {columns}")
