@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_embednoise.checks import suggest
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 OURS = "hf-embednoise"
 STOCK = ("hf", "hf-auto", "huggingface")

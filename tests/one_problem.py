@@ -6,7 +6,8 @@ from cacheless import Cacheless
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine.jobs import Job
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 PROMPT = (5, 17, 3, 88, 41)
 NEW = 4

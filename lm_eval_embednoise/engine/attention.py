@@ -1,4 +1,4 @@
-"""Attention of decoding rows: over a prompt that rows share, and over the entries of their own.
+"""Attention of decoding rows: over a prompt that rows share, and over their own entries.
 
 K samples of a problem see one prompt. Their keys and values are kept once: the queries of all rows
 attend to them as one matrix product, then to their own entries, and the two results are merged
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,9 @@ from lm_eval_embednoise.kernels.attention import (
     merged,
     softmax_attention,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 NAME = "embednoise_rows"
 
@@ -48,7 +50,7 @@ class View(Protocol):
         """The shared prompts; together their rows are all rows, each once."""
 
     def order(self) -> Tensor | None:
-        """Where each row stands in the concatenation of the prompts' rows; None for in order."""
+        """Where each row is in the concatenation of the prompts' rows; None for in order."""
 
 
 class Shared:
@@ -100,8 +102,8 @@ def supported(model: nn.Module) -> bool:
 
 def configs(model: nn.Module) -> list[Any]:
     """The configuration objects in which the model's modules look up their attention."""
-    found = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    return [c for c in found.values() if hasattr(c, "_attn_implementation_internal")]
+    by_id = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    return [c for c in by_id.values() if hasattr(c, "_attn_implementation_internal")]
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def serving(where: list[Any], view: View) -> Iterator[None]:
     """Within the context the model's attention is this module's, over `view`.
 
     Args:
-        where: what `configs` found.
+        where: the configuration objects, from `configs`.
         view: the rows of the passes to come.
     """
     before = [config._attn_implementation_internal for config in where]
@@ -143,11 +145,12 @@ def rows_attention(
         query: [rows, query_heads, new, head_dim].
         key: [rows, heads, width, head_dim], each row's own entries with the new ones.
         value: [rows, heads, width, value_dim].
-        attention_mask: ignored; the active view knows what is seen.
+        attention_mask: ignored; the active view says what is seen.
         scaling: factor on the scores; 1/√head_dim by default.
         sliding_window: how many entries back a query sees, itself included; None for all.
         softcap: scores are softcap · tanh(score / softcap) (Gemma 2).
         s_aux: [query_heads], logits of attention sinks (GPT-OSS).
+        **kwargs: of other attention functions; ignored.
 
     Returns:
         [rows, new, query_heads, value_dim], and None for the weights.
@@ -193,8 +196,11 @@ def over_rows(
         view: what else the rows see.
         layer: number of the layer.
         q: [rows, heads, group · new, head_dim], the queries of a key head.
-        key, value: [rows, heads, width, head_dim or value_dim], own entries.
-        scale, window, softcap: see `rows_attention`.
+        key: [rows, heads, width, head_dim], own entries.
+        value: [rows, heads, width, value_dim].
+        scale: factor on the scores.
+        window: see `rows_attention`.
+        softcap: see `rows_attention`.
         new: new entries a row.
         group: query heads a key head; needed only where new > 1.
         compiled: by torch.compile.
@@ -246,7 +252,8 @@ def by_kernels(
     Args:
         parts: the shared prompts, seen whole.
         q: [rows, heads, group, head_dim], contiguous.
-        key, value: see `in_slots`; [rows or more, heads, width, head_dim].
+        key: [rows or more, heads, width, head_dim], see `in_slots`.
+        value: the same.
         lengths: int64 [rows], how many of its own entries a row sees.
         scale: factor on the scores.
         room: for what the rows see of their prompts, as `room_for` makes it.

@@ -1,4 +1,4 @@
-"""What the clean model makes of generated texts: their log-likelihood after the clean prompt."""
+"""The log-likelihood of generated texts under the clean model, after the clean prompt."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,15 +15,19 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
-from lm_eval_embednoise.engine.jobs import Job, Sample
 from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.prefill import run_prompts
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
 from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.slots import SlotCache
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lm_eval_embednoise.engine.jobs import Job, Sample
+
 # By device: positions of a pass, so that products run at full speed and little is filled up, and
-# the most logits of one, of which several copies in float32 stand beside each other.
+# the most logits of one, of which several copies in float32 exist at once.
 TOKENS = {"cpu": 1 << 10, "cuda": 1 << 13}
 LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}
 BUCKET = (
@@ -41,7 +45,7 @@ def scored(
 ) -> Iterator[list[Sample]]:
     """Give finished samples their clean log-likelihoods.
 
-    All texts behind one clean prompt are scored in one go and in sorted order once the last of them
+    All texts after one clean prompt are scored in one go and in sorted order once the last of them
     is there, so that no digit depends on when a text was decoded and beside which others. Equal
     texts are scored once. Samples that have a score already, or can't have one, don't wait.
 
@@ -72,7 +76,7 @@ def scored(
 def _with_nlls(
     runner: Runner, clean: tuple[int, ...], samples: list[Sample], rows: int
 ) -> list[Sample]:
-    """The samples behind one clean prompt, scored."""
+    """The samples of one clean prompt, scored."""
     own = [tuple(sample.ids[: sample.kept]) for sample in samples]
     texts = sorted({text for text in own if text})
     nlls: dict[tuple[int, ...], float | None] = {(): 0.0}
@@ -109,7 +113,7 @@ def _clean_nll(
     ((first, prompt),) = run_prompts(runner, [prompt_ids])
     room = runner.max_length - len(prompt_ids)
     passes = _passes(runner, texts, room, first.shape[-1], most_rows)
-    shared = [Shared(*held) for held in prompt]
+    shared = [Shared(*layer) for layer in prompt]
 
     def filled_up(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
         padded = [[*row, *[0] * (width - len(row))] for row in rows]
@@ -152,7 +156,7 @@ def _passes(
     Args:
         runner: says whether passes are `exact`.
         texts: generated ids.
-        room: positions that the model has behind the prompt; padding must not reach beyond.
+        room: positions that the model has after the prompt; padding must not reach beyond.
         vocabulary: logits a position.
         rows: most of a pass.
     """
@@ -181,7 +185,7 @@ def _passes(
 
 
 def _teacher_forced(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Tensor:
-    """Logits after each of the ids, [rows, pos, vocab], behind a prompt that all rows see."""
+    """Logits after each of the ids, [rows, pos, vocab], after a prompt that all rows see."""
     if runner.lean is not None and runner.lean.in_c:
         memory = SlotCache(len(prompt), len(ids), ids.shape[1], keep=False)
         return runner.lean.prefill(ids, memory, torch.arange(len(ids)), None, prompt)
@@ -194,8 +198,8 @@ def _teacher_forced(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Tensor
         serving = attention.serving(runner.attention_configs, cache)  # type: ignore[arg-type]
     else:
         cache = DynamicCache()
-        for number, held in enumerate(prompt):
-            keys, values = (part.repeat(len(ids), 1, 1, 1) for part in (held.keys, held.values))
+        for number, layer in enumerate(prompt):
+            keys, values = (part.repeat(len(ids), 1, 1, 1) for part in (layer.keys, layer.values))
             cache.update(keys, values, number)
     with runner.whole_model, serving:
         return runner.forward(ids, cache, positions, at=None)

@@ -1,4 +1,4 @@
-"""Tokens in, tokens out: jobs to samples. Knows no text and no harness.
+"""Tokens in, tokens out: jobs to samples, without text and without the harness.
 
 K samples of a problem are one job. A prompt that the perturbation leaves alone is prefilled once
 for all of them, otherwise the K noisy prompts are prefilled as a batch; rows that finish make room
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,10 +23,16 @@ from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.likelihood import clean_nll, scored, unscorable
 from lm_eval_embednoise.engine.padded import PaddedBatch
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.inject import Rows, mean_ratio, noise_keys
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
-LANE_ROWS = 16  # fewest rows that are worth a lane of their own
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from lm_eval_embednoise.noise.perturbation import Perturbation
+
+LANE_ROWS = 16  # fewest rows that are worth a lane
 GREEDY = Sampling()
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
 SHARED_ON_GPU = 2  # most prompts in a batch up to which it pays on a GPU
@@ -94,7 +99,7 @@ class Sampler:
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
         """Generate all samples of all jobs, each given out as it finishes.
 
-        A sample whose clean log-likelihood needs a separate pass comes once all texts behind its
+        A sample whose clean log-likelihood needs a separate pass comes once all texts after its
         clean prompt are there. Until the iterator ends or is closed, the model's weights may be
         laid out for speed.
         """

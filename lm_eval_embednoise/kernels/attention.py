@@ -32,9 +32,9 @@ def in_slots(key: Tensor, value: Tensor) -> bool:
     """
     if key.ndim != 4 or key.shape != value.shape or key.stride() != value.stride():
         return False
-    (_, heads, width, dim), (row, head, column, one) = key.shape, key.stride()
-    steps = (column, one) == (dim, 1) and row == heads * head and head % dim == 0
-    return steps and head >= width * dim and serve_heads(dim)
+    (_, heads, width, dim), (of_row, of_head, *inner) = key.shape, key.stride()
+    regular = inner == [dim, 1] and of_row == heads * of_head and of_head % dim == 0
+    return regular and of_head >= width * dim and serve_heads(dim)
 
 
 def attend(
@@ -64,7 +64,7 @@ def attend(
         MemoryError: the C function had none.
     """
     shape = rows, heads, group, dim = _queries(q, 4)
-    width, held = _entries(key, value, rows, heads, dim)
+    width, stored = _entries(key, value, rows, heads, dim)
     prompt_at = prompt_lse_at = None
     if prompt is not None:
         prompt_at = address("prompt[0]", prompt[0], _FLOAT, shape)
@@ -76,7 +76,7 @@ def attend(
         heads,
         group,
         width,
-        held,
+        stored,
         scale,
         address("q", q, _FLOAT, shape),
         key.data_ptr(),

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent
 # No -ffast-math: not-a-number stays what it is, and linking it would change the whole process.
 _ALWAYS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
 _OWN = {"step": (), "draws": ("-ffp-contract=off",)}
-# Tried in turn: a compiler may not know its processor.
+# Tried in turn: a compiler may not support its processor.
 _TUNING = (("-march=native",), ("-mcpu=native",), ())
 _long, _float, _array = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, dict[str, list[Any]]] = {
@@ -63,9 +63,9 @@ def serve(name: str, *tensors: Tensor) -> bool:
 @functools.cache
 def functions(name: str) -> ctypes.CDLL:
     """The functions of `name`.c, where `serve` has said yes."""
-    found = library(name)
-    assert found is not None, f"{name}.c is not compiled: ask build.serve first"
-    return found
+    loaded = library(name)
+    assert loaded is not None, f"{name}.c is not compiled: call build.serve first"
+    return loaded
 
 
 @functools.cache

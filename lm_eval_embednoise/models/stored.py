@@ -1,4 +1,4 @@
-"""Between hf-embednoise and its generation store: keys, what is there, what is new."""
+"""Between hf-embednoise and its generation store: keys, what is stored, what is new."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lm_eval.utils import handle_non_serializable, hash_string
 
 from lm_eval_embednoise.engine.jobs import Job, Sample
 from lm_eval_embednoise.engine.likelihood import unscorable
-from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.models.loading import keyed
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.noise import streams
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store import fingerprint
 from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.engine.sampler import Sampler
+    from lm_eval_embednoise.engine.sampling import Sampling
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
@@ -81,7 +84,7 @@ def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
 
 
 def model_identity(lm: Loaded) -> dict[str, Any]:
-    """What the weights, the tokenizer and their number format are, wherever they lie.
+    """What the weights, the tokenizer and their number format are, wherever they are stored.
 
     And, under `loading`, every other argument that can change a sample (models/loading.py).
     """
@@ -125,7 +128,7 @@ def _weights(lm: Loaded, folder: str | Path | None) -> dict[str, str]:
 
 
 def input_of(job: Job) -> str:
-    """Hash of what a job gives to the model; empty where that is the prompt as it stands."""
+    """Hash of what a job gives to the model; empty where that is the plain prompt."""
     if job.soft_start is None and job.prompt_ids == job.clean:
         return ""
     return digest([list(job.prompt_ids), job.soft_start])
@@ -167,8 +170,8 @@ def identity(lm: Loaded) -> dict[str, Any]:
 def settings_in(store: Store, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings under which a store keeps samples: others where an older version left some out.
 
-    Keys of version 1 had no `LEFT_OUT` argument in them: where samples made with one stand under
-    these settings, they can't be told from those made without, and none of them is taken.
+    Keys of version 1 had no `LEFT_OUT` argument in them: where samples made with one are under
+    these settings, they look like those made without, and none of them is taken.
     """
     hash = digest(settings)
     for facts in store.runs().values():
@@ -211,7 +214,7 @@ def run_of(lm: Loaded, sampling: Sampling, rows: int, settings: str) -> tuple[st
 
 
 def doc_hash(doc: Any) -> str:
-    """The harness's hash of a document, as it stands in samples_*.jsonl."""
+    """The harness's hash of a document, as in samples_*.jsonl."""
     text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     return hash_string(text)
 
@@ -281,12 +284,12 @@ class Ledger:
 
     def _documents(self, requests: Sequence[Any]) -> None:
         """Record which documents the prompts come from, where the store doesn't say it yet."""
-        said = set(map(_place, self.store.documents(self.hash)))
+        recorded = set(map(_place, self.store.documents(self.hash)))
         documents = [
             document_of(request, prompt, self._problem(number))
             for number, (request, prompt) in enumerate(zip(requests, self.prompts, strict=True))
         ]
-        new = list({_place(doc): doc for doc in documents if _place(doc) not in said}.values())
+        new = list({_place(doc): doc for doc in documents if _place(doc) not in recorded}.values())
         if new:
             wanted = {doc.prompt for doc in new}
             prompts = [prompt for prompt in self.prompts if prompt.hash in wanted]
@@ -305,7 +308,7 @@ class Ledger:
         rows = {}
         for index in self.jobs[number].samples:
             wanted = self._blank(number, index)
-            # A key of version 1 has no input; then the settings and the prompt told it.
+            # A key of version 1 has no input; then the settings and the prompt determine it.
             row = known.get(wanted.key) or known.get(dataclasses.replace(wanted, input="").key)
             if row is not None:
                 rows[index] = row
@@ -322,13 +325,13 @@ class Ledger:
 
     def announce(self, bar: Any) -> None:
         """Say what is there, and let the bar's rate count from here."""
-        found = sum(map(len, self._stored))
-        if found:
+        there = sum(map(len, self._stored))
+        if there:
             wanted = sum(len(job.samples) for job in self.jobs)
-            said = f"{found} of {wanted} samples are in the store {self.store.folder}"
-            log.info("%s; generating %d", said, wanted - found)
+            state = f"{there} of {wanted} samples are in the store {self.store.folder}"
+            log.info("%s; generating %d", state, wanted - there)
             bar.initial = bar.n
-            bar.set_description(f"generating ({found} from the store)")
+            bar.set_description(f"generating ({there} from the store)")
 
     def run(self, sampler: Sampler) -> Iterator[Sample]:
         """Generate what is left, each sample stored before it is given out.

@@ -25,7 +25,7 @@ Act = Callable[[str, Tensor], Tensor]  # replaces the vectors [rows, pos, dim] a
 
 
 def find_site(model: nn.Module, site: str, blocks: str | None = None) -> nn.Module:
-    """The module at which a site lies: the first block, whose input is `embed`, or block k.
+    """The module of a site: the first block, whose input is `embed`, or block k.
 
     Raises:
         ValueError: for a block that the model doesn't have.
@@ -89,7 +89,7 @@ def _replace_output(site: str, act: Act) -> Any:
 
 @dataclass
 class Rows:
-    """What the noise needs to know about the rows of the forward passes to come.
+    """What the noise depends on in the rows of the forward passes to come.
 
     Attributes:
         keys: site → int64 [rows, 2], the rows' noise streams.
@@ -113,8 +113,8 @@ class Rows:
     def deviations(self, perturbation: Perturbation, site: str) -> Tensor:
         """Standard deviation per coordinate at each of `positions`, float32 [rows, pos]."""
         if self._weights is None or self._weights[0] is not self.positions:
-            found = perturb.weights(perturbation, self.positions, self.prompt_length)
-            self._weights = (self.positions, found)
+            weights = perturb.weights(perturbation, self.positions, self.prompt_length)
+            self._weights = (self.positions, weights)
         return (self._weights[1] * self.std[site][:, None]).float()
 
     def replaced(self, embedded: Tensor) -> Tensor:

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lm_eval_embednoise.kernels import build, draws
 from lm_eval_embednoise.kernels.draws import philox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 STREAM_VERSION = 1
 
