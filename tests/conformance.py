@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from lm_eval_embednoise.engine.families import Decoding, cache_layers
 from lm_eval_embednoise.engine.jobs import Job, Stop
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.context import perturbed
 from lm_eval_embednoise.noise.inject import hooked
 from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.reference import References, token_norms
 from tests.support.families import FAMILIES, WINDOW, tiny
 from tests.test_inject import hook_count

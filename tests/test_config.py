@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_embednoise.checks import integer
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise import streams
-from lm_eval_embednoise.noise.perturbation import Perturbation, Positions, Sampling, parse_depth
+from lm_eval_embednoise.noise.perturbation import Perturbation, Positions, parse_depth
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from tests.modules import PACKAGE, ROOT, arrows, circles, imports, modules, of_f
 
 CHAIN = (
     "kernels", "noise", "engine.attention", "engine.slots", "engine.shared_prefix",
-    "engine.weights", "engine.lean_checks", "engine.lean", "engine.graphs", "engine.choose",
+    "engine.weights", "engine.lean_checks", "engine.lean", "engine.graphs", "engine.sampling",
+    "engine.choose",
     "engine.lanes", "engine.runner", "engine.prefill", "engine.batch", "engine.padded",
     "engine.likelihood", "engine.sampler", "models",
 )  # fmt: skip

@@ -21,13 +21,14 @@ from lm_eval_embednoise.commands import doctor
 from lm_eval_embednoise.engine.families import Decoding, decoding
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models import loaded
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.loaded import check_tokenizer
 from lm_eval_embednoise.models.loading import ATTENTIONS, HOST_ARGS, INSTEAD, LOADING_ARGS, Loading
 from lm_eval_embednoise.noise.inject import find_blocks
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.reference import token_norms
 from tests.test_hf_embednoise import requests
 

@@ -14,8 +14,9 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lm_eval_embednoise import cli
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.models import arguments, loading
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.study import runfile
 from lm_eval_embednoise.study.plan import Study, StudyError
 

@@ -371,7 +371,8 @@ def test_packaged_studies_are_whole(path):
 def test_packaged_methods_are_run_files_and_what_their_name_says(path):
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+    from lm_eval_embednoise.engine.sampling import Sampling
+    from lm_eval_embednoise.noise.perturbation import Perturbation
 
     config = EvaluatorConfig(**EvaluatorConfig.load_yaml_config(path))
     assert config.model == "hf-embednoise"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, Sampling
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 from lm_eval_embednoise.store.store import Store, Stored, digest
 from lm_eval_embednoise.study.plan import parse_arguments
 

@@ -11,19 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy.special import ndtri
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine.jobs import Job
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from transformers import PreTrainedModel
+
+    from lm_eval_embednoise.engine.sampling import Sampling
 
 MASK = np.uint64(0xFFFFFFFF)
 

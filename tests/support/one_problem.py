@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine.jobs import Job
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from tests.support.cacheless import Cacheless
 
 PROMPT = (5, 17, 3, 88, 41)
