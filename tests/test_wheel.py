@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_plugin import OWN_FILES_ONLY
+
 ROOT = Path(__file__).parents[1]
 PLACES = {  # folder of the tree → its place in the wheel
     "lm_eval_embednoise": "lm_eval_embednoise",
@@ -19,6 +21,9 @@ PLACES = {  # folder of the tree → its place in the wheel
     "model_configs": "lm_eval_embednoise/model_configs",
     "tasks": "lm_eval_embednoise/tasks",
 }
+STOCK = "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+COMMAND = """--model hf-embednoise --model_args sigma=0.1 --tasks minicode_diverse_k1 --limit 1
+--gen_kwargs max_gen_toks=24 --output_path out"""
 FILES = ("pyproject.toml", "build_backend.py", "README.md", "LICENSE")
 
 
@@ -75,11 +80,7 @@ def test_it_serves_the_stock_command_from_another_folder(wheel: Path, tmp_path: 
     place = run(python, "-c", "import lm_eval_embednoise as e; print(e.__file__)", cwd=tmp_path)
     assert Path(place.strip()).is_relative_to(site)
     assert "sandbox" in run(environment / "bin" / "embednoise", "doctor", cwd=tmp_path)
-    run(
-        *(python, "-m", "lm_eval", "--model", "hf-embednoise", "--model_args", "sigma=0.1"),
-        *("--tasks", "minicode_diverse_k1", "--limit", "1", "--output_path", "out"),
-        cwd=tmp_path,
-    )
+    run(python, "-c", f"{OWN_FILES_ONLY}{STOCK}", *COMMAND.split(), cwd=tmp_path)
     (results,) = (tmp_path / "out").rglob("results_*.json")
     measured = json.loads(results.read_text(encoding="utf-8"))["results"]["minicode_diverse_k1"]
     assert 0 <= measured["pass@1,records"] <= 1
