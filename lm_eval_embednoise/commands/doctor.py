@@ -1,6 +1,6 @@
 """Say what works on this machine: plug-in routes, sandbox, GPU, ways to load models, processes.
 
-Exit status 0 when the stock command knows the model and untrusted code can be run, else 1.
+Exit status 0 if the stock command finds the model and untrusted code can be run, else 1.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def _versions() -> Iterator[Finding]:
 
 
 def _routes() -> Iterator[Finding]:
-    found = dict(os.environ)
+    environment = dict(os.environ)
     if _hook.waiting != "the user's":  # what this command set is not what a user's shell has
-        found.pop(_hook.WAITS[0], None)
+        environment.pop(_hook.WAITS[0], None)
     probe = subprocess.run(
-        [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False, env=found
+        [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False, env=environment
     )
     words = probe.stdout.split()[-6:]
     nothing = ("not_set", "False", "False", "False", "0", "0/1")
@@ -112,7 +112,7 @@ def _routes() -> Iterator[Finding]:
 
 
 def _waiting(name: str, state: str) -> Finding:
-    """How OpenMP's threads wait for each other, and whether it was told in time."""
+    """How OpenMP's threads wait for each other, and whether that was set early enough."""
     ours = "=".join(_hook.WAITS)
     set_ = ", ".join(f"{n}={os.environ[n]}" for n in _hook.WAITING if n in os.environ)
     if state == "the user's":

@@ -40,9 +40,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tupl
 
     Prompt and answer are encoded apart, as they are at inference.
     """
-    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     tail = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return [*head, *tail, tokenizer.eos_token_id], len(head)
+    return [*start, *tail, tokenizer.eos_token_id], len(start)
 
 
 def shard_batches(

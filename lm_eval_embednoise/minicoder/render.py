@@ -87,8 +87,8 @@ def _loops(spec: Spec, x: str, inner: str) -> str:
     """The loop header(s) over the elements and the indented body lines of `inner`."""
     if spec.domain.outer:
         row, source = spec.domain.outer
-        head = f"    for {row} in {spec.parameter}:\n        for {x} in {source}:\n"
-        return head + "".join(f"            {line}\n" for line in inner.split("\n"))
+        loops = f"    for {row} in {spec.parameter}:\n        for {x} in {source}:\n"
+        return loops + "".join(f"            {line}\n" for line in inner.split("\n"))
     return f"    for {x} in {spec.source}:\n" + "".join(
         f"        {line}\n" for line in inner.split("\n")
     )

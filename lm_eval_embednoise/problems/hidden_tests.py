@@ -40,7 +40,7 @@ LIVECODEBENCH = Source(
 )
 Tests = list[tuple[Any, Any]]  # (input, expected output)
 
-# Where each problem stands, filled while its file is read: (file or folder, first byte).
+# Position of each problem, filled while its file is read: (file or folder, first byte).
 _places: dict[str, tuple[Path, int]] = {}
 
 
@@ -54,7 +54,7 @@ def _read(path: Path, first: int) -> Row:
 
 
 def _rows(source: Source, name: Callable[[Row, str], str]) -> Iterator[tuple[str, str, Row]]:
-    """Each row with its problem id and its place; remembers where it stands."""
+    """Each row with its problem id and its place, which is remembered."""
     for path in locate(source):
         if path.name == "question.txt":
             row, place = _apps_folder(path.parent), str(path.parent)

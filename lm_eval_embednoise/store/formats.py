@@ -10,9 +10,9 @@
 | `harness` | samples_*.jsonl of lm_eval --log_samples | an answer |
 | `prompts` | objects of `prompt`, `samples` | an answer |
 
-Objects stand one a line or in one list, whatever the file's name ends in; `.gz` is unpacked. An
+Objects are one a line or in one list, whatever the file's name ends in; `.gz` is unpacked. An
 answer is what a model wrote: the task's stop strings and extraction apply to it. A finished
-completion and a program are judged as they stand (a completion behind its problem's prompt). Files
+completion and a program are judged as they are (a completion behind its problem's prompt). Files
 named `*.raw.jsonl` in EvalPlus's form hold answers. `null` in the place of a text is a sample that
 is missing.
 """
@@ -50,7 +50,7 @@ def read(path: str | Path, kind: str | None = None) -> list[Problem]:
 
     Args:
         path: the file, or EvalPlus's folder of programs.
-        kind: its format; told from the file's first entry if not given.
+        kind: its format; recognized by the file's first entry if not given.
 
     Raises:
         BadData: a wrong shape, with line and key.
@@ -92,7 +92,7 @@ def _entries(path: Path) -> list[Entry]:
     if path.name.removesuffix(".gz").endswith(".json") or len(lines) > 1:
         try:
             return _listed(json.loads(data), path)
-        except ValueError as error:  # lines of their own, whatever the file is called
+        except ValueError as error:  # JSON lines, whatever the file is called
             if isinstance(error, BadData):
                 raise
             if len(lines) < 2:
@@ -169,13 +169,13 @@ def _known(row: Mapping[str, Any], *keys: str) -> str | None:
 
 
 def _generation(text: str, row: Mapping[str, Any]) -> Generation:
-    """A text with what a mapping knows about it."""
+    """A text with the measurements that a mapping has for it."""
     known = {n: row[n] for n in FIELDS if n != "form" and row.get(n) is not None}
     return Generation(text, **known)
 
 
 def _sample(row: Mapping[str, Any], place: str, key: str) -> Generation:
-    """The text under a key with what else the row knows; a null is a sample that isn't there."""
+    """The text under a key with the row's measurements; null is a missing sample."""
     if key in row and row[key] is None:
         return Generation("", finish_reason=MISSING)
     return _generation(_text(row, place, key), row)
@@ -331,7 +331,7 @@ def _number(file: Path) -> int:
 
 
 def _natural(name: str) -> list[Any]:
-    """Sorts HumanEval_2 before HumanEval_10."""
+    """Sort key by which HumanEval_2 comes before HumanEval_10."""
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 

@@ -42,7 +42,7 @@ def write(problems: Iterable[Problem], kind: str, file: TextIO, measurements: bo
 
 
 def _check_positions(problems: list[Problem]) -> None:
-    """Bigcode's file knows a problem by its place alone, so none may be missing."""
+    """Check that no problem is missing: bigcode's file identifies problems by position only."""
     places = [problem.position for problem in problems]
     for expected, problem in enumerate(problems):
         if problem.position != expected:
