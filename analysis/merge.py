@@ -26,7 +26,7 @@ def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
     Intervals and tests stay as each file computed them: methods of different files were not paired.
 
     Raises:
-        ResultError: protocols, baselines or settings differ, or one name stands for two methods.
+        ResultError: protocols, baselines or settings differ, or one name is used for two methods.
     """
     (first_name, first), *others = comparisons.items()
     for name, other in others:

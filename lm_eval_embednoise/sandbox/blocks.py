@@ -99,11 +99,11 @@ def scan_line(line: str, quote: str | None) -> tuple[str | None, int]:
             if end < 0:
                 return quote, depth
             place, quote = end + 3, None
-        found = _STRINGS.search(line, place)
-        if found is None:
+        match = _STRINGS.search(line, place)
+        if match is None:
             return None, depth
-        token = found.group()
-        place = found.end()
+        token = match.group()
+        place = match.end()
         if token == "#":
             return None, depth
         if token in ('"""', "'''"):

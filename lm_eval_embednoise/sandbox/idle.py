@@ -50,8 +50,8 @@ class IdleClock:
     Args:
         proc: descriptor of the outer /proc.
         pid: the program.
-        interval: seconds between two looks. A longer gap counts as twice this: whoever looks may
-            itself have been kept from running.
+        interval: seconds between two looks. A longer gap counts as twice this: the watching process
+            may itself have been kept from running.
         calls, tester: of a program that is called, how far the tests are, and their process. Time
             counts only while the program owes an answer: a call is out, and the tests' process
             sleeps (it would be ready to run if the answer were there).

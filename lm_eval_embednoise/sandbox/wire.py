@@ -70,10 +70,10 @@ def read_exactly(fd: int, size: int) -> bytes | None:
 
 def receive(fd: int) -> bytes | None:
     """Read one frame; None when the other end has closed. Never reads past the frame."""
-    head = read_exactly(fd, _LENGTH.size)
-    if head is None:
+    prefix = read_exactly(fd, _LENGTH.size)
+    if prefix is None:
         return None
-    (size,) = _LENGTH.unpack(head)
+    (size,) = _LENGTH.unpack(prefix)
     if size > MAX_FRAME:
         raise WireError(f"a frame of {size} bytes")
     body = read_exactly(fd, size)

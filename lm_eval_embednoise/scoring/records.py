@@ -35,7 +35,7 @@ def logged(written: Any) -> Record | None:
 
 
 def pad(samples: Sequence[str], k: int) -> list[str | None]:
-    """Exactly k samples: the surplus of a padded shard is cut, None stands for a missing one.
+    """Exactly k samples: the surplus of a padded shard is cut, None marks a missing one.
 
     A model that has no sample to give (`replay`) says so by the finish reason `missing`.
     """
