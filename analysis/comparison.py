@@ -14,8 +14,9 @@ import scipy
 import lm_eval_embednoise
 from lm_eval_embednoise.analysis import pareto, records, verdict
 from lm_eval_embednoise.analysis.identity import by_method, models_apart, signature
-from lm_eval_embednoise.analysis.measures import headline, measure, method_order, ordered
-from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs
+from lm_eval_embednoise.analysis.intervals import mean_intervals
+from lm_eval_embednoise.analysis.measures import headline, method_order, ordered
+from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs, support
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import align, combine
 from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes, interval
@@ -143,13 +144,12 @@ def _groups(runs: list[Run], draws: int, seed: int, intersect: bool) -> list[Gro
 
 def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
     cells = [(run, name) for run in group.methods.values() for name in ordered(run.metrics)]
-    means = group.resampler.means(np.stack([run.metrics[name] for run, name in cells], axis=1))
+    table = np.stack([run.metrics[name] for run, name in cells], axis=1)
+    supports = [support(name) for _, name in cells]
     estimates: dict[str, dict[str, Any]] = defaultdict(dict)
-    for column, (run, name) in enumerate(cells):
-        bounds = (0.0, 1.0) if measure(name).unit else None
-        estimates[run.method][name] = as_json(
-            bca(*means.column(column), level=level, bounds=bounds)
-        )
+    told = mean_intervals(table, group.resampler, supports, level=level)
+    for (run, name), estimate in zip(cells, told, strict=True):
+        estimates[run.method][name] = as_json(estimate)
     return [
         {
             "model": group.model,

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_embednoise.analysis.pairs import as_json, difference, ratio
+from lm_eval_embednoise.analysis.intervals import mean_intervals, ratio_intervals
+from lm_eval_embednoise.analysis.pairs import as_json, support
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.resample import Estimate, Resampler
 from lm_eval_embednoise.analysis.runs import Run
@@ -172,13 +173,12 @@ def _estimate(
     both = np.isfinite(left) & np.isfinite(right)
     if not both.any():
         return Estimate(np.nan, np.nan, np.nan, 0, f"{metric} is undefined on every problem")
-    pair = np.stack([np.where(both, left, np.nan), np.where(both, right, np.nan)], axis=1)
-    means = resampler.means(pair)
-    told = (
-        ratio(means, level=level)
-        if statistic == "ratio"
-        else difference(metric, means, level=level)
-    )
+    left, right = (np.where(both, side, np.nan)[:, None] for side in (left, right))
+    if statistic == "ratio":
+        [told] = ratio_intervals(left, right, resampler, level=level)
+    else:
+        supports = [support(metric, difference=True)]
+        [told] = mean_intervals(left - right, resampler, supports, level=level)
     # Fewer clusters than an exact sign test needs to reach this level decide nothing.
     groups = len(np.unique(resampler.clusters[both]))
     if 2.0 ** (1 - groups) > 1 - level:
