@@ -87,6 +87,14 @@ def lower_tail(d: Array, resampler: Resampler, threshold: float, least: float) -
     return float((np.sum(low <= threshold) + 1) / (len(low) + 1))
 
 
+def differing_clusters(values: Array, resampler: Resampler) -> NDArray[np.int64]:
+    """Clusters whose mean is not the commonest one, for each column of `values` [n, m]."""
+    sums, sizes, _ = _clusters(values, resampler)
+    with np.errstate(invalid="ignore"):
+        each = np.where(sizes > 0, np.round(sums / sizes, 10), np.nan)
+    return np.array([_differing(column) for column in each.T], dtype=np.int64)
+
+
 def _means(
     values: Array, resampler: Resampler, supports: Sequence[Support], level: float
 ) -> list[Estimate]:
