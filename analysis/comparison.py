@@ -13,6 +13,7 @@ import scipy
 
 import lm_eval_embednoise
 from lm_eval_embednoise.analysis import pareto, records, verdict
+from lm_eval_embednoise.analysis.departures import Compared, deviations
 from lm_eval_embednoise.analysis.identity import by_method, models_apart, signature
 from lm_eval_embednoise.analysis.intervals import mean_intervals
 from lm_eval_embednoise.analysis.measures import headline, method_order, ordered
@@ -303,15 +304,12 @@ def _verdicts(
         mine = [group for group in groups if group.model == model]
         tasks = [
             verdict.task_verdict(g.methods[candidate], g.methods[baseline], g.resampler, protocol)
+            | {"curve": verdict.curve_verdict(candidate, g.methods, g.resampler, protocol)}
             for g in mine
         ]
-        departures = verdict.deviations(
-            [run for g in mine for run in g.replicates[candidate]],
-            protocol,
-            {g.task: list(g.methods) for g in mine},
+        departures = deviations(
+            [Compared(g.replicates[candidate], g.methods) for g in mine], protocol, baseline
         )
-        if baseline != protocol["baseline"]:
-            departures.append(f"the baseline is {baseline}, not {protocol['baseline']}")
         value, why = verdict.overall(tasks)
         found.append(
             {

@@ -64,8 +64,8 @@ def ratio_intervals(
 ) -> list[Estimate]:
     """The ratio of the columns' means, mean(a)/mean(b), over problems where both are defined.
 
-    The further cluster stands at b's mean, with a at 0 for the lower limit and at the largest a
-    seen for the upper one. Both metrics must not be negative.
+    The further cluster has no a and b's root mean square for the lower limit, the largest a seen
+    and b's mean for the upper one. Both metrics must not be negative.
     """
     found: list[Estimate] = []
     for start in range(0, a.shape[1], _COLUMNS):
@@ -144,11 +144,10 @@ def _ratios(a: Array, b: Array, resampler: Resampler, level: float) -> list[Esti
         # The sizes cancel: both sides share them.
         below = _weighted(over, sizes, np.zeros(len(n)), resampler)
         above = _weighted(over, sizes, largest, resampler)
-        base_drawn = _weighted(under, sizes, base, resampler)
+        spread = np.sqrt(np.where(sizes > 0, under**2 / sizes, 0.0).sum(0) / sizes.sum(0))
         tail = (1 - level) / 2
-        low, high = (
-            _quantile(drawn / base_drawn, at) for drawn, at in ((below, tail), (above, 1 - tail))
-        )
+        low = _quantile(below / _weighted(under, sizes, spread, resampler), tail)
+        high = _quantile(above / _weighted(under, sizes, base, resampler), 1 - tail)
     negative = np.array((np.where(both, np.minimum(a, b), 0.0) < 0).any(0))
     found = []
     for j in range(a.shape[1]):

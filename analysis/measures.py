@@ -49,6 +49,7 @@ MEASURES = {
     "distinct_2": _SHARE,
     "distinct_3": _SHARE,
     "ead_2": _SHARE,
+    "distinct_2_rarefied": _SHARE,
     "distinct_2_valid": _SHARE,
     "distinct_2_correct": _SHARE,
     "self_bleu": _BAD_SHARE,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from lm_eval_embednoise.analysis.verdict import sentence
+from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
 STYLE = """
 :root { color-scheme: light; }
@@ -110,6 +110,7 @@ def verdict(found: dict[str, Any]) -> str:
     lines = [
         f"<li>{escape(task['task'])}: {task['outcome']}<ul>"
         + "".join(f"<li>{escape(sentence(e))}</li>" for e in task["endpoints"])
+        + (f"<li>{escape(curve_sentence(task['curve']))}</li>" if "curve" in task else "")
         + "</ul></li>"
         for task in found["tasks"]
     ]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lm_eval_embednoise.analysis.measures import headline, ordered, printed
-from lm_eval_embednoise.analysis.verdict import sentence
+from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
 _PAIRED = ("pass@10", "distinct_2", "unique_correct")
 _FAMILY = ("p_wilcoxon", "p_bonferroni", "effect")
@@ -219,6 +219,7 @@ def _verdict_text(found: dict[str, Any]) -> str:
     for task in found["tasks"]:
         lines.append(f"  {task['task']}: {task['outcome']}")
         lines += [f"    {sentence(endpoint)}" for endpoint in task["endpoints"]]
+        lines += [f"    {curve_sentence(task['curve'])}"] if "curve" in task else []
     lines += [f"  exploratory because {reason}" for reason in found["deviations"]]
     return "\n".join(lines)
 

@@ -102,9 +102,8 @@ def test_ratio_equals_the_slow_way():
     low, high = [], []
     for weights in resampler.weights:
         w, further = weights[:-1][keep], weights[-1]
-        base = w @ b + further * b.mean()
-        low.append(w @ a / base)
-        high.append((w @ a + further * a.max()) / base)
+        low.append(w @ a / (w @ b + further * np.sqrt(np.mean(b**2))))
+        high.append((w @ a + further * a.max()) / (w @ b + further * b.mean()))
     assert found.value == pytest.approx(a.mean() / b.mean())
     assert (found.low, found.high) == pytest.approx((sorted(low)[5], sorted(high)[-6]))
 
