@@ -74,6 +74,27 @@ def ratio_intervals(
     return found
 
 
+def lower_limits(
+    sums: Array, sizes: Array, least: float, resampler: Resampler, tail: float
+) -> Array:
+    """Lower limits of means, for values of at least `least`, from clusters' sums and sizes.
+
+    `sums` and `sizes` are [clusters, m] (sizes 0 where a cluster has no defined value).
+    """
+    further = np.full(sums.shape[1], least)
+    return _quantile(_weighted(sums, sizes, further, resampler), tail)
+
+
+def ratio_lower_limits(
+    over: Array, under: Array, sizes: Array, resampler: Resampler, tail: float
+) -> Array:
+    """Lower limits of ratios of means from both sides' sums [clusters, m]: `ratio_intervals`."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        square = np.where(sizes > 0, under**2 / sizes, 0.0).sum(0) / sizes.sum(0)
+        below = _weighted(over, sizes, np.zeros(over.shape[1]), resampler)
+        return _quantile(below / _weighted(under, sizes, np.sqrt(square), resampler), tail)
+
+
 def lower_tail(d: Array, resampler: Resampler, threshold: float, least: float) -> float:
     """One-sided p of "the mean of d [n] is `threshold` or less", for values of at least `least`.
 
@@ -141,12 +162,9 @@ def _ratios(a: Array, b: Array, resampler: Resampler, level: float) -> list[Esti
         largest = np.where(sizes > 0, over / sizes, 0.0).max(0)
         base = under.sum(0) / sizes.sum(0)
         value = over.sum(0) / under.sum(0)
-        # The sizes cancel: both sides share them.
-        below = _weighted(over, sizes, np.zeros(len(n)), resampler)
-        above = _weighted(over, sizes, largest, resampler)
-        spread = np.sqrt(np.where(sizes > 0, under**2 / sizes, 0.0).sum(0) / sizes.sum(0))
         tail = (1 - level) / 2
-        low = _quantile(below / _weighted(under, sizes, spread, resampler), tail)
+        low = ratio_lower_limits(over, under, sizes, resampler, tail)
+        above = _weighted(over, sizes, largest, resampler)
         high = _quantile(above / _weighted(under, sizes, base, resampler), 1 - tail)
     negative = np.array((np.where(both, np.minimum(a, b), 0.0) < 0).any(0))
     found = []
