@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_embednoise.analysis.measures import method_order
+from lm_eval_embednoise.analysis.methods import input_change, method_order
 
 Row = dict[str, Any]
 # Ablation → the fields of a perturbation that it changes; everything else must be equal.
@@ -25,7 +25,12 @@ _ADDED = ("rsp", "prefix")  # input that is added to the prompt instead of noise
 
 @dataclass(frozen=True)
 class Ablation:
-    """Entries that differ in one choice only: label of the choice → entry."""
+    """Entries that differ in one choice only.
+
+    Attributes:
+        axis: what they differ in, one of `AXES`, or `added input`.
+        levels: label of the choice → entry.
+    """
 
     axis: str
     levels: dict[str, Row]
@@ -38,33 +43,32 @@ def dose(row: Row) -> float:
     return float(max(sites.values(), default=0.0))
 
 
-def perturbed(row: Row) -> bool:
-    """Whether anything is done to the model's input."""
-    return dose(row) > 0 or any(row["perturbation"].get(key) for key in _ADDED)
-
-
 def sweeps(rows: list[Row], least: int = 2) -> list[list[Row]]:
     """Entries that differ in their dose only, each in order of dose; the longest sweep first."""
-    found: dict[str, list[Row]] = {}
+    by_settings: dict[str, list[Row]] = {}
     for row in rows:
         if dose(row):
-            found.setdefault(_rest(row, ()), []).append(row)
-    long = [sorted(arm, key=dose) for arm in found.values() if len({dose(r) for r in arm}) >= least]
+            by_settings.setdefault(_rest(row, ()), []).append(row)
+    long = [
+        sorted(arm, key=dose)
+        for arm in by_settings.values()
+        if len({dose(r) for r in arm}) >= least
+    ]
     return sorted(long, key=len, reverse=True)
 
 
 def ablations(rows: list[Row]) -> list[Ablation]:
     """For each axis the largest set of entries that differ in nothing else.
 
-    Of equally large ones the set at the dose that most entries have; at last, whatever is added to
-    the prompt (random soft prompts, prefixes) beside the noise of that dose.
+    Of equally large ones the set at the dose that most entries have. The last ablation compares
+    input added to the prompt (random soft prompts, prefixes) with the noise of that dose.
     """
-    noisy = [row for row in rows if perturbed(row)]
+    noisy = [row for row in rows if input_change(row["perturbation"]) == "noise"]
     if not noisy:
         return []
     usual = Counter(dose(row) for row in noisy if dose(row)).most_common(1)
     common = usual[0][0] if usual else 0.0
-    found = []
+    chosen = []
     for axis, fields in AXES.items():
         sets: dict[str, dict[str, Row]] = {}
         for row in noisy:
@@ -72,13 +76,13 @@ def ablations(rows: list[Row]) -> list[Ablation]:
             sets.setdefault(key, {}).setdefault(_level(row, axis), row)
         best = max(sets.values(), key=lambda s: (len(s), _has_dose(s, common)))
         if len(best) > 1:
-            found.append(Ablation(axis, dict(sorted(best.items(), key=_level_order))))
+            chosen.append(Ablation(axis, dict(sorted(best.items(), key=_level_order))))
     added = {row["method"]: row for row in noisy if any(row["perturbation"].get(k) for k in _ADDED)}
     if added:
         longest = sweeps(noisy, least=1)[:1]
         plain = [row for sweep in longest for row in sweep if dose(row) == common]
-        found.append(Ablation("added input", {row["method"]: row for row in plain} | added))
-    return found
+        chosen.append(Ablation("added input", {row["method"]: row for row in plain} | added))
+    return chosen
 
 
 def featured(rows: list[Row], comparison: dict[str, Any], most: int) -> list[str]:
@@ -96,8 +100,8 @@ def featured(rows: list[Row], comparison: dict[str, Any], most: int) -> list[str
     ]
     swept = [row["method"] for arm in sweeps(rows) for row in arm]
     names = [row["method"] for row in rows]
-    asked = [analysis["candidate"], analysis["baseline"], *content["family"], *fronts, *swept]
-    chosen = [name for name in dict.fromkeys([*asked, *names]) if name in names][:most]
+    wanted = [analysis["candidate"], analysis["baseline"], *content["family"], *fronts, *swept]
+    chosen = [name for name in dict.fromkeys([*wanted, *names]) if name in names][:most]
     return sorted(chosen, key=method_order)
 
 

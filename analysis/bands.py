@@ -91,6 +91,6 @@ def mean_band(
     return Band(value, low, high, found.critical)
 
 
-def cover(correct: Array, k: int, shares: Array) -> Array:
+def cover(correct: NDArray[np.int64], k: int, shares: Array) -> Array:
     """Whether a problem is solved by at least a share τ of its k samples, [n, shares] (cover@τ)."""
     return (np.asarray(correct)[:, None] >= np.ceil(np.asarray(shares) * k - 1e-9)).astype(float)

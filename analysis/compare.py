@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.analysis import schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
@@ -13,10 +12,14 @@ from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.analysis.statement import wrapped
+from lm_eval_embednoise.written import write_text
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "results",
         nargs="+",
@@ -73,8 +76,8 @@ def write_outputs(comparison: dict[str, Any], out: Path) -> list[Path]:
 
     _check_name(out)
     schema.write(comparison, out)
-    schema.write_text(out.with_suffix(".csv"), tables.as_csv(comparison))
-    schema.write_text(out.with_suffix(".md"), tables.markdown(comparison))
+    write_text(out.with_suffix(".csv"), tables.as_csv(comparison))
+    write_text(out.with_suffix(".md"), tables.markdown(comparison))
     figures = save(pareto_figure(comparison), out.parent, "pareto")
     return [out, out.with_suffix(".csv"), out.with_suffix(".md"), *figures]
 

@@ -16,7 +16,8 @@ from lm_eval_embednoise.analysis import pareto, records, verdict
 from lm_eval_embednoise.analysis.departures import Compared, deviations
 from lm_eval_embednoise.analysis.identity import by_method, models_apart, signature
 from lm_eval_embednoise.analysis.intervals import mean_intervals
-from lm_eval_embednoise.analysis.measures import headline, method_order, ordered
+from lm_eval_embednoise.analysis.measures import headline, ordered
+from lm_eval_embednoise.analysis.methods import family, input_change, method_order
 from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs, support
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import align, combine
@@ -51,10 +52,10 @@ def compare(
     """Compare all methods on each model and task.
 
     Args:
-        runs: what `read_runs` found.
-        baseline: method the others are paired with; the protocol's unless told.
+        runs: what `read_runs` returned.
+        baseline: method the others are paired with; by default the protocol's.
         candidate: the method the verdict is about, σ*; none, no verdict.
-        protocol: endpoints, margins and family; the packaged one unless told.
+        protocol: endpoints, margins and family; by default the packaged one.
         level: coverage of the exploratory intervals.
         draws: bootstrap resamples.
         seed: root of the resamples.
@@ -119,11 +120,11 @@ def compare(
 
 
 def _groups(runs: list[Run], draws: int, seed: int, intersect: bool) -> list[Group]:
-    found: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    by_task: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in models_apart(runs):
-        found[run.model, run.task].append(run)
+        by_task[run.model, run.task].append(run)
     groups = []
-    for (model, task), mine in sorted(found.items()):
+    for (model, task), mine in sorted(by_task.items()):
         if intersect:
             mine = records.intersect(mine)
         methods = by_method(mine)
@@ -183,7 +184,7 @@ def _cost(run: Run, resampler: Resampler, level: float) -> dict[str, Any]:
     A solution's cost is all samples of all problems over all distinct correct solutions: a ratio of
     totals, so a problem without any solution is paid for as well.
     """
-    found = {}
+    cost = {}
     solutions = run.metrics.get("unique_correct", np.full(run.n, np.nan))
     for unit, metric in (("tokens", "mean_tokens"), ("seconds", "mean_seconds")):
         spent = run.metrics.get(metric, np.full(run.n, np.nan))
@@ -192,11 +193,11 @@ def _cost(run: Run, resampler: Resampler, level: float) -> dict[str, Any]:
         means = resampler.means(np.stack(columns, axis=1))
         per_solution = interval(means, _ratio_of_totals, n=int(both.sum()), level=level)
         reason = {"reason": "not measured" if not both.any() else "no correct solution"}
-        found[f"{unit}_per_sample"] = as_json(bca(*means.column(0), level=level))
-        found[f"{unit}_per_unique_correct"] = as_json(per_solution)
+        cost[f"{unit}_per_sample"] = as_json(bca(*means.column(0), level=level))
+        cost[f"{unit}_per_unique_correct"] = as_json(per_solution)
         if not np.isfinite(per_solution.value):
-            found[f"{unit}_per_unique_correct"] |= reason
-    return found
+            cost[f"{unit}_per_unique_correct"] |= reason
+    return cost
 
 
 def _ratio_of_totals(m: np.ndarray) -> np.ndarray:
@@ -224,7 +225,13 @@ def _pairs(
         margin=protocol["endpoints"]["correctness"]["margin"],
     )
     for reference in {b for _, b in named}:
-        add_holm([found for (_, b), found in zip(named, compared, strict=True) if b == reference])
+        add_holm(
+            [
+                statistics
+                for (_, b), statistics in zip(named, compared, strict=True)
+                if b == reference
+            ]
+        )
     return [
         {
             "model": group.model,
@@ -232,9 +239,9 @@ def _pairs(
             "method": a,
             "baseline": b,
             "in_family": a == candidate and b in protocol["family"],
-            "metrics": found,
+            "metrics": statistics,
         }
-        for (a, b), found in zip(named, compared, strict=True)
+        for (a, b), statistics in zip(named, compared, strict=True)
     ]
 
 
@@ -255,15 +262,17 @@ def _planes(group: Group, protocol: Protocol, level: float) -> list[dict[str, An
         )
         on_front = pareto.front(x.value, y.value)
         curve = [
-            i for i, name in enumerate(names) if name in protocol["curve"] or name[:5] == "temp-"
+            i
+            for i, name in enumerate(names)
+            if name in protocol["curve"] or family(name) == "temperature"
         ]
         families = {
             "all": list(range(len(runs))),
-            "sampling": [i for i, r in enumerate(runs) if not r.noisy],
+            "sampling": [i for i, r in enumerate(runs) if input_change(r.perturbation) == "none"],
             "noise": [i for i, r in enumerate(runs) if r.noisy],
         }
         volumes = {
-            family: as_json(
+            group_name: as_json(
                 bca(
                     float(pareto.hypervolume(x.value[members], y.value[members])),
                     pareto.hypervolume(x.boot[:, members], y.boot[:, members]),
@@ -272,7 +281,7 @@ def _planes(group: Group, protocol: Protocol, level: float) -> list[dict[str, An
                     level=level,
                 )
             )
-            for family, members in families.items()
+            for group_name, members in families.items()
             if members
         }
         matched = {
@@ -299,7 +308,7 @@ def _planes(group: Group, protocol: Protocol, level: float) -> list[dict[str, An
 def _verdicts(
     groups: list[Group], baseline: str, candidate: str, protocol: Protocol
 ) -> list[dict[str, Any]]:
-    found = []
+    verdicts = []
     for model in dict.fromkeys(group.model for group in groups):
         mine = [group for group in groups if group.model == model]
         tasks = [
@@ -311,7 +320,7 @@ def _verdicts(
             [Compared(g.replicates[candidate], g.methods) for g in mine], protocol, baseline
         )
         value, why = verdict.overall(tasks)
-        found.append(
+        verdicts.append(
             {
                 "model": model,
                 "candidate": candidate,
@@ -322,7 +331,7 @@ def _verdicts(
                 "tasks": tasks,
             }
         )
-    return found
+    return verdicts
 
 
 def _floor(group: Group, level: float) -> list[dict[str, Any]]:
@@ -332,14 +341,14 @@ def _floor(group: Group, level: float) -> list[dict[str, Any]]:
         if not rest:
             continue
         names = headline(first.domain, ordered(first.metrics))
-        [found] = compare_pairs([(rest[0], first)], names, group.resampler, level=level)
+        [statistics] = compare_pairs([(rest[0], first)], names, group.resampler, level=level)
         entries.append(
             {
                 "model": group.model,
                 "task": group.task,
                 "method": method,
                 "seeds": [first.seed, rest[0].seed],
-                "metrics": {name: stats["difference"] for name, stats in found.items()},
+                "metrics": {name: stats["difference"] for name, stats in statistics.items()},
             }
         )
     return entries

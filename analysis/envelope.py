@@ -25,12 +25,15 @@ def path(doses: tuple[float, ...], values: Array) -> Array:
         raise ValueError("a path needs two doses")
     grid = np.interp(np.arange((len(knots) - 1) * STEPS + 1) / STEPS, np.arange(len(knots)), knots)
     grid[::STEPS] = knots
-    return np.asarray(PchipInterpolator(knots, values, axis=0)(grid))
+    with np.errstate(over="ignore"):  # slopes near 0, whose harmonic mean is then 0
+        return np.asarray(PchipInterpolator(knots, values, axis=0)(grid))
 
 
 def envelope(x: Array, y: Array, q: Array) -> Array:
-    """The most y on the path (x, y) [t, r] where x ≥ q [r]; for q above the path's largest x, the
-    most y at that x."""
+    """The most y on the path (x, y) [t, r] where x ≥ q [r].
+
+    For q above the path's largest x, the most y at that x.
+    """
     q = np.minimum(q, x.max(0))
     inside = x >= q
     best = np.where(inside, y, -np.inf).max(0)

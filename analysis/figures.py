@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lm_eval_embednoise.analysis.arms import featured
 from lm_eval_embednoise.analysis.labels import place
 from lm_eval_embednoise.analysis.measures import measure
+from lm_eval_embednoise.analysis.methods import family
+from lm_eval_embednoise.written import whole
 
-# Okabe & Ito's palette, told apart by the colour-blind; the marker repeats what the colour says.
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+# Okabe & Ito's palette, safe for the colour-blind; the marker repeats what the colour says.
 STYLES = {
     "greedy": ("#000000", "s"),
     "temperature": ("#D55E00", "o"),
@@ -38,15 +42,6 @@ TEXT = {
     "other": "#007A57",
 }
 NAMED = 16  # points with a name in one panel
-_PREFIXES = {
-    "greedy": "greedy",
-    "temp-": "temperature",
-    "nucleus-": "nucleus",
-    "embednoise": "noise",
-    "literal-": "literal",
-    "rsp-": "soft prompt",
-    "prefix-": "prefix",
-}
 _AXIS = {
     "distinct_2": "distinct-2  (diversity →)",
     "distinct_2_valid": "distinct-2 of valid samples  (diversity →)",
@@ -63,18 +58,13 @@ RC: Any = {
 
 def shades(methods: list[str]) -> dict[str, str]:
     """A colour for each method: its family's, from light to full in the order given."""
-    found = {}
+    colors = {}
     for method in methods:
-        family = [name for name in methods if kind(name) == kind(method)]
-        rank = (family.index(method) + 1) / len(family)
-        rgb = np.array(mpl.colors.to_rgb(STYLES[kind(method)][0]))
-        found[method] = mpl.colors.to_hex(tuple(1 - (0.35 + 0.65 * rank) * (1 - rgb)))
-    return found
-
-
-def kind(method: str) -> str:
-    """Which family a method belongs to, by its name."""
-    return next((v for k, v in _PREFIXES.items() if method.startswith(k)), "other")
+        relatives = [name for name in methods if family(name) == family(method)]
+        rank = (relatives.index(method) + 1) / len(relatives)
+        rgb = np.array(mpl.colors.to_rgb(STYLES[family(method)][0]))
+        colors[method] = mpl.colors.to_hex(tuple(1 - (0.35 + 0.65 * rank) * (1 - rgb)))
+    return colors
 
 
 def pareto_figure(
@@ -86,8 +76,8 @@ def pareto_figure(
 
     Args:
         comparison: content of comparison.json.
-        x: diversity metric, the protocol's first plane unless told.
-        planes: which of the comparison's planes, all with this x unless told.
+        x: diversity metric, the protocol's first plane by default.
+        planes: which of the comparison's planes; by default all with this x.
     """
     x = x or comparison["protocol"]["content"]["plane"]["x"][0]
     if planes is None:
@@ -110,19 +100,14 @@ def pareto_figure(
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write PNG and SVG, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     with mpl.rc_context(RC):
         figure.draw_without_rendering()  # the layout once, not for each file
         figure.set_layout_engine("none")
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
+            with whole(path) as partial:
                 figure.savefig(partial, metadata=metadata, format=path.suffix[1:])
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
     return paths
 
 
@@ -142,7 +127,7 @@ def _panel(
         points.append({"method": row["method"], "x": x, "y": y})
     named = featured(rows, comparison, NAMED)
     for point in points:
-        color, marker = STYLES[kind(point["method"])]
+        color, marker = STYLES[family(point["method"])]
         shown = point["method"] in named
         axis.errorbar(
             point["x"]["value"],
@@ -212,7 +197,7 @@ def _name_points(
     everything = axis.transData.transform(values)
     pixels = everything[[p["named"] for p in points]]
     texts = [
-        axis.text(0, 0, p["method"], fontsize=8, color=TEXT[kind(p["method"])], zorder=5)
+        axis.text(0, 0, p["method"], fontsize=8, color=TEXT[family(p["method"])], zorder=5)
         for p in points
         if p["named"]
     ]

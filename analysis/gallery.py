@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_eval_embednoise.analysis.records import samples
-from lm_eval_embednoise.analysis.resample import Array
-from lm_eval_embednoise.analysis.runs import Run
 from lm_eval_embednoise.scoring.lexer import code_tokens, prose_tokens
 from lm_eval_embednoise.scoring.ngrams import count_orders
+from lm_eval_embednoise.scoring.passk import pass_at_every_k
 from lm_eval_embednoise.scoring.reduce import own_part
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.analysis.resample import Array
+    from lm_eval_embednoise.analysis.runs import Run
 
 SHOWN = 3  # distinct samples a side
 PROBLEMS = 8
@@ -51,12 +54,22 @@ class Failure:
 
 @dataclass
 class Digest:
-    """What one pass over a run's samples finds."""
+    """What one pass over a run's samples gives.
+
+    Attributes:
+        method: the run's method.
+        problems: problems whose samples were counted.
+        solutions: expected distinct correct solutions among m samples, [K]; see `rarefied`.
+        distinct: expected distinct_2 of m samples, [K].
+        kinds: how many samples end in each way, one of `KINDS`.
+        examples: way of failing → problem and record of the sample with the strongest noise.
+        texts: problem → prompt and some distinct texts, each with whether it passed.
+    """
 
     method: str
     problems: int = 0
-    solutions: Array = field(default_factory=lambda: np.zeros(0))  # [K] see `rarefied`
-    distinct: Array = field(default_factory=lambda: np.zeros(0))  # [K] expected distinct_2
+    solutions: Array = field(default_factory=lambda: np.zeros(0))
+    distinct: Array = field(default_factory=lambda: np.zeros(0))
     kinds: Counter[str] = field(default_factory=Counter)
     examples: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     texts: dict[str, tuple[str, list[tuple[str, bool]]]] = field(default_factory=dict)
@@ -89,25 +102,25 @@ def digest(
         unlikely: nats a token from which a failing sample counts as drift; see `unlikely_from`.
         curves: whether to work out the curves against the number of samples.
     """
-    found = Digest(run.method)
+    result = Digest(run.method)
     wanted = counted(run)
     solutions, distinct = [], []
     for problem, doc, records in samples(run):
         if problem in shown:
-            found.texts[problem] = _prompt_and_texts(doc, records)
+            result.texts[problem] = _prompt_and_texts(doc, records)
         if problem not in wanted:
             continue
-        found.problems += 1
+        result.problems += 1
         if curves:
             solutions.append(_solutions(records))
             distinct.append(_distinct(run, doc, records))
         for record in records:
             kind = "passed" if record.get("passed") else failure_kind(record, unlikely)
-            found.kinds[kind] += 1
-            if kind != "passed" and _stronger(record, found.examples.get(kind)):
-                found.examples[kind] = (problem, {"text": "", **record})
-    found.solutions, found.distinct = _mean(solutions, run.k), _mean(distinct, run.k)
-    return found
+            result.kinds[kind] += 1
+            if kind != "passed" and _stronger(record, result.examples.get(kind)):
+                result.examples[kind] = (problem, {"text": "", **record})
+    result.solutions, result.distinct = _mean(solutions, run.k), _mean(distinct, run.k)
+    return result
 
 
 def counted(run: Run) -> set[str]:
@@ -134,7 +147,12 @@ def unlikely_from(run: Run) -> float | None:
 
 
 def failure_kind(record: dict[str, Any], unlikely: float | None = None) -> str:
-    """How a sample fails: one of `KINDS` but the first."""
+    """How a sample fails: one of `KINDS` without `passed`.
+
+    Args:
+        record: the sample's record.
+        unlikely: nats a token from which it counts as drift; see `unlikely_from`.
+    """
     words = str(record.get("text", "")).split()
     if len(words) < 3:
         return "early end"
@@ -182,18 +200,15 @@ def side_by_side(
     ]
 
 
-def unbiased_pass_at_k(correct: np.ndarray, n: int) -> Array:
-    """1 − C(n−c, k)/C(n, k) for every k from 1 to n, [problems, n] (Chen et al. 2021)."""
-    k = np.arange(1, n + 1)
-    # Stepwise: C(n−c, k)/C(n, k) = Π_{j<k} (n−c−j)/(n−j).
-    ratios = np.clip((n - correct[:, None] - (k - 1)) / (n - (k - 1)), 0.0, 1.0)
-    return np.asarray(1.0 - np.cumprod(ratios, axis=1))
-
-
 def rarefied(counts: np.ndarray, n: int) -> Array:
-    """Expected classes seen in m of n draws without replacement, for m = 1 … n, [n] (Hurlbert)."""
+    """Expected number of classes among m of n samples, for m = 1 … n, [n] (Hurlbert 1971).
+
+    Args:
+        counts: samples of each class, [classes].
+        n: number of samples.
+    """
     values, times = np.unique(np.asarray(counts, dtype=int), return_counts=True)
-    return np.asarray(times @ unbiased_pass_at_k(values, n)) if len(values) else np.zeros(n)
+    return np.asarray(times @ pass_at_every_k(values, n)) if len(values) else np.zeros(n)
 
 
 def _solutions(records: list[dict[str, Any]]) -> Array:

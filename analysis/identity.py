@@ -9,48 +9,52 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.analysis.naming import PLAIN
 from lm_eval_embednoise.analysis.records import differences
 from lm_eval_embednoise.analysis.runs import ResultError, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 OURS = "hf-embednoise"
 
 
 def method_of(run: Run) -> dict[str, Any]:
-    """All of a run's method but the seed, in one form: flat, without what changes nothing."""
+    """A run's method without its seed, as a flat mapping without settings that change nothing."""
     noise = {k: v for k, v in run.perturbation.items() if k != "seed" and v not in (None, 0, {})}
     drawn = run.sampling.get("do_sample", bool(run.sampling.get("temperature")))
     sampling = {"temperature": 1.0, **run.sampling} if drawn else {}
     sampling = {k: v for k, v in sampling.items() if k != "do_sample" and v != PLAIN.get(k)}
     if run.engine != OURS and drawn:
         sampling.setdefault("top_k", run.sampling.get("top_k", f"as {run.engine} has it"))
-    source = {"file": run.info["replay"]} if run.info.get("replay") and not noise else {}
-    found = {**noise, **sampling, "engine": run.engine, **source}
-    flat: dict[str, Any] = json.loads(json.dumps(found, default=str, sort_keys=True))
+    replayed = run.info.get("replay") and input_change(run.perturbation) == "none"
+    source = {"file": run.info["replay"]} if replayed else {}
+    content = {**noise, **sampling, "engine": run.engine, **source}
+    flat: dict[str, Any] = json.loads(json.dumps(content, default=str, sort_keys=True))
     return flat
 
 
 def by_method(runs: list[Run]) -> dict[str, list[Run]]:
     """The runs of one model and task, label → replicates, each with a seed of its own.
 
-    Runs of another engine under a derived label are labelled apart. The same run found twice
+    Runs of another engine under a derived label are labelled apart. The same run read twice
     counts once.
 
     Raises:
         ResultError: one label on different methods; names what differs.
     """
-    found: dict[str, list[Run]] = defaultdict(list)
+    grouped: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda r: (not r.labelled, r.engine != OURS, r.date)):
         label = run.method
-        if label in found and not run.labelled and method_of(run) != method_of(found[label][0]):
+        if label in grouped and not run.labelled and method_of(run) != method_of(grouped[label][0]):
             label = f"{label} [{run.engine}]"
-        found[label].append(replace(run, method=label))
-    return {label: _replicates(label, same) for label, same in found.items()}
+        grouped[label].append(replace(run, method=label))
+    return {label: _replicates(label, same) for label, same in grouped.items()}
 
 
 def models_apart(runs: list[Run]) -> list[Run]:
@@ -70,19 +74,19 @@ def as_compared(rows: Sequence[Mapping[str, Any]], runs: Iterable[Run]) -> list[
     """The runs under the names that a comparison's leaderboard gave to their models and methods."""
     known = {(row["model"], row["task"], row["method"]) for row in rows}
     models = {row["model"] for row in rows}
-    found = []
+    renamed = []
     for run in runs:
         model = run.model_source if run.model_source in models else run.model
         apart = f"{run.method} [{run.engine}]"
         method = run.method
         if not run.labelled and (model, run.task, apart) in known:
             method = apart
-        found.append(replace(run, model=model, method=method))
-    return found
+        renamed.append(replace(run, model=model, method=method))
+    return renamed
 
 
 def _several(sources: Mapping[str, set[Any]]) -> bool:
-    """Whether two of these names (name → fingerprints) stand for different models."""
+    """Whether two of these names (name → fingerprints) are different models."""
     longest = max(sources, key=len)
     if all(longest == name or longest.endswith(f"/{name}") for name in sources):
         return False
@@ -91,14 +95,16 @@ def _several(sources: Mapping[str, set[Any]]) -> bool:
 
 
 def signature(run: Run) -> str | None:
-    """One line that identifies a run's method: the perturbation as its model class tells it, and
-    the sampling."""
-    told = run.info.get("signature")
-    if told is None:
+    """One line that identifies a run's method; None where the model class reported none.
+
+    The perturbation is as the model class reported it, the sampling follows.
+    """
+    reported = run.info.get("signature")
+    if reported is None:
         return None
     method = method_of(replace(run, perturbation={}, info={}, engine=OURS))
     drawn = [f"{key}:{method[key]}" for key in sorted(method) if key != "engine"]
-    return "|".join([str(told), *(drawn or ["greedy"])])
+    return "|".join([str(reported), *(drawn or ["greedy"])])
 
 
 def _replicates(label: str, runs: list[Run]) -> list[Run]:

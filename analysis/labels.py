@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _RADII = (9.0, 14.0, 20.0, 28.0, 38.0, 50.0, 65.0, 85.0, 110.0, 140.0)
 _ANGLES = np.deg2rad([0, 180, 90, 270, 30, 150, 330, 210, 60, 120, 300, 240])
@@ -54,7 +58,7 @@ def place(
 
 
 def _spots(point: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Candidate centres: the label's edge stands `radius` from the point in each direction."""
+    """Candidate centres: the label's edge is `radius` pixels from the point in each direction."""
     directions = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
     return np.concatenate([point + directions * (radius + size / 2) for radius in _RADII])
 

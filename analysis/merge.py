@@ -9,7 +9,7 @@ import numpy as np
 from lm_eval_embednoise.analysis import pareto
 from lm_eval_embednoise.analysis.runs import ResultError
 
-# Part → what an item of it is known by; what several files hold is taken once.
+# Part → the keys that identify an entry; an entry in several files is taken once.
 _LISTS = {
     "sources": ("model", "method", "task", "file"),
     "leaderboard": ("model", "task", "method"),
@@ -26,7 +26,7 @@ def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
     Intervals and tests stay as each file computed them: methods of different files were not paired.
 
     Raises:
-        ResultError: protocols, baselines or settings differ, or one name stands for two methods.
+        ResultError: protocols, baselines or settings differ, or one name is used for two methods.
     """
     (first_name, first), *others = comparisons.items()
     for name, other in others:
@@ -73,25 +73,25 @@ def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _once(items: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The items without those that an earlier file holds as well."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    """The items without those that an earlier file has as well."""
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     for item in items:
-        found.setdefault(tuple(item[key] for key in keys), item)
-    return list(found.values())
+        kept.setdefault(tuple(item[key] for key in keys), item)
+    return list(kept.values())
 
 
 def _planes(planes: list[dict[str, Any]], lists: dict[str, Any]) -> list[dict[str, Any]]:
     """One plane for each model, task and metric: the front is drawn anew where files share it.
 
-    The area below the front can't be had from the files then, and is left out.
+    The area below the front can't be computed from the files then, and is left out.
     """
     means = {
         (row["model"], row["task"], row["method"]): row["metrics"] for row in lists["leaderboard"]
     }
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for plane in planes:
         key = (plane["model"], plane["task"], plane["x"], plane["y"])
-        one = found.setdefault(key, plane)
+        one = merged.setdefault(key, plane)
         if one is plane or one == plane:
             continue
         mine = [(name, m) for (*where, name), m in means.items() if tuple(where) == key[:2]]
@@ -101,14 +101,14 @@ def _planes(planes: list[dict[str, Any]], lists: dict[str, Any]) -> list[dict[st
             for axis in (plane["x"], plane["y"])
         )
         front = pareto.front(x, y)
-        found[key] = {
+        merged[key] = {
             **one,
             "front": [name for name, on in zip(names, front, strict=True) if on],
             "hypervolume": {},
             "curve": list(dict.fromkeys([*one["curve"], *plane["curve"]])),
             "matched": {**plane["matched"], **one["matched"]},
         }
-    return list(found.values())
+    return list(merged.values())
 
 
 def _facts(row: dict[str, Any]) -> dict[tuple[str, str], Any]:

@@ -1,20 +1,27 @@
-"""What a method is called that brings no label: its settings in short."""
+"""Labels of methods that come without one: their settings in short."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _DEFAULTS: dict[str, Any] = {
     "sigma_unit": "relative", "sigma_reference": "site", "scope": "token", "positions": "prompt",
     "schedule": "constant", "rsp_slot": "after-prompt", "rsp_fit": "isotropic", "rsp_scale": 1.0,
 }  # fmt: skip
 PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # sampling arguments that change nothing
-_WORDS = ("sigma_unit", "scope", "positions", "schedule")  # whose values speak for themselves
+_WORDS = ("sigma_unit", "scope", "positions", "schedule")  # whose values need no name
 
 
 def label_of(perturbation: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:
-    """A label for a run that brings none: every setting that isn't the default, in short."""
+    """A label from every setting that isn't the default, such as `embednoise-0.1+temp-0.8`.
+
+    Args:
+        perturbation: in its canonical form.
+        sampling: generation arguments of the harness.
+    """
     noise = _noise(perturbation)
     drawn = sampling.get("do_sample", bool(sampling.get("temperature")))
     if not drawn:
@@ -50,8 +57,8 @@ def _noise(perturbation: Mapping[str, Any]) -> str:
     parts += [f"rsp-{rsp}"] if rsp else []
     parts += [str(prefix).replace("random:", "prefix-")] if prefix else []
     rest = {k: v for k, v in given.items() if v != _DEFAULTS.get(k)}
-    told = [str(v).replace(":", "-") if k in _WORDS else f"{k}={v}" for k, v in rest.items()]
-    if not told:
+    settings = [str(v).replace(":", "-") if k in _WORDS else f"{k}={v}" for k, v in rest.items()]
+    if not settings:
         return "+".join(parts)
-    head, *others = parts or ["noise"]
-    return "+".join(["-".join([head, *told]), *others])
+    first, *others = parts or ["noise"]
+    return "+".join(["-".join([first, *settings]), *others])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from lm_eval_embednoise.analysis.intervals import (
 )
 from lm_eval_embednoise.analysis.measures import better, measure
 from lm_eval_embednoise.analysis.resample import Array, Estimate, Resampler
-from lm_eval_embednoise.analysis.runs import Run
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.analysis.runs import Run
 
 POWER = 0.8
 
@@ -35,10 +37,11 @@ def compare_pairs(
     Args:
         pairs: runs whose problems are in the same order.
         metrics: which metrics.
-        resampler: the draws, shared by all.
+        resampler: the bootstrap draws, shared by all pairs and metrics.
         level: coverage of the intervals.
         comparisons: size of the family for Bonferroni.
-        margin: by how much a rate may be worse and still count as non-inferior; None: not asked.
+        margin: by how much a rate may be worse and still count as non-inferior; None leaves
+            the question out.
 
     Returns:
         For each pair, metric → statistics (see docs/comparison.md), without Holm's p-values, which

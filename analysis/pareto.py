@@ -6,10 +6,14 @@ observed value, its bootstrap and its jackknife come from the same code.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from lm_eval_embednoise.analysis.resample import Array, Estimate, Means, bca
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _LOST = 0.05  # share of resamples that may fall off the curve before the interval is withheld
 

@@ -93,7 +93,10 @@ def ratio_needed(
         clusters: cluster codes.
         limit: what the ratio must be shown to exceed.
         expected: the true ratio.
-        alpha, power, trials, seed: as there.
+        alpha: of the two-sided interval whose lower limit must lie above the limit.
+        power: share of studies that must show it.
+        trials: simulated studies at each size.
+        seed: root of the draws.
 
     Raises:
         ResultError: the expected ratio is not above the limit, or the pilot can't have it.

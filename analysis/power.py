@@ -31,7 +31,7 @@ from lm_eval_embednoise.analysis.planning import (
 from lm_eval_embednoise.analysis.records import align, combine, read_runs
 from lm_eval_embednoise.analysis.resample import Array, cluster_codes
 from lm_eval_embednoise.analysis.runs import ResultError
-from lm_eval_embednoise.analysis.schema import write_text
+from lm_eval_embednoise.written import write_text
 
 TRIALS = 1_000
 SAMPLED = ("pass@1", "accuracy", "compile_rate", "valid_rate")  # means over samples

@@ -1,4 +1,4 @@
-"""The only reader of harness result folders: runs, their per-problem metrics, and honest pairing.
+"""The only reader of the harness's result folders: runs, metrics of each problem, alignment.
 
 A run is one method on one task: what `lm_eval --log_samples --output_path` or `embednoise study`
 wrote as `results_<date>.json` and `samples_<task>_<date>.jsonl` (or a file of verdicts).
@@ -9,23 +9,27 @@ those who show them.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_eval_embednoise.analysis import verdict_files
 from lm_eval_embednoise.analysis.naming import label_of
-from lm_eval_embednoise.analysis.resample import Array
 from lm_eval_embednoise.analysis.runs import ResultError, Run
 from lm_eval_embednoise.identical import METRIC as IDENTICAL
+from lm_eval_embednoise.scoring.metrics import RENAMED
+from lm_eval_embednoise.scoring.records import logged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from lm_eval_embednoise.analysis.resample import Array
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ log = logging.getLogger(__name__)
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.+-]+$")
 _RESULTS = re.compile(r"^results_.*\.json$|_\d{4}-\d\d-\d\dT[\d.+-]+\.json$")
-# What only this project's model class tells: not told is not different.
+# Settings that only this project's model class records: missing on one side is no difference.
 _OWN = ("model ", "stream_version")
 _OF_THE_MODEL = ("commit", "fingerprint", "identity", "dtype", "quantization")
 _RECORDS = "records"  # the filter of this project's tasks; its metrics keep their plain names
@@ -48,7 +52,7 @@ def read_runs(sources: Iterable[str | Path], partial: bool = False) -> list[Run]
         partial: take samples files that lack problems, too.
 
     Raises:
-        ResultError: nothing found, or a file is missing, damaged or incomplete.
+        ResultError: there are no runs, or a file is missing, damaged or incomplete.
     """
     runs: list[Run] = []
     for source in sources:
@@ -68,7 +72,16 @@ def read_runs(sources: Iterable[str | Path], partial: bool = False) -> list[Run]
 
 
 def read_results(path: Path, label: str | None = None, partial: bool = False) -> list[Run]:
-    """Read the runs of one `results_*.json` and the samples files beside it."""
+    """Read the runs of one `results_*.json` and the samples files beside it.
+
+    Args:
+        path: the results file.
+        label: name of the method, instead of what the file or its settings say.
+        partial: take samples files that lack problems, too.
+
+    Raises:
+        ResultError: a file is missing, damaged or incomplete.
+    """
     results = _load_json(path)
     configs = results.get("configs")
     if not isinstance(configs, dict) or "results" not in results:
@@ -86,29 +99,30 @@ def samples(run: Run) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]
         if line.get("filter") == shown:
             records = line["filtered_resps"][0]
             listed = records if isinstance(records, list) else [records]
-            yield _problem_id(line), line["doc"], [_record(record) for record in listed]
+            parsed = [logged(item) or {"text": str(item)} for item in listed]
+            yield _problem_id(line), line["doc"], parsed
 
 
 def differences(a: Run, b: Run) -> list[str]:
-    """What stands in the way of comparing two runs problem by problem; empty if nothing does."""
-    found = []
+    """Reasons why two runs can't be compared problem by problem; empty if they can."""
+    reasons = []
     if a.task != b.task:
-        found.append(f"task {a.task} against {b.task}")
+        reasons.append(f"task {a.task} against {b.task}")
     if a.k != b.k:
-        found.append(f"K {a.k} against {b.k} samples a problem")
+        reasons.append(f"K {a.k} against {b.k} samples a problem")
     for key in sorted(a.settings.keys() | b.settings.keys()):
         ours, theirs = a.settings.get(key), b.settings.get(key)
-        told = None not in (ours, theirs) or not key.startswith(_OWN)
-        if ours != theirs and told:
-            found.append(f"{key} {a.settings.get(key)!r} against {b.settings.get(key)!r}")
+        both_given = None not in (ours, theirs) or not key.startswith(_OWN)
+        if ours != theirs and both_given:
+            reasons.append(f"{key} {a.settings.get(key)!r} against {b.settings.get(key)!r}")
     left, right = (dict(zip(run.problems, run.hashes, strict=True)) for run in (a, b))
     for only, side in ((left.keys() - right.keys(), a), (right.keys() - left.keys(), b)):
         if only:
-            found.append(f"{len(only)} problems only in {side.method}, e.g. {min(only)!r}")
+            reasons.append(f"{len(only)} problems only in {side.method}, e.g. {min(only)!r}")
     changed = [p for p in left.keys() & right.keys() if left[p] != right[p]]
     if changed:
-        found.append(f"{len(changed)} problems whose documents differ, e.g. {min(changed)!r}")
-    return found
+        reasons.append(f"{len(changed)} problems whose documents differ, e.g. {min(changed)!r}")
+    return reasons
 
 
 def align(runs: list[Run]) -> list[Run]:
@@ -119,19 +133,19 @@ def align(runs: list[Run]) -> list[Run]:
     """
     first = min(runs, key=lambda run: (run.date, run.method))
     for run in runs:
-        found = differences(first, run)
-        if found:
+        reasons = differences(first, run)
+        if reasons:
             raise ResultError(
                 f"{first.method} and {run.method} on {run.task} are not comparable: "
-                f"{'; '.join(found)} ({first.path.parent} and {run.path.parent}). Give folders of "
-                "one setting only, or run both with the same tasks, limit, K and model; "
+                f"{'; '.join(reasons)} ({first.path.parent} and {run.path.parent}). Give "
+                "folders of one setting only, or run both with the same tasks, limit, K and model; "
                 "--intersect leaves out problems that some runs lack"
             )
     return [_reordered(run, first.problems) for run in runs]
 
 
 def intersect(runs: list[Run]) -> list[Run]:
-    """The runs on the problems that all of them have, same document and all.
+    """The runs on the problems that all of them have with the same document.
 
     Raises:
         ResultError: there is no such problem.
@@ -244,7 +258,7 @@ def _settings(
 ) -> dict[str, Any]:
     generation = config.get("generation_kwargs") or {}
     model = info.get("model") or {}
-    found = {
+    settings = {
         "data version": (results.get("versions") or {}).get(task),
         "num_fewshot": config.get("num_fewshot"),
         "description": config.get("description"),
@@ -260,7 +274,7 @@ def _settings(
         },
         **{f"model {k}": model.get(k) for k in _OF_THE_MODEL},
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _model_source(results: dict[str, Any], header: dict[str, Any], info: dict[str, Any]) -> str:
@@ -273,7 +287,10 @@ def _model_source(results: dict[str, Any], header: dict[str, Any], info: dict[st
 
 
 def _metric_key(name: str, filter_name: str) -> str:
-    return name if filter_name in (_RECORDS, "none", "") else f"{name},{filter_name}"
+    """What the analysis calls a metric: this project's by their present names."""
+    if filter_name == _RECORDS:
+        return RENAMED.get(name, name)
+    return name if filter_name in ("none", "") else f"{name},{filter_name}"
 
 
 def _column(rows: dict[str, dict[str, Any]], name: str) -> Array:
@@ -300,20 +317,6 @@ def _doc_hash(line: dict[str, Any]) -> str:
 def _cluster(line: dict[str, Any]) -> Any:
     doc = line.get("doc")
     return doc.get("cluster") if isinstance(doc, dict) else None
-
-
-def _record(written: Any) -> dict[str, Any]:
-    """A record as the harness logged it: the dict, its JSON, or (stock logger) its Python repr."""
-    if isinstance(written, dict):
-        return written
-    try:
-        parsed = json.loads(written)
-    except ValueError:
-        try:
-            parsed = ast.literal_eval(written)
-        except (ValueError, SyntaxError):
-            parsed = None
-    return parsed if isinstance(parsed, dict) else {"text": str(written)}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,28 +1,33 @@
 """`embednoise report`: one self-contained HTML page from comparison.json, figures as files too.
 
-With the result folders (found beside comparison.json where a study wrote it) the page also holds
-pass@k against k, diversity against K, problems side by side and the failures.
+With the result folders (beside comparison.json where a study wrote it) the page also shows pass@k
+against k, diversity against K, problems side by side and the failures.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Iterator
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lm_eval_embednoise.analysis import arms, curves, gallery, page, schema, tables
 from lm_eval_embednoise.analysis.figures import pareto_figure, save
 from lm_eval_embednoise.analysis.identity import as_compared
-from lm_eval_embednoise.analysis.measures import headline
+from lm_eval_embednoise.analysis.measures import PAIRED, headline
 from lm_eval_embednoise.analysis.records import read_runs
-from lm_eval_embednoise.analysis.runs import ResultError, Run
+from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.analysis.statement import statement
+from lm_eval_embednoise.written import write_text
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from matplotlib.figure import Figure
+
+    from lm_eval_embednoise.analysis.runs import Run
 
 TITLE = "Embedding noise against temperature"
 FOLDED = 10  # pairs, from which on their table is folded: the figures show them
@@ -35,20 +40,20 @@ _PLANES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("comparison", type=Path, metavar="COMPARISON.JSON")
     parser.add_argument(
         "--results",
         nargs="+",
         metavar="DIR",
-        help="result folders, for the samples themselves (the folder `results` beside "
-        "COMPARISON.JSON unless told)",
+        help="result folders, for the samples themselves (default: the folder `results` "
+        "beside COMPARISON.JSON)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="the page, or a folder for report.html; beside the comparison unless told",
+        help="the page, or a folder for report.html (default: beside the comparison)",
     )
 
 
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     out = out / "report.html" if out.is_dir() else out
     report = Report(comparison, runs, out.with_name("figures"))
     text = report.render()
-    schema.write_text(out, text)
+    write_text(out, text)
     print(f"written: {out} ({len(text) / 1e6:.1f} MB), {report.count} figures in {report.folder}")
     if not runs:
         print("without samples: name their folders with --results to see them in the page")
@@ -77,18 +82,18 @@ def check_same(comparison: dict[str, Any], runs: list[Run]) -> None:
         ResultError: names the first run whose problems or K are others.
     """
     rows = {(r["model"], r["task"], r["method"]): r for r in comparison["leaderboard"]}
-    for found in runs:
-        row = rows.get((found.model, found.task, found.method))
-        if row is not None and (row["problems"], row["k"]) != (found.problem_hash, found.k):
+    for run in runs:
+        row = rows.get((run.model, run.task, run.method))
+        if row is not None and (row["problems"], row["k"]) != (run.problem_hash, run.k):
             raise ResultError(
-                f"{found.path.parent} is not what was compared: {found.method} on {found.task} has "
-                f"{found.n} problems, K = {found.k}; the comparison {row['n']}, K = {row['k']}. "
+                f"{run.path.parent} is not what was compared: {run.method} on {run.task} has "
+                f"{run.n} problems, K = {run.k}; the comparison {row['n']}, K = {row['k']}. "
                 "Run `embednoise compare` on these folders first"
             )
 
 
 class Report:
-    """The page; saves each figure as PNG and SVG and puts the SVG into the page.
+    """What the page shows; each figure is also saved as PNG and SVG.
 
     Args:
         comparison: content of comparison.json.
@@ -101,78 +106,85 @@ class Report:
         self.candidate, self.baseline = (
             comparison["analysis"][role] for role in ("candidate", "baseline")
         )
+        self.marked = (self.candidate, self.baseline)
 
     def render(self) -> str:
         """The whole HTML document."""
         parts = list(tables.by_task(self.comparison))
-        sections = {"plane": "Correctness against diversity", "run": "What was run"}
-        sections |= {self._key(rows): rows[0]["task"] for rows, _ in parts}
-        sections |= {"floor": "Re-run floor", "provenance": "Provenance"}
-        body = [page.navigation(sections), *self._verdicts(), *self._planes()]
-        body.append('<h2 id="run">What was run, and what it can show</h2>')
-        body += [f"<p>{escape(text)}</p>" for text in statement(self.comparison)]
-        for rows, pairs in tqdm(parts, unit="task", desc="report", disable=None):
-            body += self._task(rows, pairs)
-        body += [*self._floor(), *self._provenance()]
-        return page.document(TITLE, body)
+        given = ("verdicts", "protocol", "analysis", "software", "created")
+        return page.render(
+            {
+                **{name: self.comparison[name] for name in given},
+                "title": TITLE,
+                "candidate": self.candidate,
+                "baseline": self.baseline,
+                "marked": self.marked,
+                "planes": self._planes(),
+                "statement": statement(self.comparison),
+                "tasks": [
+                    self._task(rows, pairs)
+                    for rows, pairs in tqdm(parts, unit="task", desc="report", disable=None)
+                ],
+                "floor": self._floor(),
+                "settings": self._settings(),
+            }
+        )
 
-    def _verdicts(self) -> Iterator[str]:
-        yield from map(page.verdict, self.comparison["verdicts"])
-        if not self.comparison["verdicts"]:
-            yield '<div class="verdict">No verdict: no candidate was named beforehand.</div>'
-
-    def _planes(self) -> Iterator[str]:
-        yield '<h2 id="plane">Correctness against diversity</h2>'
+    def _planes(self) -> list[dict[str, Any]]:
         planes = self.comparison["planes"]
+        shown = []
         for x in dict.fromkeys(plane["x"] for plane in planes):
             mine = [plane for plane in planes if plane["x"] == x]
-            yield page.grid(
+            drawn = [
                 self._figure(
                     pareto_figure(self.comparison, x, [plane]),
                     f"pareto-{x}-{plane['task']}-{plane['model']}",
                     f"{plane['task']}: {_PLANES.get(x, x)}",
                 )
                 for plane in mine
+            ]
+            shown.append(
+                {
+                    "scope": _PLANES.get(x, x),
+                    "figures": _present(drawn),
+                    "table": tables.plane_table(mine),
+                }
             )
-            header, body = tables.plane_table(mine)
-            yield page.details(
-                f"Front, hypervolume and distance from the temperature curve ({_PLANES.get(x, x)})",
-                page.table(header, body),
-            )
+        return shown
 
-    def _task(self, rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> Iterator[str]:
+    def _task(self, rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, Any]:
         name = f"{rows[0]['task']}-{rows[0]['model']}"
-        marked = [self.candidate, self.baseline]
-        level = 100 * self.comparison["analysis"]["level"]
-        yield f'<h2 id="{self._key(rows)}">{escape(tables.title(rows[0]))}</h2>'
-        yield page.table(*tables.values(rows, intervals=True, cost=True), marked)
-        everything = page.table(*tables.values(rows, intervals=True, every=True), marked)
-        yield page.details("Every metric", everything, on_paper=False)
         family = tables.family(self.comparison, rows)
-        if family:
-            yield f"<h3>{escape(self.candidate)} against its family</h3>"
-            yield f'<p class="note">{escape(tables.family_title(self.comparison))}</p>'
-            yield page.table(*family)
-        if pairs:
-            yield "<h3>Paired differences</h3>"
-            yield f'<p class="note">{escape(tables.paired_title(self.comparison, pairs))}</p>'
-            listed = page.table(*tables.differences(pairs), marked)
-            yield listed if len(pairs) <= FOLDED else page.details("All as a table", listed)
-            yield page.grid(
-                self._figure(
-                    curves.paired_differences(pairs, metric),
-                    f"differences-{metric}-{name}",
-                    f"{metric} of every method and arm, less {self.baseline}; bars: "
-                    f"{level:.0f} % intervals",
-                )
-                for metric in curves.PAIRED
-            )
-        yield from self._arms(rows, name)
         mine = [run for run in self.runs if (run.model, run.task) == _where(rows)]
-        if mine:
-            yield from self._samples(mine, rows, name)
+        return {
+            "key": re.sub(r"\W+", "-", "-".join(_where(rows))),
+            "name": rows[0]["task"],
+            "title": tables.title(rows[0]),
+            "leaderboard": tables.values(rows, intervals=True, cost=True),
+            "every": tables.values(rows, intervals=True, every=True),
+            "family": family,
+            "family_title": tables.family_title(self.comparison) if family else "",
+            "differences": tables.differences(pairs) if pairs else None,
+            "differences_title": tables.paired_title(self.comparison, pairs) if pairs else "",
+            "folded": len(pairs) > FOLDED,
+            "difference_figures": self._difference_figures(pairs, name),
+            "dose_figures": self._dose_figures(rows, name),
+            "samples": self._samples(mine, rows, name) if mine else None,
+        }
 
-    def _arms(self, rows: list[dict[str, Any]], name: str) -> Iterator[str]:
+    def _difference_figures(self, pairs: list[dict[str, Any]], name: str) -> list[page.Figure]:
+        level = 100 * self.comparison["analysis"]["level"]
+        return _present(
+            self._figure(
+                curves.paired_differences(pairs, metric),
+                f"differences-{metric}-{name}",
+                f"{metric} of every method and arm, less {self.baseline}; bars: "
+                f"{level:.0f} % intervals",
+            )
+            for metric in PAIRED
+        )
+
+    def _dose_figures(self, rows: list[dict[str, Any]], name: str) -> list[page.Figure]:
         """Dose–response and ablations."""
         drawn = [
             self._figure(
@@ -182,45 +194,46 @@ class Report:
             )
         ]
         references = [row for row in rows if row["method"] in ("greedy", self.baseline)]
-        for found in arms.ablations(rows):
-            drawn.append(
-                self._figure(
-                    curves.ablation(found, references),
-                    f"ablation-{found.axis.replace(' ', '-')}-{name}",
-                    f"ablation of {found.axis} at {_dose_text(found)}; dashed: greedy, dotted: "
-                    f"{self.baseline}",
-                )
+        drawn += [
+            self._figure(
+                curves.ablation(ablation, references),
+                f"ablation-{ablation.axis.replace(' ', '-')}-{name}",
+                f"ablation of {ablation.axis} at {_dose_text(ablation)}; dashed: greedy, dotted: "
+                f"{self.baseline}",
             )
-        if any(drawn):
-            yield "<h3>Dose and ablations</h3>"
-            yield page.grid(drawn)
+            for ablation in arms.ablations(rows)
+        ]
+        return _present(drawn)
 
-    def _samples(self, runs: list[Run], rows: list[dict[str, Any]], name: str) -> Iterator[str]:
+    def _samples(self, runs: list[Run], rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
         by_method = {run.method: run for run in reversed(runs)}
         featured = arms.featured(rows, self.comparison, LINES)
-        perturbed = {row["method"]: max(row["rho"].values()) for row in rows if row["rho"]}
-        chosen = self.candidate or next(iter(perturbed), "")
-        pair = [by_method.get(method) for method in (chosen, self.baseline)]
-        ours, theirs = pair
+        rhos = {row["method"]: max(row["rho"].values()) for row in rows if row["rho"]}
+        chosen = self.candidate or next(iter(rhos), "")
+        ours, theirs = (by_method.get(method) for method in (chosen, self.baseline))
         shown = gallery.differing(ours, theirs) if ours and theirs and ours is not theirs else []
         unlikely = gallery.unlikely_from(theirs) if theirs else None
         digests = {
             method: gallery.digest(
                 by_method[method], set(shown), unlikely=unlikely, curves=method in featured
             )
-            for method in dict.fromkeys([*featured, *perturbed, chosen, self.baseline])
+            for method in dict.fromkeys([*featured, *rhos, chosen, self.baseline])
             if method in by_method
         }
         lines = [digests[method] for method in featured if method in digests]
-        read = max((found.problems for found in digests.values()), default=0)
+        read = max((digest.problems for digest in digests.values()), default=0)
         scope = "" if read == rows[0]["n"] else f", on {read} of {rows[0]['n']} problems"
-        yield "<h3>More samples</h3>"
-        yield page.grid(
+        figures = _present(
             [
                 self._figure(
                     curves.pass_at_k(by_method[m] for m in featured if m in by_method),
                     f"pass-at-k-{name}",
-                    "pass@k, unbiased, mean over problems",
+                    "pass@k, unbiased, mean over problems; 95 % bands for all k at once",
+                ),
+                self._figure(
+                    curves.cover_at(by_method[m] for m in featured if m in by_method),
+                    f"cover-{name}",
+                    "cover@τ: problems solved by a share τ of the samples or more; 95 % bands",
                 ),
                 self._figure(
                     curves.solutions_by_samples(lines),
@@ -234,61 +247,44 @@ class Report:
                 ),
             ]
         )
-        if ours and theirs and shown:
-            named = f"{escape(chosen)} and {escape(self.baseline)}"
-            yield f"<h3>Problems where {named} differ most</h3>"
-            for item in gallery.side_by_side(ours, theirs, digests[chosen], digests[self.baseline]):
-                yield _side_by_side(item, chosen, self.baseline)
-        yield from self._failures(digests, perturbed, name, scope)
-
-    def _failures(
-        self,
-        digests: dict[str, gallery.Digest],
-        rhos: dict[str, float],
-        name: str,
-        scope: str,
-    ) -> Iterator[str]:
-        figure = curves.failure_kinds(list(digests.values()), rhos)
-        if figure is None:
-            return
-        yield "<h3>How perturbed samples fail, by measured ρ</h3>"
         caption = (
             f"how samples end, by ρ = ‖ε‖/‖h‖{scope}; drift: less likely under the clean model "
             f"than 99 % of {self.baseline}'s samples"
         )
-        yield page.grid([self._figure(figure, f"failures-{name}", caption)])
+        failures = curves.failure_kinds(list(digests.values()), rhos)
         failed = [f for method, d in digests.items() if method in rhos for f in d.failures]
-        for failure in sorted(failed, key=lambda f: (f.rho or 0.0, f.method)):
-            yield _failure(failure)
+        pairs = []
+        if ours and theirs and shown:
+            items = gallery.side_by_side(ours, theirs, digests[chosen], digests[self.baseline])
+            pairs = [_pair(item, chosen, self.baseline) for item in items]
+        return {
+            "figures": figures,
+            "method": chosen,
+            "pairs": pairs,
+            "failure_figures": _present([self._figure(failures, f"failures-{name}", caption)]),
+            "failures": [
+                _failure(f) for f in sorted(failed, key=lambda f: (f.rho or 0.0, f.method))
+            ],
+        }
 
-    def _floor(self) -> Iterator[str]:
-        yield '<h2 id="floor">The re-run floor</h2>'
+    def _floor(self) -> list[tables.Table]:
+        """A table for each domain of what re-running alone changes."""
         floor = self.comparison["floor"]
-        if not floor:
-            yield "<p>Every method was run once: what re-running alone changes is not known.</p>"
-            return
-        yield "<p>Difference between two runs of one method; nothing smaller means anything.</p>"
-        for domain in dict.fromkeys("maj@K" in entry["metrics"] for entry in floor):
-            mine = [entry for entry in floor if ("maj@K" in entry["metrics"]) == domain]
-            names = headline("maths" if domain else "code", list(mine[0]["metrics"]))
+        shown = []
+        for maths in dict.fromkeys("maj@K" in entry["metrics"] for entry in floor):
+            mine = [entry for entry in floor if ("maj@K" in entry["metrics"]) == maths]
+            names = headline("maths" if maths else "code", list(mine[0]["metrics"]))
             body = [
                 [
                     f"{entry['task']} · {entry['method']}",
-                    *(curves.value_text(n, entry["metrics"][n]) for n in names),
+                    *(tables.estimate_text(n, entry["metrics"][n]) for n in names),
                 ]
                 for entry in mine
             ]
-            yield page.table(["task · method", *names], body)
+            shown.append((["task · method", *names], body))
+        return shown
 
-    def _provenance(self) -> Iterator[str]:
-        protocol, software = self.comparison["protocol"], self.comparison["software"]
-        versions = ", ".join(f"{name} {version}" for name, version in software.items())
-        yield '<h2 id="provenance">Provenance</h2>'
-        yield (
-            f'<p class="note">Protocol {escape(protocol["name"])} ({protocol["hash"]}), baseline '
-            f"{escape(self.baseline)}, {self.comparison['analysis']['draws']:,} resamples. "
-            f"Compared {self.comparison['created']} with {escape(versions)}.</p>"
-        )
+    def _settings(self) -> tables.Table:
         header = ["method", "task", "n", "K", "ρ", "seeds", "signature"]
         body = [
             [
@@ -298,44 +294,47 @@ class Report:
             ]
             for row in self.comparison["leaderboard"]
         ]
-        yield page.details("Settings of every method", page.table(header, body))
+        return header, body
 
-    def _figure(self, figure: Figure | None, name: str, caption: str) -> str:
+    def _figure(self, figure: Figure | None, name: str, caption: str) -> page.Figure | None:
+        """Save a figure and return what the page shows of it."""
         if figure is None:
-            return ""
+            return None
         _, drawn = save(figure, self.folder, re.sub(r"[^\w.@-]+", "-", name))
         self.count += 1
-        return page.figure(drawn.read_text(encoding="utf-8"), caption)
+        return page.Figure.from_svg(drawn.read_text(encoding="utf-8"), caption)
 
-    @staticmethod
-    def _key(rows: list[dict[str, Any]]) -> str:
-        return re.sub(r"\W+", "-", "-".join(_where(rows)))
+
+def _present(figures: Iterable[page.Figure | None]) -> list[page.Figure]:
+    return [figure for figure in figures if figure is not None]
 
 
 def _where(rows: list[dict[str, Any]]) -> tuple[str, str]:
     return rows[0]["model"], rows[0]["task"]
 
 
-def _dose_text(found: arms.Ablation) -> str:
-    doses = sorted({arms.dose(row) for row in found.levels.values()} - {0.0})
+def _dose_text(ablation: arms.Ablation) -> str:
+    doses = sorted({arms.dose(row) for row in ablation.levels.values()} - {0.0})
     return "σ = " + ", ".join(f"{value:g}" for value in doses) if doses else "no noise"
 
 
-def _side_by_side(item: gallery.Comparison, method: str, baseline: str) -> str:
-    sides = []
-    for name, value, texts in zip((method, baseline), item.values, item.texts, strict=True):
-        shown = "".join(page.sample(text, passed) for text, passed in texts)
-        sides.append(f"<div><b>{escape(name)}</b>: {value:g} distinct correct{shown}</div>")
-    return page.details(
-        f"{item.problem}: {item.values[0]:g} against {item.values[1]:g} distinct correct solutions",
-        f'<pre>{escape(item.prompt)}</pre><div class="sides">{"".join(sides)}</div>',
-    )
+def _pair(item: gallery.Comparison, method: str, baseline: str) -> dict[str, Any]:
+    """One problem with samples of both methods."""
+    ours, theirs = item.values
+    sides = zip((method, baseline), item.values, item.texts, strict=True)
+    return {
+        "summary": f"{item.problem}: {ours:g} against {theirs:g} distinct correct solutions",
+        "prompt": item.prompt,
+        "sides": [
+            {"name": name, "value": f"{value:g}", "texts": texts} for name, value, texts in sides
+        ],
+    }
 
 
-def _failure(failure: gallery.Failure) -> str:
+def _failure(failure: gallery.Failure) -> dict[str, str]:
     rho = "ρ unknown" if failure.rho is None else f"ρ = {failure.rho:.3g}"
-    return page.details(
-        f"{failure.method}, {rho}: {failure.kind} ({failure.count} samples)",
-        f'<p class="note">{escape(failure.problem)}</p>{page.sample(failure.text, False)}',
-        on_paper=False,
-    )
+    return {
+        "summary": f"{failure.method}, {rho}: {failure.kind} ({failure.count} samples)",
+        "problem": failure.problem,
+        "text": failure.text,
+    }

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.analysis.resample import Array
+from lm_eval_embednoise.analysis.methods import input_change
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lm_eval_embednoise.analysis.resample import Array
 
 
 class ResultError(ValueError):
@@ -17,29 +21,53 @@ class ResultError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One method on one task: settings and the metrics of every problem."""
+    """One method on one task: settings and the metrics of every problem.
 
-    path: Path  # the results file
+    Attributes:
+        path: the results file.
+        samples_path: the file of its samples.
+        model: the last part of the model's name.
+        model_source: its whole name: a path, or a hub's.
+        method: the method's label.
+        labelled: whether the label was given; else it is derived from the settings.
+        engine: the harness's model class that generated.
+        task: the task's name.
+        seed: root of the random draws, where it is known.
+        k: samples of each problem.
+        settings: must be equal on both sides of a pair.
+        perturbation: in its canonical form, or {}.
+        sampling: generation arguments that belong to the method.
+        info: what the model class reported about itself, or {}.
+        date: seconds since 1970.
+        problems: problem ids, [n].
+        hashes: hashes of their documents, [n].
+        clusters: cluster of each problem, [n]; None where problems are independent.
+        metrics: metric → its value for each problem, [n], NaN where it is undefined.
+        higher_is_better: metric → as the task states it.
+        identical: problems on which all sampled texts are equal, where that was counted.
+    """
+
+    path: Path
     samples_path: Path
     model: str
-    model_source: str  # its whole name: a path, or a hub's
+    model_source: str
     method: str
-    labelled: bool  # whether `method` was given; else it is derived from the settings
-    engine: str  # the harness's model class that generated
+    labelled: bool
+    engine: str
     task: str
     seed: int | None
     k: int
-    settings: dict[str, Any]  # must be equal on both sides of a pair, the seed apart
+    settings: dict[str, Any]
     perturbation: dict[str, Any]
     sampling: dict[str, Any]
-    info: dict[str, Any]  # what the model class reported of itself ("embednoise"), or {}
+    info: dict[str, Any]
     date: float
-    problems: tuple[str, ...]  # problem ids
-    hashes: tuple[str, ...]  # document hashes
+    problems: tuple[str, ...]
+    hashes: tuple[str, ...]
     clusters: tuple[Any, ...] | None
     metrics: dict[str, Array]
     higher_is_better: dict[str, bool]
-    identical: int | None = None  # problems on which all sampled texts are equal, where counted
+    identical: int | None = None
 
     @property
     def n(self) -> int:
@@ -59,8 +87,8 @@ class Run:
 
     @property
     def noisy(self) -> bool:
-        """Whether the model's inputs or hidden states were perturbed."""
-        return any(self.perturbation.get(key) for key in ("sites", "sigma", "rsp", "prefix"))
+        """Whether it is a noise method: its samples have different inputs (see `input_change`)."""
+        return input_change(self.perturbation) == "noise"
 
     @property
     def domain(self) -> str:

@@ -1,24 +1,22 @@
-"""Read and write comparison.json, checked against its JSON Schema (the keywords it uses)."""
+"""Read and write comparison.json, checked against its JSON Schema."""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from jsonschema import Draft202012Validator
 
 from lm_eval_embednoise.analysis.runs import ResultError
+from lm_eval_embednoise.scoring.metrics import RENAMED
+from lm_eval_embednoise.written import write_text
 
-_TYPES: dict[str, Any] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "boolean": bool,
-    "null": type(None),
-    "number": (int, float),
-    "integer": int,
-}
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jsonschema import ValidationError
 
 
 def comparison_schema() -> dict[str, Any]:
@@ -28,18 +26,15 @@ def comparison_schema() -> dict[str, Any]:
     return loaded
 
 
-def validate(value: Any, schema: dict[str, Any] | None = None) -> None:
-    """Check a value.
-
-    Args:
-        value: parsed JSON.
-        schema: comparison.json's unless told.
+def validate(comparison: Any) -> None:
+    """Check the content of a comparison.json.
 
     Raises:
-        ResultError: names the first place that does not fit.
+        ResultError: names the first place that does not fit, and its value.
     """
-    schema = comparison_schema() if schema is None else schema
-    _check(value, schema, schema, "comparison")
+    error = next(_validator().iter_errors(comparison), None)
+    if error is not None:
+        raise ResultError(_message(error))
 
 
 def write(comparison: dict[str, Any], path: Path) -> None:
@@ -48,19 +43,12 @@ def write(comparison: dict[str, Any], path: Path) -> None:
     write_text(path, json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read(path: Path) -> dict[str, Any]:
-    """Read and check a comparison.json."""
+    """Read and check a comparison.json; metrics get their present names.
+
+    Raises:
+        ResultError: the file can't be read, or is not of this version.
+    """
     try:
         comparison = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -72,39 +60,45 @@ def read(path: Path) -> dict[str, Any]:
     except ResultError as error:
         raise ResultError(f"{path} is not a comparison.json of this version: {error}") from None
     assert isinstance(comparison, dict)
+    return _with_present_names(comparison)
+
+
+@functools.cache
+def _validator() -> Draft202012Validator:
+    return Draft202012Validator(comparison_schema())
+
+
+def _message(error: ValidationError) -> str:
+    """A violation in one line: where, what is there, what was expected."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    where = "comparison" + "".join(steps)
+    value, expected = error.instance, error.validator_value
+    match error.validator:
+        case "type":
+            kinds = expected if isinstance(expected, list) else [expected]
+            return f"{where} is {value!r:.60}, not {' or '.join(kinds)}"
+        case "enum":
+            return f"{where} is {value!r:.60}, not one of {expected}"
+        case "const":
+            return f"{where} is {value!r:.60}, not {expected!r}"
+        case "required":
+            lacking = next(key for key in expected if key not in value)
+            return f"{where} lacks {lacking!r}"
+        case "additionalProperties":
+            unknown = next(key for key in value if key not in error.schema.get("properties", {}))
+            return f"{where} has an unknown key {unknown!r}"
+    return f"{where}: {error.message}"
+
+
+def _with_present_names(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Rename what earlier versions called otherwise, on this project's tasks.
+
+    A task of the harness may have a metric of the old name itself; only this project's tasks report
+    it together with `nats_per_token`.
+    """
+    for part in ("leaderboard", "pairs", "floor"):
+        for entry in comparison[part]:
+            if "nats_per_token" in entry["metrics"]:
+                named = {RENAMED.get(name, name): m for name, m in entry["metrics"].items()}
+                entry["metrics"] = named
     return comparison
-
-
-def _check(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str) -> None:
-    if "$ref" in schema:
-        name = schema["$ref"].removeprefix("#/$defs/")
-        _check(value, root["$defs"][name], root, where)
-    if "type" in schema:
-        allowed = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        if not any(_is(value, kind) for kind in allowed):
-            raise ResultError(f"{where} is {value!r:.60}, not {' or '.join(allowed)}")
-    if "enum" in schema and value not in schema["enum"]:
-        raise ResultError(f"{where} is {value!r:.60}, not one of {schema['enum']}")
-    if "const" in schema and value != schema["const"]:
-        raise ResultError(f"{where} is {value!r:.60}, not {schema['const']!r}")
-    if isinstance(value, dict):
-        for key in schema.get("required", ()):
-            if key not in value:
-                raise ResultError(f"{where} lacks {key!r}")
-        properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-        for key, item in value.items():
-            if key in properties:
-                _check(item, properties[key], root, f"{where}.{key}")
-            elif others is False:
-                raise ResultError(f"{where} has an unknown key {key!r}")
-            elif isinstance(others, dict):
-                _check(item, others, root, f"{where}.{key}")
-    if isinstance(value, list) and "items" in schema:
-        for i, item in enumerate(value):
-            _check(item, schema["items"], root, f"{where}[{i}]")
-
-
-def _is(value: Any, kind: str) -> bool:
-    if isinstance(value, bool):
-        return kind == "boolean"
-    return isinstance(value, _TYPES[kind])

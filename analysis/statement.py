@@ -1,14 +1,13 @@
-"""In words: what was run, and what a sample of this size can and can't show."""
+"""What was run, and what a sample of this size can and can't show, in sentences."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import Any
 
-from lm_eval_embednoise.analysis.measures import measure, printed
+from lm_eval_embednoise.analysis.measures import PAIRED, measure, printed
+from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.analysis.pairs import POWER
-
-_TOLD = ("pass@10", "distinct_2", "unique_correct")
 
 
 def statement(comparison: dict[str, Any]) -> list[str]:
@@ -44,7 +43,7 @@ def wrapped(comparison: dict[str, Any]) -> str:
 def _limits(comparison: dict[str, Any]) -> list[str]:
     """One sentence for each task, from the candidate's pair (or the first noise method's)."""
     analysis = comparison["analysis"]
-    found = []
+    sentences = []
     for key in dict.fromkeys((p["model"], p["task"]) for p in comparison["pairs"]):
         pairs = [
             p
@@ -52,37 +51,37 @@ def _limits(comparison: dict[str, Any]) -> list[str]:
             if (p["model"], p["task"]) == key and p["baseline"] == analysis["baseline"]
         ]
         named = [p for p in pairs if p["method"] == analysis["candidate"]]
-        pair = (named or [p for p in pairs if p["method"].startswith("embednoise")] or pairs)[0]
+        pair = (named or [p for p in pairs if family(p["method"]) == "noise"] or pairs)[0]
         reach = []
         correctness = comparison["protocol"]["content"]["endpoints"]["correctness"]["metric"]
-        asked = (pair["metrics"].get(correctness) or {}).get("noninferiority") or {}
-        for metric in _TOLD:
+        noninferiority = (pair["metrics"].get(correctness) or {}).get("noninferiority") or {}
+        for metric in PAIRED:
             test = pair["metrics"].get(metric)
             if test and test["detectable"]:
                 unit = " points" if measure(metric).rate else ""
                 reach.append(f"{printed(metric, test['detectable'])}{unit} in {metric}")
         if reach:
             n = max(test["n"] for test in pair["metrics"].values())
-            found.append(
+            sentences.append(
                 f"What it can show on {key[1]} (n = {n}): between {pair['method']} and "
                 f"{pair['baseline']}, with the variation seen here, a true difference must be at "
                 f"least {', '.join(reach)} to be found with {100 * POWER:.0f} % power at "
                 f"{1 - analysis['level']:.2f}. Smaller ones are usually missed: a difference that "
                 "is not significant is no evidence that there is none."
-                + _chance(asked, correctness, comparison["protocol"]["level"])
+                + _chance(noninferiority, correctness, comparison["protocol"]["level"])
             )
-    return found
+    return sentences
 
 
-def _chance(asked: dict[str, Any], metric: str, level: float) -> str:
+def _chance(noninferiority: dict[str, Any], metric: str, level: float) -> str:
     """What the non-inferiority endpoint can show at this size, as one more sentence."""
-    if asked.get("chance_if_equal") is None:
+    if noninferiority.get("chance_if_equal") is None:
         return ""
     return (
         f" Were the two equal, {metric} would be shown to be less than "
-        f"{100 * asked['margin']:g} points worse at {100 * level:g} % with "
-        f"{min(100 * asked['chance_if_equal'], 99):.0f} % chance"
-        + (" or more." if asked["chance_if_equal"] > 0.99 else ".")
+        f"{100 * noninferiority['margin']:g} points worse at {100 * level:g} % with "
+        f"{min(100 * noninferiority['chance_if_equal'], 99):.0f} % chance"
+        + (" or more." if noninferiority["chance_if_equal"] > 0.99 else ".")
     )
 
 

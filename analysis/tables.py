@@ -1,16 +1,20 @@
-"""comparison.json as text: tables for the terminal and for papers, and a CSV with everything."""
+"""Text of a comparison: tables for the terminal and for papers, and a CSV with everything."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.analysis.measures import headline, ordered, printed
+from tabulate import tabulate
+
+from lm_eval_embednoise.analysis.measures import PAIRED, headline, ordered, printed
 from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
-_PAIRED = ("pass@10", "distinct_2", "unique_correct")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Table = tuple[list[str], list[list[str]]]  # header and rows of cells
 _FAMILY = ("p_wilcoxon", "p_bonferroni", "effect")
 ALPHA = 0.05
 _TESTS = (
@@ -26,7 +30,7 @@ def terminal(comparison: dict[str, Any]) -> str:
         parts += [title(rows[0]), _grid(*values(rows)), ""]
         if pairs:
             parts += [paired_title(comparison, pairs), _grid(*differences(pairs)), ""]
-    parts += [_verdict_text(found) for found in comparison["verdicts"]]
+    parts += [_verdict_text(verdict) for verdict in comparison["verdicts"]]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -37,10 +41,10 @@ def markdown(comparison: dict[str, Any]) -> str:
         parts += [f"### {title(rows[0])}", "", _pipes(*values(rows, intervals=True)), ""]
         if pairs:
             parts += [paired_title(comparison, pairs), "", _pipes(*differences(pairs)), ""]
-        told = family(comparison, rows)
-        if told:
-            parts += [family_title(comparison), "", _pipes(*told), ""]
-    parts += [_verdict_text(found) for found in comparison["verdicts"]]
+        content = family(comparison, rows)
+        if content:
+            parts += [family_title(comparison), "", _pipes(*content), ""]
+    parts += [_verdict_text(verdict) for verdict in comparison["verdicts"]]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -77,6 +81,7 @@ def as_csv(comparison: dict[str, Any]) -> str:
 def by_task(
     comparison: dict[str, Any],
 ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Leaderboard entries and pairs against the baseline of each model and task."""
     baseline = comparison["analysis"]["baseline"]
     keys = dict.fromkeys((row["model"], row["task"]) for row in comparison["leaderboard"])
     for key in keys:
@@ -90,11 +95,13 @@ def by_task(
 
 
 def title(row: dict[str, Any]) -> str:
+    """Heading of a task's tables: task, model, number of problems, K."""
     clusters = f" in {row['clusters']} families" if row["clusters"] else ""
     return f"{row['task']} · {row['model']} · {row['n']} problems{clusters} · K = {row['k']}"
 
 
 def paired_title(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> str:
+    """Heading of the table of paired differences: baseline, level, marks."""
     level = f"{100 * comparison['analysis']['level']:.0f} %"
     return (
         f"paired difference from {pairs[0]['baseline']} [{level} interval]; rates in points; "
@@ -104,7 +111,7 @@ def paired_title(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> str
 
 def values(
     rows: list[dict[str, Any]], *, intervals: bool = False, cost: bool = False, every: bool = False
-) -> tuple[list[str], list[list[str]]]:
+) -> Table:
     """The leaderboard of one task: the headline metrics or every one; cost and ρ if asked."""
     available = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     chosen = ordered(available) if every else headline(rows[0]["domain"], available)
@@ -134,7 +141,7 @@ def rho_text(row: dict[str, Any]) -> str:
     return f"{max(row['rho'].values()):.3g}" if row["rho"] else "–"
 
 
-def plane_table(planes: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def plane_table(planes: list[dict[str, Any]]) -> Table:
     """Of each task: front, hypervolumes, and each method's height over the temperature curve."""
     body = []
     for plane in planes:
@@ -152,15 +159,13 @@ def plane_table(planes: list[dict[str, Any]]) -> tuple[list[str], list[list[str]
     return ["task", "what", "value"], body
 
 
-def family(
-    comparison: dict[str, Any], rows: list[dict[str, Any]]
-) -> tuple[list[str], list[list[str]]] | None:
+def family(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table | None:
     """The candidate against each member of the protocol's family on one task; None without one."""
     here = (rows[0]["model"], rows[0]["task"])
     pairs = [p for p in comparison["pairs"] if p["in_family"] and (p["model"], p["task"]) == here]
     if not pairs:
         return None
-    shown = [name for name in _PAIRED if any(name in pair["metrics"] for pair in pairs)]
+    shown = [name for name in PAIRED if any(name in pair["metrics"] for pair in pairs)]
     header = ["against"]
     for name in shown:
         header += [name, "p", "p Bonferroni", "effect"]
@@ -177,7 +182,7 @@ def family(
 
 
 def family_title(comparison: dict[str, Any]) -> str:
-    """What the family's table shows."""
+    """Heading of the family's table: candidate, tests, number of comparisons."""
     content = comparison["protocol"]["content"]
     count = len(content["family"])
     return (
@@ -186,8 +191,9 @@ def family_title(comparison: dict[str, Any]) -> str:
     )
 
 
-def differences(pairs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    chosen = [name for name in _PAIRED if any(name in pair["metrics"] for pair in pairs)]
+def differences(pairs: list[dict[str, Any]]) -> Table:
+    """Header and rows of the paired differences, a row for each method."""
+    chosen = [name for name in PAIRED if any(name in pair["metrics"] for pair in pairs)]
     body = []
     for pair in pairs:
         cells = [pair["method"]]
@@ -211,32 +217,29 @@ def _difference_cell(metric: str, test: dict[str, Any], marks: bool = True) -> s
     return f"{value} [{low}, {high}]{mark}{'?' if test['tests_disagree'] else ''}"
 
 
-def _verdict_text(found: dict[str, Any]) -> str:
+def _verdict_text(verdict: dict[str, Any]) -> str:
     lines = [
-        f"Verdict ({found['status']}) for {found['candidate']} with {found['model']}: "
-        f"{found['verdict'].upper()} ({found['why']})"
+        f"Verdict ({verdict['status']}) for {verdict['candidate']} with {verdict['model']}: "
+        f"{verdict['verdict'].upper()} ({verdict['why']})"
     ]
-    for task in found["tasks"]:
+    for task in verdict["tasks"]:
         lines.append(f"  {task['task']}: {task['outcome']}")
         lines += [f"    {sentence(endpoint)}" for endpoint in task["endpoints"]]
         lines += [f"    {curve_sentence(task['curve'])}"] if "curve" in task else []
-    lines += [f"  exploratory because {reason}" for reason in found["deviations"]]
+    lines += [f"  exploratory because {reason}" for reason in verdict["deviations"]]
     return "\n".join(lines)
 
 
 def _grid(header: list[str], body: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
-    lines = []
-    for row in [header, *body]:
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([first, *rest]).rstrip())
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    """A table for the terminal: the first column to the left, the others to the right."""
+    lines = tabulate([header, *body], tablefmt="plain", **_sides(header)).splitlines()
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def _pipes(header: list[str], body: list[list[str]]) -> str:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *body])
+    return tabulate(body, header, tablefmt="pipe", **_sides(header))
+
+
+def _sides(header: list[str]) -> dict[str, Any]:
+    """How tabulate aligns columns; cells are text already."""
+    return {"colalign": ("left", *("right" for _ in header[1:])), "disable_numparse": True}

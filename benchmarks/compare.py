@@ -16,14 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from synthetic import Method, write_run
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lm_eval_embednoise.analysis.compare import write_outputs
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.report import Report
-from lm_eval_embednoise.analysis.schema import write_text
+from lm_eval_embednoise.written import write_text
+from tests.support.synthetic import Method, write_run
 
 BODY = "    total = 0\n    for value in values:\n        if value % 3 == 0:\n            " * 4
 

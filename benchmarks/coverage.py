@@ -84,7 +84,7 @@ def zero_heavy(rng: np.random.Generator, n: int, trials: int) -> tuple[Array, No
 
 
 def solutions(rng: np.random.Generator, n: int, trials: int) -> tuple[Array, None]:
-    """Counts: four problems of five at 0, the others at 1, 2, 3 …"""
+    """Counts: four problems of five at 0, the others at 1, 2, 3 and so on."""
     return np.where(rng.random((n, trials)) < 0.8, 0.0, rng.geometric(0.5, (n, trials))), None
 
 

@@ -2,8 +2,8 @@
 
 python benchmarks/extraction.py [--evalplus PYTHON]
 
-The answers are those of tests/extraction_texts.py; a program counts as found when it passes the
-answer's test. PYTHON is an interpreter that can import evalplus.sanitize (evalplus 0.3.1,
+The answers are those of tests/support/extraction_texts.py; a program counts as found when it passes
+the answer's test. PYTHON is an interpreter that can import evalplus.sanitize (evalplus 0.3.1,
 tree-sitter, tree-sitter-python). It is given the answer alone and, where there is a prompt, the
 answer behind it, and has found the program when one of them passes. The last line is JSON.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from lm_eval_embednoise.sandbox import Job, run_programs
 from lm_eval_embednoise.sandbox.reader import Answer, read_answers
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from extraction_texts import Case, cases
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.support.extraction_texts import Case, cases
 
 _SANITIZE = """
 import json, sys

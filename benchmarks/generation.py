@@ -127,7 +127,7 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def vllm_child(options: argparse.Namespace) -> dict[str, Any]:
-    """vLLM with n = K on the same prompts; runs in an environment that has vllm alone."""
+    """Run vLLM with n = K on the same prompts; runs in an environment that has vllm alone."""
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
     given = json.load(sys.stdin)
@@ -222,10 +222,10 @@ def ratios(kind: str, medians: dict[str, Any], options: argparse.Namespace) -> d
 
 def overhead(options: argparse.Namespace) -> dict[str, float]:
     """Noise on against noise off per decode step, in our sampler; the prefill apart."""
-
     from lm_eval_embednoise.engine.jobs import Job
     from lm_eval_embednoise.engine.sampler import Sampler
-    from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+    from lm_eval_embednoise.engine.sampling import Sampling
+    from lm_eval_embednoise.noise.perturbation import Perturbation
 
     lm = load("hf-embednoise", {}, options)
     steps = 48
@@ -342,6 +342,7 @@ def where(options: argparse.Namespace) -> dict[str, float]:
 
 
 def arguments() -> argparse.Namespace:
+    """The command line's."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -360,6 +361,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the parts asked for and print them; the last line is JSON."""
     options = arguments()
     if options.child:
         with contextlib.redirect_stdout(sys.stderr):

@@ -27,9 +27,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -38,9 +37,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.minicoder import MODEL_DIR, load_problems
 from lm_eval_embednoise.noise import perturb, streams
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HERE = Path(__file__).parent
 SHAPES = HERE / "shapes"
@@ -82,20 +85,20 @@ def draws(options: argparse.Namespace) -> dict[str, Any]:
     keys = streams.key_words(streams.stream_key(0, "p", s, "noise", "embed") for s in range(100))
     positions = torch.arange(300).expand(100, -1)
     far = (keys.to(options.device), positions.to(options.device))
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "uniforms_equal": torch.equal(streams.uniform(keys, positions), streams.uniform(*far).cpu())
     }
     here, there = streams.normal(keys, positions, 896), streams.normal(*far, 896).cpu()
     apart = (here.view(torch.int32).long() - there.view(torch.int32).long()).abs()
-    found["normals"] = here.numel()
-    found["normals_not_equal"] = int((apart > 0).sum())
-    found["normals_most_units_apart"] = int(apart.max())
+    figures["normals"] = here.numel()
+    figures["normals_not_equal"] = int((apart > 0).sum())
+    figures["normals_most_units_apart"] = int(apart.max())
     noisy = Perturbation(sigma=0.1)
     std = torch.full((100, 300), 0.1, dtype=torch.float64)
     same = perturb.draw(noisy, keys, positions, std, 64)
     other = perturb.draw(noisy, *far, std.to(options.device), 64).cpu()
-    found["noise_largest_difference"] = float((same - other).abs().max())
-    return found
+    figures["noise_largest_difference"] = float((same - other).abs().max())
+    return figures
 
 
 def equal(options: argparse.Namespace) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def equal(options: argparse.Namespace) -> dict[str, Any]:
             out = model.generate(given, do_sample=False, max_new_tokens=64, pad_token_id=0)
         right = [token for token in out[0, len(ids) :].tolist() if token not in stop.end_tokens]
         same += right == plain[number, 0].ids
-    found: dict[str, Any] = {"greedy_equal_to_generate": f"{same} of {len(prompts[:8])}"}
+    figures: dict[str, Any] = {"greedy_equal_to_generate": f"{same} of {len(prompts[:8])}"}
     cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "temperature": ({}, TEMPERATURE),
         "nucleus": ({}, {**TEMPERATURE, "top_p": 0.95}),
@@ -142,12 +145,12 @@ def equal(options: argparse.Namespace) -> dict[str, Any]:
             ours(device, 8, perturbation, sampling) for device in ("cpu", options.device)
         )
         same = sum(here[at].ids == there[at].ids for at in here)
-        found[f"{name}_equal_to_cpu"] = f"{same} of {len(here)}"
-        found[f"{name}_nll_most_apart"] = max(
+        figures[f"{name}_equal_to_cpu"] = f"{same} of {len(here)}"
+        figures[f"{name}_nll_most_apart"] = max(
             (_apart(here[at], there[at]) for at in here if here[at].ids == there[at].ids),
             default=0.0,
         )
-    return found
+    return figures
 
 
 def _apart(here: Sample, there: Sample) -> float:
@@ -212,7 +215,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     shape, device = options.shape, options.device
     begun = time.perf_counter()
     model = random_model(shape, device)
-    found: dict[str, Any] = {"load_seconds": time.perf_counter() - begun}
+    figures: dict[str, Any] = {"load_seconds": time.perf_counter() - begun}
     everywhere = CONTENDERS["ours noise everywhere"]
     contenders: dict[str, Callable[[], Any]] = {
         "stock temperature": stock(model),
@@ -234,28 +237,28 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             if device == "cuda":
                 peak[name] = torch.cuda.max_memory_allocated() / 2**30
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    found["repeats"] = len(seconds["stock temperature"])
-    found["seconds"] = seconds
-    found["tokens_per_second"] = {n: ROWS * TOKENS / m for n, m in medians.items()}
-    found["ratio_to_stock"] = {n: medians["stock temperature"] / m for n, m in medians.items()}
-    found["peak_gib"] = peak
-    found.update(steps(model, device))
-    found.update(bandwidth(model, device, found["step_ms"]))
-    found["profile"] = profile(model, device)
-    return found
+    figures["repeats"] = len(seconds["stock temperature"])
+    figures["seconds"] = seconds
+    figures["tokens_per_second"] = {n: ROWS * TOKENS / m for n, m in medians.items()}
+    figures["ratio_to_stock"] = {n: medians["stock temperature"] / m for n, m in medians.items()}
+    figures["peak_gib"] = peak
+    figures.update(steps(model, device))
+    figures.update(bandwidth(model, device, figures["step_ms"]))
+    figures["profile"] = profile(model, device)
+    return figures
 
 
 def compiled(options: argparse.Namespace) -> dict[str, Any]:
     """`compile=true` against not, and whether its samples are the same."""
     model, device = random_model(options.shape, options.device), options.device
     eager, fused = ours(model, {}), ours(model, {}, compiled=True)
-    found: dict[str, Any] = {"first_run_seconds": timed(device, fused)}
+    figures: dict[str, Any] = {"first_run_seconds": timed(device, fused)}
     times: dict[str, list[float]] = {"eager": [], "compiled": []}
     for _ in range(options.repeats):
         times["eager"].append(timed(device, eager))
         times["compiled"].append(timed(device, fused))
-    found |= {name: ROWS * TOKENS / statistics.median(t) for name, t in times.items()}
-    found["compiled_over_eager"] = found["compiled"] / found["eager"]
+    figures |= {name: ROWS * TOKENS / statistics.median(t) for name, t in times.items()}
+    figures["compiled_over_eager"] = figures["compiled"] / figures["eager"]
     alike = {s.index: s.ids for s in eager()}
     texts = {s.index: s.ids for s in fused()}
     # Random weights in bfloat16 are near ties throughout: how far do equal texts reach?
@@ -263,8 +266,8 @@ def compiled(options: argparse.Namespace) -> dict[str, Any]:
         next((n for n, (a, b) in enumerate(zip(alike[i], texts[i], strict=True)) if a != b), TOKENS)
         for i in alike
     ]
-    found["tokens_until_they_part"] = statistics.median(reach)
-    return found
+    figures["tokens_until_they_part"] = statistics.median(reach)
+    return figures
 
 
 def steps(model: Any, device: str) -> dict[str, float]:
@@ -456,12 +459,12 @@ def main() -> int:
         left = 60 * options.minutes - (time.monotonic() - began)
         start = time.monotonic()
         limit = LIMITS.get(part, LIMIT) * (1 if options.device == "cuda" else ON_CPU)
-        found = run_part(part, shape, min(limit, left), options)
-        report["parts"][name] = {"seconds": round(time.monotonic() - start, 1), **found}
+        figures = run_part(part, shape, min(limit, left), options)
+        report["parts"][name] = {"seconds": round(time.monotonic() - start, 1), **figures}
         print(json.dumps({name: report["parts"][name]}, indent=1), flush=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
-    return int(any("failed" in found for found in report["parts"].values()))
+    return int(any("failed" in figures for figures in report["parts"].values()))
 
 
 def run_part(part: str, shape: str, limit: float, options: argparse.Namespace) -> dict[str, Any]:

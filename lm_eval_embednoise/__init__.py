@@ -12,7 +12,7 @@ __version__ = "0.2.0"
 _LAZY = {
     "Generation": "lm_eval_embednoise.store.generation",
     "Perturbation": "lm_eval_embednoise.noise.perturbation",
-    "Sampling": "lm_eval_embednoise.noise.perturbation",
+    "Sampling": "lm_eval_embednoise.engine.sampling",
     "ByPrompt": "lm_eval_embednoise.noise.context",
     "perturbed": "lm_eval_embednoise.noise.context",
 }

@@ -11,7 +11,7 @@ import sys
 # What decides how OpenMP's threads wait for each other; a user who set one of them has decided.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 WAITS = ("GOMP_SPINCOUNT", "10000")  # looks before a thread sleeps: some 0.1 ms
-waiting = "not set"  # what wait_shortly() found
+waiting = "not set"  # who decided, as wait_shortly() saw it
 
 # The modules of lm_eval after whose import the plug-in has something to add.
 WATCHED = (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 EXACT = 2**53  # up to here every whole number is a float
 
@@ -31,14 +33,14 @@ def number(name: str, value: Any, *, least: float = 0.0) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"{name}={value!r} is not a number")
     try:
-        found = float(value)
+        parsed = float(value)
     except ValueError:
         raise ValueError(f"{name}={value!r} is not a number") from None
     except OverflowError:  # a whole number of more than 308 digits
-        found = math.inf
-    if not math.isfinite(found) or found < least:
+        parsed = math.inf
+    if not math.isfinite(parsed) or parsed < least:
         raise ValueError(f"{name}={value!r} is not allowed; it must be a finite number ≥ {least:g}")
-    return found
+    return parsed
 
 
 def integer(name: str, value: Any, *, least: int) -> int:
@@ -48,8 +50,8 @@ def integer(name: str, value: Any, *, least: int) -> int:
         ValueError: for anything else, and for a float beyond 2**53: it may have been another whole
             number before it was rounded.
     """
-    found = number(name, value, least=least)
-    if isinstance(value, float) and abs(found) > EXACT:
+    parsed = number(name, value, least=least)
+    if isinstance(value, float) and abs(parsed) > EXACT:
         raise ValueError(
             f"{name}={value!r} is not allowed; beyond 2**53 a number with a point or an exponent "
             "is rounded: write the whole number in digits"

@@ -1,15 +1,18 @@
-"""What a run would stumble over in its middle or at its end, found before a model is loaded."""
+"""Checks of a run before a model is loaded: what would fail in its middle or at its end."""
 
 from __future__ import annotations
 
 import fnmatch
 import tempfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.checks import suggest
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 OURS = "hf-embednoise"
 STOCK = ("hf", "hf-auto", "huggingface")
@@ -27,7 +30,7 @@ def check_run(
     use_cache: Any = None,
     apply_chat_template: Any = False,
 ) -> None:
-    """Refuse what a run of the harness with these arguments would fail or lose its results by.
+    """Refuse arguments with which a run of the harness would fail, or lose its results.
 
     Raises:
         ValueError: naming the argument, and what to give instead.
@@ -59,15 +62,17 @@ def check_sampling(gen_kwargs: Mapping[str, Any]) -> None:
     """
     given = dict(gen_kwargs)
     if given and "do_sample" not in given and "temperature" not in given:
-        given["do_sample"] = True  # the task may say so; what is checked is what was given
+        given["do_sample"] = True  # the task may set it; only what the user gave is checked here
     if given.get("do_sample") is True:
         given.setdefault("temperature", 1.0)
     Sampling.from_gen_kwargs(given)
 
 
 def check_names(gen_kwargs: Mapping[str, Any]) -> None:
-    """Refuse a misspelt generation argument of the stock class: transformers would, at the end of
-    loading. An unknown one that looks like no other is left to the model.
+    """Refuse a misspelt generation argument of the stock class.
+
+    Transformers would refuse it too, but only after the model is loaded. An unknown argument that
+    resembles no other is left to the model.
 
     Raises:
         ValueError: with the argument that was meant.
@@ -91,7 +96,7 @@ def check_writable(flag: str, path: Path) -> None:
     """Refuse a folder (or file) that results could not be written to; nothing is left behind.
 
     Raises:
-        ValueError: naming what stands in the way.
+        ValueError: naming the obstacle.
     """
     there = path.parent if path.suffix == ".json" else path
     while not there.exists() and there != there.parent:
@@ -109,8 +114,9 @@ def check_writable(flag: str, path: Path) -> None:
 
 
 def check_prompting(tasks: Iterable[str], apply_chat_template: Any) -> None:
-    """Refuse a chat template around a prompt to be continued, and a question to a chat model
-    without one: stop strings and extraction are made for the other.
+    """Refuse a chat template around a completion prompt, and a chat prompt without one.
+
+    Stop strings and extraction of each kind of task are made for its own form of prompt.
 
     Args:
         tasks: names or patterns of tasks and groups; only this project's are looked at.
@@ -143,8 +149,8 @@ def _ours(tasks: Iterable[str]) -> list[str]:
     from lm_eval_embednoise.problems.task_files import task_dir
 
     known = sorted({path.stem for path in task_dir().rglob("*.yaml") if path.stem[0] != "_"})
-    found = (name for task in tasks for name in fnmatch.filter(known, str(task)))
-    return list(dict.fromkeys(found))
+    matching = (name for task in tasks for name in fnmatch.filter(known, str(task)))
+    return list(dict.fromkeys(matching))
 
 
 def check_methods(
@@ -173,9 +179,9 @@ def check_methods(
         config = None
     for name, perturbation, gen_kwargs in methods:
         try:
-            found = Perturbation.from_args(perturbation)
+            parsed = Perturbation.from_args(perturbation)
             check_sampling(gen_kwargs)
             if config is not None and not model_args.get("blocks"):
-                check_sites(found, config)
+                check_sites(parsed, config)
         except ValueError as error:
             raise ValueError(f"method {name}: {error}") from None

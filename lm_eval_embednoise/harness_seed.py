@@ -11,8 +11,10 @@ import contextvars
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 

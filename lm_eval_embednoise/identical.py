@@ -7,8 +7,10 @@ be equal by chance where the model is sure; all of them on all problems are not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 METRIC = "identical_problems"
@@ -22,14 +24,14 @@ def note(results: dict[str, Any], tasks: Mapping[str, Any]) -> None:
         tasks: task name → the task object that was evaluated; those of others are left alone.
     """
     for name, task in tasks.items():
-        found = results.get("results", {}).get(name)
+        measured = results.get("results", {}).get(name)
         generation = getattr(task.config, "generation_kwargs", None) or {}
-        if found is None or not _ours(task) or not sampled(generation):
+        if measured is None or not _ours(task) or not sampled(generation):
             continue
         equal, looked = count(_texts(name, task, results))
         if not looked:
             continue
-        found[f"{METRIC},{task.config.filter_list[0]['name']}"] = equal
+        measured[f"{METRIC},{task.config.filter_list[0]['name']}"] = equal
         if equal:
             said = f"{name}: all texts of a problem are equal on {equal} of {looked} problems"
             if equal == looked:

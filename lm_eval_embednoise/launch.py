@@ -10,7 +10,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Any of these says that a launcher has set up the world already: torchrun's and three MPIs'.
 _WORLD = ("RANK", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -32,10 +36,10 @@ def environment(processes: int) -> dict[str, str]:
     import torch
 
     threads = max(1, (os.cpu_count() or 1) // processes)
-    found = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    variables = {"OMP_NUM_THREADS": str(threads), **os.environ}
     if not torch.cuda.is_available():
-        found["ACCELERATE_USE_CPU"] = "true"
-    return found
+        variables["ACCELERATE_USE_CPU"] = "true"
+    return variables
 
 
 def own_command() -> list[str]:
@@ -101,7 +105,7 @@ def parse_launch(line: Sequence[str]) -> tuple[int, int]:
     Returns:
         (1, 1) for anything else.
     """
-    words = [os.path.basename(word) for word in line]
+    words = [Path(word).name for word in line]
     start = next(
         (
             at + 1

@@ -1,4 +1,4 @@
-"""What the harness writes, made valid JSON: numbers that aren't, half characters, records as dicts.
+"""Files: written whole or not at all, and the harness's own made valid JSON.
 
 The harness writes results and samples with `NaN` in them, a record as the text of Python's repr,
 and loses the whole samples file at the first lone surrogate (half a character, which a model behind
@@ -9,18 +9,51 @@ from __future__ import annotations
 
 import json
 import re
-from types import ModuleType, SimpleNamespace
-from typing import Any
+import secrets
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import platformdirs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def extend(tracker: ModuleType) -> None:
-    """Let lm_eval's evaluation tracker write by `dumps` and keep records as objects."""
-    tracker.json = SimpleNamespace(**{**vars(json), "dumps": dumps})  # type: ignore[attr-defined]
-    tracker.sanitize_list = as_strings  # type: ignore[attr-defined]
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Write a file, or a folder, that appears under its name whole or not at all.
+
+    Yields:
+        The path to write to, beside `path` and hidden. When the block ends it replaces `path`; if
+        the block raises, it is removed and `path` is as before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield partial
+        if partial.is_dir():  # a folder replaces only an empty one
+            shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def cache_folder(name: str) -> Path:
+    """The user's cache folder for one kind of file (on Linux below XDG_CACHE_HOME or ~/.cache)."""
+    return platformdirs.user_cache_path("lm-eval-embednoise") / name
 
 
 def dumps(value: Any, **options: Any) -> str:

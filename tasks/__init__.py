@@ -1,1 +1,1 @@
-
+"""The harness's task files; installed as `lm_eval_embednoise.tasks`."""

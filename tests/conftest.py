@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from lm_eval_embednoise import kernels
+from lm_eval_embednoise.kernels import build
 
 torch.set_num_threads(1)
 os.environ["EMBEDNOISE_VERDICTS"] = "off"  # a test judges what it asks for
@@ -92,7 +92,7 @@ def wide_qwen2() -> PreTrainedModel:
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
     """A random Qwen2 under each way in which a CPU runs it."""
     if request.param == "no compiler":
-        monkeypatch.setattr(kernels, "_library", lambda name: None)
+        monkeypatch.setattr(build, "library", lambda name: None)
     name = "wide_qwen2" if request.param == "passes in C" else "qwen2"
     return request.getfixturevalue(name)
 

@@ -19,26 +19,24 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))  # as pytest does
-
-from cacheless import Cacheless, Pass, cdf, nll_of, stream_key, uniform
-from families import VOCABULARY, build
-
-from lm_eval_embednoise import kernels
 from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.sampler import Sampler
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+from tests.support.cacheless import Cacheless, Pass, cdf, nll_of, stream_key, uniform
+from tests.support.families import VOCABULARY, build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 WIDE = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}  # for the passes in C
 LONG_ROPE = {
@@ -285,7 +283,7 @@ def way_of(case: Case) -> Iterator[None]:
         if case.kernels:
             yield
         else:
-            with patch.object(kernels, "_library", lambda name: None):
+            with patch("lm_eval_embednoise.kernels.build.library", lambda name: None):
                 yield
     finally:
         torch.set_num_threads(before)

@@ -1,6 +1,6 @@
 """Writes docs/hostile.md: what became of every hostile program, level by level, as whom.
 
-python tests/hostile_table.py        (as root, else the columns of the ordinary user are missing)
+python -m tests.hostile_table        (as root, else the columns of the ordinary user are missing)
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import platform
 import sys
 from pathlib import Path
 
-import hostile_programs
-from test_sandbox_hostile import EVERYONE, report
+from tests.support import hostile_programs
+from tests.test_sandbox_hostile import EVERYONE, report
 
 HEAD = """# The hostile suite
 
-Every program of `tests/hostile_programs.py`, each trying to pass a test whose expected value it
-can't compute, or to reach, change or outlive something outside, was run as root and as an ordinary
-user at each level that this machine has. Written by `python tests/hostile_table.py`; `pytest
-tests/test_sandbox_hostile.py` holds every run to it. What the levels are: [sandbox.md](sandbox.md).
+Every program of `tests/support/hostile_programs.py`, each trying to pass a test whose expected
+value it can't compute, or to reach, change or outlive something outside, was run as root and as an
+ordinary user at each level that this machine has. Written by `python -m tests.hostile_table`;
+`pytest tests/test_sandbox_hostile.py` holds every run to it. What the levels are:
+[sandbox.md](sandbox.md).
 
 """
 

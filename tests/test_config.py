@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_embednoise.checks import integer
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise import streams
-from lm_eval_embednoise.noise.perturbation import Perturbation, Positions, Sampling, parse_depth
+from lm_eval_embednoise.noise.perturbation import Perturbation, Positions, parse_depth
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ from lm_eval_embednoise.noise.perturbation import Perturbation, Positions, Sampl
     ],
 )
 def test_refusals_name_the_value_and_what_is_allowed(args: dict, words: list[str]) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         Perturbation.from_args(args)
     for word in words:
         assert word in str(error.value)
@@ -230,7 +232,7 @@ def test_positions_round_trip() -> None:
     ],
 )
 def test_sampling_refusals(gen_kwargs: dict, words: list[str]) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         Sampling.from_gen_kwargs(gen_kwargs)
     for word in words:
         assert word in str(error.value)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from differential import Result, draw, run_case
+
+from tests.differential import Result, draw, run_case
 
 CASES, PARTS = 64, 8
 SEED = 0

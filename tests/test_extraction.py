@@ -6,7 +6,6 @@ import random
 import time
 
 import pytest
-from extraction_texts import Case, cases
 
 from lm_eval_embednoise.sandbox import Job, reader, run_programs
 from lm_eval_embednoise.sandbox.blocks import answer_of, blocks_of
@@ -14,6 +13,7 @@ from lm_eval_embednoise.sandbox.extraction import extract
 from lm_eval_embednoise.sandbox.pieces import pieces_of
 from lm_eval_embednoise.sandbox.reader import Answer, read_answers
 from lm_eval_embednoise.scoring.extract import extract_program, programs_of
+from tests.support.extraction_texts import Case, cases
 
 CASES = list(cases())
 

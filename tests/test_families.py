@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from families import build, tiny
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartConfig, BartForCausalLM
 
 from lm_eval_embednoise.engine.families import steady_positions
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.model_parts import (
@@ -22,8 +21,12 @@ from lm_eval_embednoise.noise.model_parts import (
     find_owner,
     hidden_width,
 )
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.reference import token_norms
+from tests.support.families import build, tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PLAIN = """mamba mamba2 falcon_mamba rwkv xlstm recurrent_gemma zamba zamba2 bamba falcon_h1
 nemotron_h minimax deepseek_v32 deepseek_v4"""
@@ -111,12 +114,14 @@ def test_wrappers_do_not_matter() -> None:
 def test_an_embedding_narrower_than_the_model() -> None:
     """OPT-350m: vectors of one width are projected to another before the first block."""
     model = tiny("opt", word_embed_proj_dim=16)
-    assert find_embedding(model).weight.shape[1] == 16 and hidden_width(model) == 32
+    assert find_embedding(model).weight.shape[1] == 16
+    assert hidden_width(model) == 32
     sampler = Sampler(
         model, Perturbation(sigma=0.3, positions="all"), Sampling(max_gen_toks=3), perplexity=False
     )
     (sample,) = sampler.run([Job((5, 6, 7), "problem", (0,))])
-    assert len(sample.ids) == 3 and 0 < sample.rho["embed"] < 1
+    assert len(sample.ids) == 3
+    assert 0 < sample.rho["embed"] < 1
 
 
 @pytest.mark.parametrize(
@@ -153,7 +158,8 @@ def test_rotary_frequencies_of_a_long_row_do_not_reach_a_short_one(
 ) -> None:
     """Beyond a bound the frequencies are those of the batch's longest row: no row gets there."""
     model = build(family, **more)
-    assert steady_positions(model) == 24 and steady_positions(tiny(family)) is None
+    assert steady_positions(model) == 24
+    assert steady_positions(tiny(family)) is None
     short, long = Job((5, 9, 7), "short", (0,)), Job(tuple(range(20)), "long", (0,))
     beyond = Job(tuple(range(40)), "beyond", (0,))
     sampler = Sampler(model, Perturbation(), Sampling(max_gen_toks=30), max_length=128)

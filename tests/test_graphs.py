@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from differential import Result, check, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from lm_eval_embednoise.engine import graphs
 from lm_eval_embednoise.engine.attention import attend, fused
 from lm_eval_embednoise.engine.batch import Batch
 from lm_eval_embednoise.engine.graphs import StepGraphs, rounded
+from tests.differential import Result, check, draw
 
 
 class Again:
@@ -72,7 +72,8 @@ def test_recordings_are_few_and_large_enough(slots: int, data: st.DataObject) ->
     rows, columns = data.draw(st.integers(1, slots)), data.draw(st.integers(1, 3000))
     width = data.draw(st.integers(1, columns))
     of_rows, of_columns = rounded(rows, slots, width, columns)
-    assert rows <= of_rows <= slots and width <= of_columns <= columns
+    assert rows <= of_rows <= slots
+    assert width <= of_columns <= columns
     assert of_rows < 2 * rows or of_rows <= 2 * graphs.FEWEST
     assert len({rounded(n, slots, width, columns)[0] for n in range(1, slots + 1)}) <= 7
     assert of_columns < width + graphs.COLUMNS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_bad_arguments_are_refused_before_loading(
     monkeypatch.setattr(
         "lm_eval.models.huggingface.HFLM.__init__", lambda *a, **k: pytest.fail("loaded")
     )
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         HFEmbedNoise(**args)
     for word in words:
         assert word in str(error.value)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from synthetic import METHODS, Method, write_run
 
 from lm_eval_embednoise.analysis import compare as command
 from lm_eval_embednoise.analysis import schema
@@ -19,6 +17,10 @@ from lm_eval_embednoise.analysis.naming import label_of
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.scoring.passk import pass_at_k
+from tests.support.synthetic import METHODS, Method, write_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DRAWS = 100
 BASE = "temp-0.8"
@@ -75,7 +77,8 @@ def test_unequal_methods_are_labelled_apart_by_every_setting(tmp_path: Path) -> 
     assert len(rows) == len(ARMS) + 1
     assert all(row["seeds"] == [0] for row in rows.values())
     assert {"embednoise-0.1", "embednoise-0.1-block-5", "embednoise-0.1-norm"} <= rows.keys()
-    assert "embednoise-0.1-first-8" in rows and "embednoise-embed=0.1+block-5=0.3" in rows
+    assert "embednoise-0.1-first-8" in rows
+    assert "embednoise-embed=0.1+block-5=0.3" in rows
 
 
 def test_one_label_on_three_noises_is_refused_by_what_differs(tmp_path: Path, capsys: Any) -> None:
@@ -88,8 +91,11 @@ def test_one_label_on_three_noises_is_refused_by_what_differs(tmp_path: Path, ca
         command.run(parser.parse_args([str(tmp_path / "in"), "--out", str(out)]))
     said = str(error.value)
     assert "'mine' names different methods on minicode_diverse of minicoder" in said
-    assert "positions 'prompt' against 'all'" in said and "LABEL=PATH" in said and "\n" not in said
-    assert str(tmp_path / "in" / "1") in said and not out.parent.exists()
+    assert "positions 'prompt' against 'all'" in said
+    assert "LABEL=PATH" in said
+    assert "\n" not in said
+    assert str(tmp_path / "in" / "1") in said
+    assert not out.parent.exists()
     named = [f"m{i}={tmp_path / 'in' / str(i)}" for i in range(3)]
     assert command.run(parser.parse_args([*named, "--baseline", "m0", "--out", str(out)])) == 0
 
@@ -135,7 +141,8 @@ def test_the_same_run_twice_is_one_run_and_replicates_have_other_seeds(
     write_run(tmp_path / "other", BASE, n=4, replicate=3)
     row = board(tmp_path)[BASE]
     assert row["seeds"] == [0, 3]
-    assert "is the same run as" in caplog.text and "(seed 0)" in caplog.text
+    assert "is the same run as" in caplog.text
+    assert "(seed 0)" in caplog.text
 
 
 def test_signatures_hold_the_sampling(tmp_path: Path) -> None:
@@ -264,7 +271,8 @@ def test_other_prompts_and_data_stay_refused_for_stock_folders(tmp_path: Path) -
     edit(write_run(tmp_path / "theirs", "greedy", n=4), few)
     with pytest.raises(ResultError, match="num_fewshot") as error:
         board(tmp_path)
-    assert "stream_version" not in str(error.value) and "dtype" not in str(error.value)
+    assert "stream_version" not in str(error.value)
+    assert "dtype" not in str(error.value)
 
 
 def test_folders_from_before_metrics_were_listed(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.inject import Rows, hooked, noise_keys, running
 from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 IDS = torch.tensor([[5, 17, 3, 88], [9, 9, 9, 9]])
 

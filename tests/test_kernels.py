@@ -1,4 +1,4 @@
-"""The functions in C against PyTorch's operations, and what happens where they can't be had."""
+"""The functions in C against their twins in PyTorch, wrong arguments, and doing without them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import json
 import logging
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from families import tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 
-from lm_eval_embednoise import kernels
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.runner import DECODERS
 from lm_eval_embednoise.engine.sampler import Sampler
-from lm_eval_embednoise.kernels import build
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.kernels import attention, build, draws, step
+from lm_eval_embednoise.kernels.attention import columns, in_slots
 from lm_eval_embednoise.noise import streams
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+from tests.support.families import tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 LIBRARIES = [build.library(name) for name in ("step", "draws")]  # here: hypothesis times its tests
 pytestmark = pytest.mark.skipif(None in LIBRARIES, reason="nothing compiled here")
@@ -34,142 +39,297 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-def test_normals_are_the_streams_bit_for_bit() -> None:
-    keys = streams.key_words(streams.stream_key(3, "p", s, "noise", "embed") for s in range(300))
-    for dim, count in ((1, 3), (64, 1), (65, 7), (896, 2)):
-        positions = torch.arange(5, 5 + count).expand(300, -1)
-        got = kernels.normals(keys, positions, dim)
-        assert got is not None and torch.equal(got, streams._normal(keys, positions, dim))
+def keys_of(rows: int) -> Tensor:
+    return streams.key_words(streams.stream_key(3, "p", s, "noise", "embed") for s in range(rows))
 
 
-@given(st.sampled_from([1, 64, 100, 128]), st.integers(1, 4), st.integers(1, 5), st.data())
-def test_noise_is_added_as_pytorch_does(
-    dim: int, rows: int, count: int, data: st.DataObject
-) -> None:
-    """The sum bit for bit, how strong it is to rounding; some positions get none."""
-    keys = streams.key_words(streams.stream_key(3, "p", s, "noise", "embed") for s in range(rows))
-    positions = torch.arange(count).expand(rows, -1) + torch.arange(rows)[:, None]
-    number = st.sampled_from([0.0, 0.25, 0.3, 2.0])
-    std = torch.tensor([[data.draw(number) for _ in range(count)] for _ in range(rows)])
-    hidden = random(rows, count, dim)
-    got = kernels.add_noise(hidden, keys, positions, std)
-    assert got is not None
-    noise = std[:, :, None] * streams._normal(keys, positions, dim)
-    assert torch.equal(got[0], hidden + noise)
-    ratio = noise.norm(dim=-1) / hidden.norm(dim=-1)
-    expected = torch.stack([ratio.sum(1), (std > 0).sum(1)], dim=1).double()
-    assert torch.allclose(got[1], expected, rtol=1e-5)
+def slots_of(rows: int, count: int, seed: int) -> Tensor:
+    """Different slots of `count`, in any order."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rows]
 
 
-@given(rows=st.integers(1, 9), dim=st.integers(1, 70), seed=st.integers(0, 99))
-def test_norm_and_gate(rows: int, dim: int, seed: int) -> None:
-    x, weight, up = random(rows, dim, seed=seed) * 9, random(dim), random(rows, dim, seed=seed + 1)
-    expected = F.rms_norm(x, (dim,), weight, 1e-6)
-    assert torch.allclose(kernels.rms_norm(x, weight, 1e-6), expected, rtol=1e-5, atol=1e-6)
-    x[0, 0] = 100.0  # e^x beyond what float32 holds
-    x[-1, -1] = -100.0
-    got = kernels.silu_product(torch.cat([x, up], dim=1))
-    assert torch.allclose(got, F.silu(x) * up, rtol=1e-5, atol=1e-6)
+def prompt_of(rows: int, heads: int, group: int, dim: int, seed: int = 5) -> tuple[Tensor, Tensor]:
+    """What attention over a prompt leaves: any vectors and log-sum-exps."""
+    return random(rows, heads, group, dim, seed=seed), random(rows, heads, group, seed=seed)
 
 
-@given(DIMS, st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
-def test_entering(dim: int, rows: int, heads: int, group: int, seed: int) -> None:
-    """Rotated as transformers does; stored at each row's column and nowhere else."""
-    q, k = random(rows, heads * group * dim, seed=seed), random(rows, heads * dim, seed=seed)
-    v = random(rows, heads * dim, seed=seed + 1)
+@dataclass
+class Pair:
+    """A function in C, its twin in PyTorch, and arguments for them.
+
+    Attributes:
+        function: in C.
+        twin: in PyTorch.
+        make: arguments from rows, heads, group, length and dim, and a seed.
+        changed: of the arguments, what the functions write to.
+        exact: equal bit for bit, and not to rounding alone.
+    """
+
+    function: Callable[..., Any]
+    twin: Callable[..., Any]
+    make: Callable[..., dict[str, Any]]
+    changed: tuple[str, ...] = ()
+    exact: bool = False
+
+
+def _norm(rows: int, dim: int, seed: int, **_: int) -> dict[str, Any]:
+    return {"x": random(rows, dim, seed=seed) * 9, "weight": random(dim), "eps": 1e-6}
+
+
+def _gate(rows: int, dim: int, seed: int, **_: int) -> dict[str, Any]:
+    gate = random(rows, dim, seed=seed) * 9
+    gate[0, 0], gate[-1, -1] = 100.0, -100.0  # e^x beyond what float32 holds
+    return {"gate_up": torch.cat([gate, random(rows, dim, seed=seed + 1)], dim=1)}
+
+
+def _entry(rows: int, heads: int, group: int, length: int, dim: int, seed: int) -> dict[str, Any]:
     angle = random(rows, dim // 2, seed=seed).repeat(1, 2)
-    cos, sin = angle.cos(), angle.sin()
-    write = torch.randint(0, 6, (rows,), generator=torch.Generator().manual_seed(seed))
-    slots = None if seed % 2 else torch.randperm(rows) + 2
-    held = (random(rows + 2, heads, 6, dim), random(rows + 2, heads, 6, dim, seed=1))
-    before = [part.clone() for part in held]
-    got = kernels.enter(torch.cat([q, k, v], dim=1), cos, sin, write, held, slots)
-
-    def rotated(x: Tensor) -> Tensor:
-        x = x.view(rows, -1, dim)
-        half = torch.cat((-x[..., dim // 2 :], x[..., : dim // 2]), dim=-1)
-        return x * cos[:, None] + half * sin[:, None]
-
-    assert torch.allclose(got.view(rows, -1, dim), rotated(q), atol=1e-6)
-    line = torch.arange(rows) if slots is None else slots
-    before[0][line, :, write] = rotated(k)
-    before[1][line, :, write] = v.view(rows, heads, dim)
-    assert torch.allclose(held[0], before[0], atol=1e-6) and torch.equal(held[1], before[1])
+    return {
+        "qkv": random(rows, heads * (group + 2) * dim, seed=seed),
+        "cos": angle.cos(),
+        "sin": angle.sin(),
+        "write": torch.randint(0, length, (rows,), generator=torch.Generator().manual_seed(seed)),
+        "memory": tuple(random(rows + 2, heads, length, dim, seed=seed + n) for n in (0, 1)),
+        "slots": None if seed % 2 else slots_of(rows, rows + 2, seed),
+    }
 
 
-@given(DIMS, st.integers(1, 11), st.integers(1, 3), st.integers(1, 4), st.data())
-def test_attention_is_one_softmax_over_prompt_and_own_entries(
-    dim: int, rows: int, heads: int, group: int, data: st.DataObject
-) -> None:
-    """Rows see one of two prompts, and as many entries of their own as they have."""
-    columns, width = 9, data.draw(st.integers(1, 9))
-    lengths = torch.tensor(data.draw(st.lists(st.integers(1, width), min_size=rows, max_size=rows)))
-    of = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=rows, max_size=rows)))
-    q = random(rows, heads, group, dim) * 3
-    held = (random(rows, heads, columns, dim), random(rows, heads, columns, dim, seed=1))
-    key, value = held[0][:, :, :width], held[1][:, :, :width]
-    sizes = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=2))
-    prompts = [(random(1, heads, n, dim), random(1, heads, n, dim, seed=2)) for n in sizes]
-    prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
-    for number, (k, v) in enumerate(prompts):
-        chosen = torch.nonzero(of == number)[:, 0]
-        kernels.attend_prompt(q, kernels.columns(k), v, chosen, dim**-0.5, prompt)
-    assert kernels.in_slots(key, value)
-    got, lse = kernels.attend(q, key, value, lengths, dim**-0.5, prompt)
-    alone, _ = kernels.attend(q, key, value, lengths, dim**-0.5)
-    for row in range(rows):
-        own = slice(0, int(lengths[row]))
-        k, v = prompts[int(of[row])]
-        for keys, values, found in (
-            (torch.cat([k[0], key[row, :, own]], 1), torch.cat([v[0], value[row, :, own]], 1), got),
-            (key[row, :, own], value[row, :, own], alone),
-        ):
-            scores = q[row].double() @ keys.double().transpose(1, 2) * dim**-0.5
-            expected = scores.softmax(-1) @ values.double()
-            assert torch.allclose(found[row].double(), expected, rtol=1e-4, atol=1e-5)
-            if found is got:
-                assert torch.allclose(lse[row].double(), scores.logsumexp(-1), atol=1e-5)
+def _own(rows: int, heads: int, group: int, length: int, dim: int, seed: int) -> dict[str, Any]:
+    memory = [random(rows + 1, heads, length + 3, dim, seed=seed + n) for n in (0, 1)]
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "q": random(rows, heads, group, dim, seed=seed) * 3,
+        "key": memory[0][:rows, :, :length],
+        "value": memory[1][:rows, :, :length],
+        "lengths": torch.randint(1, length + 1, (rows,), generator=generator),
+        "scale": dim**-0.5,
+        "prompt": prompt_of(rows, heads, group, dim, seed) if seed % 2 else None,
+    }
+
+
+def _prompt(rows: int, heads: int, group: int, length: int, dim: int, seed: int) -> dict[str, Any]:
+    return {
+        "q": random(rows, heads, group, dim, seed=seed) * 3,
+        "keys": columns(random(1, heads, length, dim, seed=seed)),
+        "values": random(1, heads, length, dim, seed=seed + 1),
+        "rows": None if seed % 2 else slots_of(max(1, rows - 1), rows, seed),
+        "scale": dim**-0.5,
+        "out": prompt_of(rows, heads, group, dim),
+    }
+
+
+def _causal(rows: int, heads: int, group: int, length: int, dim: int, seed: int) -> dict[str, Any]:
+    memory = tuple(random(rows + 2, heads, length + 1, dim, seed=seed + n) for n in (0, 1))
+    return {
+        "q": random(rows, length, heads, group, dim, seed=seed),
+        "memory": memory,
+        "slots": slots_of(rows, rows + 2, seed),
+        "scale": 0.3,
+        "prompt": prompt_of(rows * length, heads, group, dim, seed) if seed % 2 else None,
+    }
+
+
+def _draw(rows: int, length: int, dim: int, **_: int) -> dict[str, Any]:
+    positions = torch.arange(length).expand(rows, -1) + torch.arange(rows)[:, None]
+    return {"keys": keys_of(rows), "positions": positions, "dim": dim}
+
+
+def _noise(rows: int, length: int, dim: int, seed: int, **_: int) -> dict[str, Any]:
+    doses = torch.tensor([0.0, 0.25, 0.3, 2.0])
+    which = torch.randint(0, 4, (rows, length), generator=torch.Generator().manual_seed(seed))
+    drawn = _draw(rows, length, dim)
+    del drawn["dim"]
+    return {"hidden": random(rows, length, dim, seed=seed), **drawn, "std": doses[which]}
+
+
+PAIRS = {
+    "normals": Pair(draws.normals, draws.normals_torch, _draw, exact=True),
+    "add_noise": Pair(draws.add_noise, draws.add_noise_torch, _noise),
+    "rms_norm": Pair(step.rms_norm, step.rms_norm_torch, _norm),
+    "silu_product": Pair(step.silu_product, step.silu_product_torch, _gate),
+    "enter": Pair(step.enter, step.enter_torch, _entry, ("memory",)),
+    "attend": Pair(attention.attend, attention.attend_torch, _own),
+    "attend_prompt": Pair(
+        attention.attend_prompt, attention.attend_prompt_torch, _prompt, ("out",)
+    ),
+    "attend_causal": Pair(attention.attend_causal, attention.attend_causal_torch, _causal),
+}
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """The tensors of a result, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in value or () for tensor in leaves(part)]
+
+
+def own(value: Any) -> Any:
+    """The same with memory of its own."""
+    if isinstance(value, tuple):
+        return tuple(part.clone() for part in value)
+    return value.clone() if isinstance(value, Tensor) and value.is_contiguous() else value
+
+
+def in_doubles(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(in_doubles, value))
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@settings(deadline=None)  # shapes differ a thousandfold in work
+@given(
+    rows=st.integers(1, 11), heads=st.integers(1, 3), group=st.integers(1, 4),
+    length=st.integers(1, 40), dim=DIMS, seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_function_in_c_is_its_twin(name: str, **sizes: int) -> None:
+    """At any shape; the twin is run in float64, except where both are equal bit for bit."""
+    pair = PAIRS[name]
+    if name not in ("enter", "attend", "attend_prompt", "attend_causal"):
+        sizes["dim"] += sizes["seed"] % 5  # any width, not multiples of 16 alone
+    given_c = pair.make(**sizes)
+    given_torch = {key: own(value) for key, value in given_c.items()}
+    if not pair.exact and name != "add_noise":
+        given_torch = {key: in_doubles(value) for key, value in given_torch.items()}
+    results = []
+    for function, arguments in ((pair.function, given_c), (pair.twin, given_torch)):
+        result = function(**arguments)
+        results.append(leaves((result, *(arguments[name] for name in pair.changed))))
+    got, expected = results
+    assert len(got) == len(expected) > 0
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        if pair.exact:
+            assert torch.equal(a, b)
+        else:
+            assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5)
 
 
 @given(
-    DIMS, st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 40),
-    st.sampled_from([0, 1, 19]),
-)  # fmt: skip
-def test_causal_attention(
-    dim: int, rows: int, heads: int, group: int, length: int, before: int
+    rows=st.integers(1, 4),
+    length=st.integers(1, 5),
+    dim=st.integers(1, 130),
+    seed=st.integers(0, 9),
+)
+def test_noise_is_added_bit_for_bit(rows: int, length: int, dim: int, seed: int) -> None:
+    arguments = _noise(rows, length, dim, seed)
+    assert torch.equal(draws.add_noise(**arguments)[0], draws.add_noise_torch(**arguments)[0])
+
+
+def test_attention_is_one_softmax_over_all_entries() -> None:
+    """The twins themselves against the formula: a prompt, then own entries up to a length."""
+    rows, heads, group, length, dim = 5, 2, 3, 9, 32
+    arguments = _own(rows, heads, group, length, dim, seed=0)
+    k, v = random(1, heads, 21, dim), random(1, heads, 21, dim, seed=2)
+    q, scale = arguments["q"], arguments["scale"]
+    prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
+    attention.attend_prompt_torch(q, columns(k), v, None, scale, prompt)
+    out, lse = attention.attend_torch(**{**arguments, "prompt": prompt})
+    for row in range(rows):
+        seen = slice(0, int(arguments["lengths"][row]))
+        keys = torch.cat([k[0], arguments["key"][row, :, seen]], dim=1).double()
+        values = torch.cat([v[0], arguments["value"][row, :, seen]], dim=1).double()
+        scores = q[row].double() @ keys.transpose(1, 2) * scale
+        assert torch.allclose(out[row].double(), scores.softmax(-1) @ values, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(lse[row].double(), scores.logsumexp(-1), atol=1e-5)
+
+
+def test_entries_are_rotated_as_transformers_does() -> None:
+    arguments = _entry(rows=4, heads=2, group=3, length=6, dim=16, seed=2)
+    q = arguments["qkv"][:, : 2 * 3 * 16].view(4, 6, 16)
+    half = torch.cat((-q[..., 8:], q[..., :8]), dim=-1)
+    expected = q * arguments["cos"][:, None] + half * arguments["sin"][:, None]
+    got = step.enter_torch(**arguments)
+    assert torch.allclose(got.view(4, 6, 16), expected, atol=1e-6)
+
+
+SIZES = {"rows": 3, "heads": 2, "group": 2, "length": 5, "dim": 32}
+
+
+def tensors(arguments: dict[str, Any]) -> list[tuple[str, int | None, Tensor]]:
+    """Name, place in a pair, and value of every tensor among arguments."""
+    found: list[tuple[str, int | None, Tensor]] = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            found.append((name, None, value))
+        elif isinstance(value, tuple):
+            found += [(name, place, part) for place, part in enumerate(value)]
+    return found
+
+
+# What is wrong with a tensor → it made wrong, and the error.
+WRONG: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception]]] = {
+    "type": (lambda t: t.double() if t.is_floating_point() else t.int(), TypeError),
+    "fewer numbers": (lambda t: t[..., :-1].contiguous(), ValueError),
+    "another dimension": (lambda t: t[None].contiguous(), ValueError),
+    "not contiguous": (lambda t: t.repeat_interleave(2, dim=-1)[..., ::2], ValueError),
+    "another device": (lambda t: t.to("meta"), ValueError),
+}
+# Sizes that nothing else fixes: with fewer numbers these are other arguments, not wrong ones.
+FREE = {("normals", "positions"), ("add_noise", "hidden"), ("attend_prompt", "rows")}
+ARGUMENTS = [
+    (name, seed, argument, place, wrong)
+    for name, pair in PAIRS.items()
+    for seed in (0, 1)
+    for argument, place, _ in tensors(pair.make(**SIZES, seed=seed))
+    for wrong in WRONG
+    if wrong != "fewer numbers" or (name, argument) not in FREE
+]
+
+
+@pytest.mark.parametrize(("name", "seed", "argument", "place", "wrong"), ARGUMENTS)
+def test_a_wrong_tensor_is_refused_by_its_name(
+    name: str, seed: int, argument: str, place: int | None, wrong: str
 ) -> None:
-    """Of prompts in slots, which stand in any order, behind what all see or nothing."""
-    q = random(rows, length, heads, group, dim)
-    held = (random(5, heads, 41, dim), random(5, heads, 41, dim, seed=1))
-    slots = torch.tensor([4, 0, 2])[:rows]
-    first = (random(1, heads, before, dim, seed=2), random(1, heads, before, dim, seed=3))
-    prompt = None
-    if before:
-        flat = q.view(rows * length, heads, group, dim)
-        prompt = (torch.empty_like(flat), q.new_empty(flat.shape[:3]))
-        kernels.attend_prompt(flat, kernels.columns(first[0]), first[1], None, 0.3, prompt)
-    got = kernels.attend_causal(q, held, slots, 0.3, prompt)
-    k, v = (
-        torch.cat([part.expand(rows, -1, -1, -1), own[slots, :, :length]], dim=2).double()
-        for part, own in zip(first, held, strict=True)
-    )
-    scores = torch.einsum("rqhgd,rhkd->rhgqk", q.double(), k) * 0.3
-    unseen = torch.ones(length, before + length).triu(before + 1).bool()
-    scores = scores.masked_fill(unseen, -torch.inf)
-    expected = torch.einsum("rhgqk,rhkd->rqhgd", scores.softmax(-1), v)
-    assert torch.allclose(got.double(), expected, rtol=1e-4, atol=1e-5)
+    """Every argument of every function; what the functions write to stays as it was."""
+    pair = PAIRS[name]
+    arguments = pair.make(**SIZES, seed=seed)
+    change, error = WRONG[wrong]
+    if place is None:
+        arguments[argument] = change(arguments[argument])
+    else:
+        parts = list(arguments[argument])
+        parts[place] = change(parts[place])
+        arguments[argument] = tuple(parts)
+    before = [tensor.clone() for tensor in leaves([arguments[key] for key in pair.changed])]
+    with pytest.raises(error) as refused:
+        pair.function(**arguments)
+    assert "must be" in str(refused.value)
+    after = leaves([arguments[key] for key in pair.changed])
+    for a, b in zip(before, after, strict=True):
+        assert a.is_meta or torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "words"),
+    [
+        ("enter", "write", 5, "write below 5"),
+        ("enter", "write", -1, "write below 5"),
+        ("enter", "slots", 5, "slots must be below 5"),
+        ("attend", "lengths", 6, "lengths must be 1 to 5"),
+        ("attend", "lengths", 0, "lengths must be 1 to 5"),
+        ("attend_prompt", "rows", 3, "rows must be below 3"),
+        ("attend_causal", "slots", 5, "slots must be below 5"),
+        ("attend_causal", "slots", -1, "slots must be below 5"),
+    ],
+)
+def test_an_index_out_of_range_is_refused(name: str, argument: str, value: int, words: str) -> None:
+    arguments = PAIRS[name].make(**SIZES, seed=0)
+    arguments[argument][-1] = value
+    with pytest.raises(ValueError, match=words):
+        PAIRS[name].function(**arguments)
 
 
 def test_a_row_is_the_same_in_any_company_and_a_nan_stays_its_own() -> None:
     q, key, value = random(6, 2, 3, 32), random(6, 2, 8, 32), random(6, 2, 8, 32, seed=1)
     lengths = torch.tensor([1, 8, 3, 4, 5, 2])
-    together, _ = kernels.attend(q, key, value, lengths, 0.2)
+    together, _ = attention.attend(q, key, value, lengths, 0.2)
     for row in range(6):
         one = slice(row, row + 1)
-        alone, _ = kernels.attend(q[one], key[one], value[one], lengths[one], 0.2)
+        alone, _ = attention.attend(q[one], key[one], value[one], lengths[one], 0.2)
         assert torch.equal(alone, together[one])
     key[2, 0, 1, 5] = torch.nan
-    broken, _ = kernels.attend(q, key, value, lengths, 0.2)
+    broken, _ = attention.attend(q, key, value, lengths, 0.2)
     assert broken[2, 0].isnan().all()
     intact = [row for row in range(6) if row != 2]
     assert torch.equal(broken[intact], together[intact])
@@ -177,11 +337,13 @@ def test_a_row_is_the_same_in_any_company_and_a_nan_stays_its_own() -> None:
 
 def test_memory_of_another_form_is_not_served() -> None:
     key = random(2, 2, 4, 32)
-    assert kernels.in_slots(key, key) and kernels.in_slots(key[:, :, :3], key[:, :, :3])
+    assert in_slots(key, key)
+    assert in_slots(key[:, :, :3], key[:, :, :3])
     turned = key.transpose(1, 2).contiguous().transpose(1, 2)
-    assert not kernels.in_slots(turned, turned)
-    assert not kernels.in_slots(random(2, 2, 4, 20), random(2, 2, 4, 20))
-    assert not kernels.serve(key.double()) and not kernels.serve(key.bfloat16())
+    assert not in_slots(turned, turned)
+    assert not in_slots(random(2, 2, 4, 20), random(2, 2, 4, 20))
+    assert not build.serve("step", key.double())
+    assert not build.serve("step", key.bfloat16())
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +374,7 @@ def test_greedy_is_the_models_generate(model: PreTrainedModel, decoder: str) -> 
 # fork of one that has imported what all need. One line each, an error as its last line.
 SCRIPT = """
 import json, os, sys, torch
-from lm_eval_embednoise import kernels
+from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise import streams
 torch.set_num_threads(1)
 for environment in json.loads(sys.argv[1]):
@@ -223,9 +385,8 @@ for environment in json.loads(sys.argv[1]):
     os.environ.update(environment)
     keys = streams.key_words([5])
     try:
-        found = kernels.normals(keys, torch.zeros(1, 1, dtype=torch.int64), 4)
-        served = streams.normal(keys, keys[:, :1], 4).shape == (1, 1, 4)
-        said = [kernels.serve(torch.ones(1)), found is not None, served]
+        drawn = streams.normal(keys, keys[:, :1], 4).shape == (1, 1, 4)
+        said = [build.serve("step", torch.ones(1)), build.serve("draws", keys), drawn]
     except ValueError as error:
         said = str(error)
     print(json.dumps(said), flush=True)

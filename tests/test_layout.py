@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import typecheck
-from modules import PACKAGE, ROOT, arrows, circles, imports, modules, of_folders
+
+from tests import typecheck
+from tests.modules import PACKAGE, ROOT, arrows, circles, imports, modules, of_folders
 
 CHAIN = (
     "kernels", "noise", "engine.attention", "engine.slots", "engine.shared_prefix",
-    "engine.weights", "engine.lean_checks", "engine.lean", "engine.graphs", "engine.choose",
+    "engine.weights", "engine.lean_checks", "engine.lean", "engine.graphs", "engine.sampling",
+    "engine.choose",
     "engine.lanes", "engine.runner", "engine.prefill", "engine.batch", "engine.padded",
     "engine.likelihood", "engine.sampler", "models",
 )  # fmt: skip
@@ -35,8 +37,9 @@ def test_folders_stand_on_each_other() -> None:
     assert above["engine"] <= {"kernels", "noise"}
     assert above["sandbox"] == set()
     assert above["problems"] <= {"minicoder", "sandbox"}
-    assert above["scoring"] <= {"problems", "sandbox"}
-    assert above["store"] <= {"problems", "scoring"}
+    assert above["scoring"] <= {"problems", "sandbox", "written"}
+    assert above["store"] <= {"problems", "scoring", "written"}
+    assert above["written"] == set()
     assert not above["models"] & {"commands", "study", "analysis", "plugin", "cli", "early"}
     users = {name for name, targets in above.items() if "analysis" in targets}
     assert users <= {"study", "cli"}
@@ -53,7 +56,7 @@ def test_the_library_imports_one_way(position: int) -> None:
 
 
 def test_only_the_named_modules_know_the_harness() -> None:
-    allowed = ("plugin", "models", "scoring.filters", "study", "cli", "commands.doctor")
+    allowed = ("plugin", "host", "models", "scoring.filters", "study", "cli", "commands.doctor")
     for name, path in modules().items():
         short = name.removeprefix("lm_eval_embednoise.")
         if not any(short == a or short.startswith(a + ".") for a in allowed):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from families import tiny
-from test_sampler import METHODS, jobs
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
@@ -18,11 +16,19 @@ from lm_eval_embednoise.engine.jobs import Job, Stop
 from lm_eval_embednoise.engine.lanes import run_lanes
 from lm_eval_embednoise.engine.lean import Lean
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.engine.slots import SlotCache, entries
 from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise.inject import hooked
 from lm_eval_embednoise.noise.model_parts import find_embedding
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+from tests.support.families import tiny
+from tests.test_sampler import METHODS, jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import PreTrainedModel
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
@@ -74,7 +80,8 @@ def test_a_prefill_in_c_is_the_models_own(wide_qwen2: PreTrainedModel, threads: 
     for mine, others in zip(entries(cache), entries(prefilled), strict=True):
         for held, new in zip(mine, others, strict=True):
             assert torch.allclose(held[slots, :, :21], new, rtol=1e-4, atol=1e-4)
-            assert not held[:, :, 21:].any() and not held[1:3].any()
+            assert not held[:, :, 21:].any()
+            assert not held[1:3].any()
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
@@ -88,7 +95,8 @@ def test_the_compiled_step_gives_the_same_samples(qwen2: PreTrainedModel) -> Non
             qwen2, noise, Sampling(temperature=1.0, max_gen_toks=12), Stop(frozenset({40})),
             batch_size=7, compiled=compiled,
         )  # fmt: skip
-        assert sampler.runner.lean is not None and sampler.runner.lean.compiled == compiled
+        assert sampler.runner.lean is not None
+        assert sampler.runner.lean.compiled == compiled
         found.append({(s.job, s.index): s.ids for s in sampler.run(jobs(tuple(range(5))))})
     assert found[0] == found[1]
     with pytest.raises(ValueError, match="compile=true is not available for GPT2LMHeadModel"):
@@ -103,7 +111,8 @@ def test_a_decoder_that_is_none_or_leaves_nothing_to_compile(qwen2: PreTrainedMo
 
 
 def test_only_the_plain_architecture_is_served(qwen2: PreTrainedModel) -> None:
-    assert Lean.of(tiny("gemma")) is None and Lean.of(tiny("gpt2")) is None
+    assert Lean.of(tiny("gemma")) is None
+    assert Lean.of(tiny("gpt2")) is None
     assert Lean.of(qwen2) is not None
     handle = qwen2.model.layers[1].mlp.register_forward_hook(lambda *args: None)
     assert Lean.of(qwen2) is None  # somebody watches the modules: they must be called
@@ -169,4 +178,5 @@ def test_noise_at_a_block_reaches_the_lean_step(qwen2: PreTrainedModel) -> None:
         sampler = Sampler(qwen2, p, Sampling(max_gen_toks=6), batch_size=4, decoder=decoder)
         found.append([(s.ids, s.rho) for s in sampler.run([Job((5, 17, 3), "p", (0, 1))])])
     for (ids, rho), (other_ids, other_rho) in zip(*found, strict=True):
-        assert ids == other_ids and rho == pytest.approx(other_rho, rel=1e-4)
+        assert ids == other_ids
+        assert rho == pytest.approx(other_rho, rel=1e-4)

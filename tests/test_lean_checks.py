@@ -6,8 +6,7 @@ import copy
 import logging
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peft
 import pytest
@@ -20,8 +19,12 @@ from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.lean import Lean
 from lm_eval_embednoise.engine.lean_checks import obstacle
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.engine.weights import SideBySide
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 PROMPT = (5, 17, 3, 60)
 NEW = 8
@@ -195,16 +198,19 @@ def test_a_model_that_differs_is_decoded_by_its_own_forward(
     """Changed before a sampler is made, or after: between construction and run."""
     before = greedy(model)
     sampler = plain(model)
-    assert sampled(sampler) == before and sampler.runner.lean is not None
+    assert sampled(sampler) == before
+    assert sampler.runner.lean is not None
     with caplog.at_level(logging.INFO):
         module = CHANGES[change](model)
         if when == "before":
             sampler = plain(model)
         expected = greedy(model)
         assert expected != before
-        assert sampled(sampler) == expected and sampled(sampler) == expected
+        assert sampled(sampler) == expected
+        assert sampled(sampler) == expected
         lines = [r.getMessage() for r in caplog.records if "own forward" in r.getMessage()]
-        assert len(lines) == 1 and module in lines[0]
+        assert len(lines) == 1
+        assert module in lines[0]
 
 
 def test_a_hook_on_all_modules_is_seen(model: PreTrainedModel) -> None:
@@ -216,10 +222,12 @@ def test_a_hook_on_all_modules_is_seen(model: PreTrainedModel) -> None:
     handle = nn.modules.module.register_module_forward_hook(turn)
     try:
         expected = greedy(model)
-        assert expected != before and sampled(sampler) == expected
+        assert expected != before
+        assert sampled(sampler) == expected
     finally:
         handle.remove()
-    assert sampled(sampler) == before and sampler.runner.lean is not None
+    assert sampled(sampler) == before
+    assert sampler.runner.lean is not None
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch")
@@ -284,7 +292,8 @@ def test_after_sampling_a_model_is_saved_and_loaded(used: PreTrainedModel, tmp_p
     assert sampled(plain(used)) == expected
     assert layouts(used) == shape
     for name, weight in used.state_dict().items():
-        assert torch.equal(weight, before[name]) and weight.is_contiguous()
+        assert torch.equal(weight, before[name])
+        assert weight.is_contiguous()
         assert weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
     used.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -329,9 +338,14 @@ def test_weights_come_back_after_errors_and_closed_iterators(used: PreTrainedMod
     assert list(inner) == []
     assert layouts(used) == shape
     sampler = plain(used)
-    with pytest.raises(KeyboardInterrupt), sampler.ready():
-        assert not moved.is_contiguous()
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with sampler.ready():
+            assert not moved.is_contiguous()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert layouts(used) == shape
     assert all(torch.equal(w, before[name]) for name, w in used.state_dict().items())
 

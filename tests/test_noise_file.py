@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,10 @@ def test_refusals_name_the_file_and_the_value(
     tmp_path: Path, text: str, direct: dict, words: list[str]
 ) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(path)) as error:
         Perturbation.from_args({**direct, "noise": path})
     message = str(error.value)
-    for word in [*words, path]:
+    for word in words:
         assert word in message
     assert "\n" not in message
 

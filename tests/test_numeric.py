@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
-from test_sampler import PROMPTS, jobs
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_embednoise import Generation
@@ -22,11 +20,14 @@ from lm_eval_embednoise.engine.choose import NO_TOKEN, choose
 from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.runner import Runner
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import LEAST_TEMPERATURE, Sampling
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
-from lm_eval_embednoise.noise.perturbation import LEAST_TEMPERATURE, Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.scoring import maths, records
 from lm_eval_embednoise.scoring.reduce import math_metrics
+from tests.support.families import tiny
+from tests.test_sampler import PROMPTS, jobs
 
 NAN, INF = math.nan, math.inf
 WAYS = [

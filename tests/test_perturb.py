@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from cacheless import dose
-from one_problem import NEW, PROMPT, expected, job_of
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine import sampler as sampler_module
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise import perturb
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+from tests.support.cacheless import dose
+from tests.support.one_problem import NEW, PROMPT, expected, job_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SCOPES = ("token", "sequence")
 POSITIONS = ("prompt", "all", "generated", "first:2", "last:3", "generated:2", "dummy:2")

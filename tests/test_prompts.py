@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from scipy import stats
 from transformers import AutoTokenizer
 
-from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.prompts import Prompts, dummy_token_id
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.perturbation import Perturbation
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.engine.jobs import Job
 
 TEXT = "def double(xs):\n    return [2 * x for x in xs]\n"
 TEMPLATE = (
@@ -70,9 +73,9 @@ def test_dummy_tokens_by_name_spelling_and_text(tokenizer: Any) -> None:
 @pytest.mark.parametrize("name", ["two words and more", "bos", ""])
 def test_a_name_that_is_not_one_token_is_refused(tokenizer: Any, name: str) -> None:
     assert tokenizer.bos_token is None
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(f"dummy_token={name!r}")) as error:
         dummy_token_id(tokenizer, name)
-    assert f"dummy_token={name!r}" in str(error.value) and "newline" in str(error.value)
+    assert "newline" in str(error.value)
 
 
 def test_soft_prompts_take_their_slot(chatty: Any) -> None:
@@ -95,7 +98,8 @@ def test_soft_prompts_take_their_slot(chatty: Any) -> None:
     got = job(chatty, begun, rsp=4, rsp_slot="before-assistant")
     assert got.soft_start == len(got.clean) - behind
     got = job(chatty, text, limit=30, rsp=4, rsp_slot="before-assistant")
-    assert len(got.prompt_ids) == 30 and got.soft_start == 26 - answer
+    assert len(got.prompt_ids) == 30
+    assert got.soft_start == 26 - answer
 
 
 def test_after_bos_without_bos_is_the_beginning(tokenizer: Any, chatty: Any) -> None:
@@ -122,7 +126,8 @@ def test_random_prefixes_differ_and_the_clean_prompt_has_none(tokenizer: Any) ->
     ids = tokenizer.encode(TEXT)
     jobs = prompts.jobs(TEXT, ids, "problem", range(50))
     assert [j.samples for j in jobs] == [(sample,) for sample in range(50)]
-    assert {j.problem for j in jobs} == {"problem"} and {j.clean for j in jobs} == {tuple(ids)}
+    assert {j.problem for j in jobs} == {"problem"}
+    assert {j.clean for j in jobs} == {tuple(ids)}
     texts = [tokenizer.decode(j.prompt_ids) for j in jobs]
     assert all(text[10:] == "\n" + TEXT for text in texts)
     prefixes = [text[:10] for text in texts]
@@ -150,10 +155,12 @@ def test_prefix_stands_behind_bos_and_before_a_soft_prompt_at_the_end(chatty: An
     got = job(chatty, "<s>" + TEXT, prefix="random:5", rsp=3, positions="dummy:1")
     text = perturb.random_prefix(Perturbation(prefix="random:5"), "problem", 0)
     ids = chatty.encode("<s>" + text + TEXT)
-    assert got.prompt_ids[: len(ids)] == tuple(ids) and got.soft_start == len(ids)
+    assert got.prompt_ids[: len(ids)] == tuple(ids)
+    assert got.soft_start == len(ids)
     assert got.prompt_ids[len(ids) + 3 :] == (dummy_token_id(chatty),)
     first = job(chatty, "<s>" + TEXT, prefix="random:5", rsp=3, rsp_slot="after-bos")
-    assert first.soft_start == 1 and first.prompt_ids[4:] == tuple(ids[1:])
+    assert first.soft_start == 1
+    assert first.prompt_ids[4:] == tuple(ids[1:])
 
 
 def test_a_prefix_without_text_is_put_before_the_ids(chatty: Any) -> None:
@@ -172,7 +179,8 @@ def test_a_limit_cuts_the_problem_and_spares_what_is_added(tokenizer: Any) -> No
     options = {"prefix": "random:4", "rsp": 3, "positions": "dummy:2"}
     whole, cut = job(tokenizer, TEXT, **options), job(tokenizer, TEXT, limit=20, **options)
     head = len(whole.prompt_ids) - len(ids) - 5
-    assert len(cut.prompt_ids) == 20 and cut.clean == tuple(ids[-15:])
+    assert len(cut.prompt_ids) == 20
+    assert cut.clean == tuple(ids[-15:])
     assert cut.prompt_ids[:head] == whole.prompt_ids[:head]
     assert cut.prompt_ids[head:] == whole.prompt_ids[head - 20 :]
     plain = job(tokenizer, TEXT, limit=20, positions="dummy:2")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from synthetic import METHODS, Method, write_run
 
 from lm_eval_embednoise.analysis.records import (
     align,
@@ -18,6 +17,10 @@ from lm_eval_embednoise.analysis.records import (
     samples,
 )
 from lm_eval_embednoise.analysis.runs import ResultError
+from tests.support.synthetic import METHODS, Method, write_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def one(path: Path):
@@ -30,7 +33,8 @@ def test_a_run_carries_settings_problems_and_metrics(tmp_path):
     assert (run.model, run.method, run.task) == ("minicoder", "embednoise-0.1", "minicode_diverse")
     assert (run.n, run.k, run.domain, run.protocol) == (7, 20, "code", "abc")
     assert run.problems[2] == "minicode_diverse/2"
-    assert run.clusters is not None and len(set(run.clusters)) == 3
+    assert run.clusters is not None
+    assert len(set(run.clusters)) == 3
     lines = [json.loads(line) for line in run.samples_path.read_text().splitlines()]
     np.testing.assert_array_equal(run.metrics["pass@1"], [line["pass@1"] for line in lines])
 
@@ -62,7 +66,22 @@ def test_a_run_without_a_label_is_named_by_its_settings(tmp_path):
         assert one(path).method == name
     content["config"]["embednoise"]["perturbation"] = {"sites": {}, "rsp": 16, "prefix": "random:9"}
     path.write_text(json.dumps(content))
-    assert one(path).method.startswith("rsp-16+prefix-9") and one(path).noisy
+    assert one(path).method.startswith("rsp-16+prefix-9")
+    assert one(path).noisy
+
+
+def test_old_names_of_metrics_are_read_for_our_tasks_only(tmp_path):
+    path = write_run(tmp_path, "greedy", n=3)
+    expected = one(path).metrics["clean_perplexity"]
+    [file] = path.parent.glob("samples_*.jsonl")
+    old = file.read_text().replace('"clean_perplexity"', '"perplexity"')
+    file.write_text(old)
+    assert '"perplexity": ' in old
+    metrics = one(path).metrics
+    np.testing.assert_array_equal(metrics["clean_perplexity"], expected)
+    assert "perplexity" not in metrics
+    file.write_text(old.replace('"filter": "records"', '"filter": "none"'))  # a stock task's own
+    np.testing.assert_array_equal(one(path).metrics["perplexity"], expected)
 
 
 def test_records_are_read_as_dict_json_or_python(tmp_path):
@@ -161,5 +180,6 @@ def test_several_filters_keep_their_metrics_apart(tmp_path):
     lines = [{**line, "filter": name, "pass@1": v} for name, v in (("strict", 0.0), ("loose", 1.0))]
     file.write_text("".join(json.dumps(item) + "\n" for item in lines))
     run = one(path)
-    assert run.metrics["pass@1,strict"] == [0.0] and run.metrics["pass@1,loose"] == [1.0]
+    assert run.metrics["pass@1,strict"] == [0.0]
+    assert run.metrics["pass@1,loose"] == [1.0]
     assert len(list(samples(run))) == 1

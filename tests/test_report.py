@@ -15,13 +15,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from synthetic import METHODS, Method, write_run, write_study
 
 from lm_eval_embednoise.analysis import arms, curves, gallery, report, schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.figures import pareto_figure
 from lm_eval_embednoise.analysis.records import read_results, read_runs
 from lm_eval_embednoise.analysis.runs import ResultError
+from lm_eval_embednoise.scoring.passk import pass_at_every_k
+from tests.support.synthetic import METHODS, Method, write_run, write_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 METRICS = ("pass@10", "distinct_2", "unique_correct")
@@ -84,9 +85,11 @@ def test_it_loads_nothing_and_is_well_formed(page):
     tags.feed(text)
     assert tags.open == []
     assert all(address.startswith("#") for address in tags.addresses)
-    assert "<script" not in text and "@import" not in text
+    assert "<script" not in text
+    assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    assert 'name="viewport"' in text and "@media print" in text
+    assert 'name="viewport"' in text
+    assert "@media print" in text
 
 
 def test_every_part_is_there(page):
@@ -107,7 +110,7 @@ def test_every_figure_is_saved_as_png_and_svg(page):
     stems = {path.stem for path in folder.glob("*.svg")}
     assert stems == {path.stem for path in folder.glob("*.png")}
     kinds = ("pareto-distinct_2-", "pareto-distinct_2_valid-", "differences-pass@10-", "dose-")
-    for kind in (*kinds, "pass-at-k-", "solutions-", "diversity-", "failures-"):
+    for kind in (*kinds, "pass-at-k-", "cover-", "solutions-", "diversity-", "failures-"):
         assert {f"{kind}{task}_diverse-minicoder" for task in ("minicode", "minimath")} <= stems
     assert not list(folder.glob(".*"))
     for path in folder.glob("*.svg"):
@@ -138,7 +141,8 @@ def test_a_browser_shows_it_without_sideways_scrolling_or_requests(page, tmp_pat
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     # The outer page's title is the one without a document around it: the last in the dump.
     said = json.loads(re.findall(r"<title>(\{.*?\})</title>", shown)[-1])
-    assert said["needed"] <= width and said["loaded"] == 0
+    assert said["needed"] <= width
+    assert said["loaded"] == 0
     assert said["figures"] == text.count("<figure")
 
 
@@ -207,16 +211,17 @@ def test_samples_are_escaped(tmp_path):
     runs = read_runs([tmp_path])
     found = compare(runs, candidate="embednoise-0.1", draws=50)
     text = report.Report(found, runs, tmp_path / "figures").render()
-    assert "<script" not in text and "&lt;script&gt;" in text
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
 
 
 def test_pass_at_k_equals_counting_subsets():
     outcomes = [1, 0, 1, 0, 0, 0]
-    found = gallery.unbiased_pass_at_k(np.array([sum(outcomes)]), 6)[0]
+    found = pass_at_every_k(np.array([sum(outcomes)]), 6)[0]
     for k in range(1, 7):
         subsets = list(itertools.combinations(outcomes, k))
         assert found[k - 1] == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
-    np.testing.assert_array_equal(gallery.unbiased_pass_at_k(np.array([0]), 3), [[0, 0, 0]])
+    np.testing.assert_array_equal(pass_at_every_k(np.array([0]), 3), [[0, 0, 0]])
 
 
 def test_rarefaction_equals_counting_subsets():
@@ -259,7 +264,8 @@ def test_only_so_many_samples_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "READ", 160)
     [run] = read_results(write_run(tmp_path, "temp-0.8", n=50, k=4))
     found = gallery.digest(run, {run.problems[1]})
-    assert found.problems == 40 and len(gallery.counted(run)) == 40
+    assert found.problems == 40
+    assert len(gallery.counted(run)) == 40
     assert set(found.texts) == {run.problems[1]}
 
 
@@ -393,7 +399,8 @@ def test_a_page_without_results_or_candidate(tmp_path):
         write_run(tmp_path, name, Method(), n=5, k=4)
     found = compare(read_runs([tmp_path]), draws=50)
     text = report.Report(found, [], tmp_path / "figures").render()
-    assert "No verdict" in text and "differ most" not in text
+    assert "No verdict" in text
+    assert "differ most" not in text
 
 
 def test_the_page_goes_to_a_file_or_into_a_folder(tmp_path):

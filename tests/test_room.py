@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
@@ -19,6 +18,7 @@ from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.reference import References
+from tests.support.families import tiny
 
 LENGTH = 64  # of a model with learned positions: a longer input raises
 LONG = "def f(xs, n):\n    return [x * n for x in xs if x > 3 and n < 17]\n" * 6

@@ -14,8 +14,9 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lm_eval_embednoise import cli
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.models import arguments, loading
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.study import runfile
 from lm_eval_embednoise.study.plan import Study, StudyError
 
@@ -36,14 +37,17 @@ def everything_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_file_is_of_a_kind_that_is_tested() -> None:
     known = {*MODELS, *METHODS, *STUDIES}
     assert set(CONFIGS.rglob("*.y*ml")) == known
-    assert len(MODELS) >= 12 and len(METHODS) >= 20 and len(STUDIES) >= 3
+    assert len(MODELS) >= 12
+    assert len(METHODS) >= 20
+    assert len(STUDIES) >= 3
 
 
 @pytest.mark.usefixtures("everything_there")
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_run_files_are_read_by_the_harness_and_served_by_the_class(path: Path) -> None:
     config = EvaluatorConfig.from_config(path)  # an unknown key is a TypeError
-    assert config.model == "hf-embednoise" and not config.gen_kwargs
+    assert config.model == "hf-embednoise"
+    assert not config.gen_kwargs
     arguments.check_arguments({**config.model_args, "batch_size": config.batch_size})
     if "pretrained" in config.model_args:
         assert Path(config.model_args["pretrained"]).name.lower() in path.stem.replace(
@@ -56,7 +60,8 @@ def test_run_files_are_read_by_the_harness_and_served_by_the_class(path: Path) -
 def test_the_papers_settings_are_in_the_files() -> None:
     for model in ("deepseek-coder-33b-instruct", "qwen2.5-coder-32b", "qwen2.5-coder-32b-instruct"):
         int8 = EvaluatorConfig.from_config(CONFIGS / f"{model}-int8.yaml")
-        assert int8.model_args["quantization"] == "int8" and int8.model_args["parallelize"] is True
+        assert int8.model_args["quantization"] == "int8"
+        assert int8.model_args["parallelize"] is True
         fp16 = EvaluatorConfig.from_config(CONFIGS / f"{model}-fp16.yaml")
         assert fp16.model_args["dtype"] == "float16"
         assert fp16.model_args["attn_implementation"] == "flash_attention_2"
@@ -125,7 +130,8 @@ def test_model_file_method_and_command_line_are_merged(monkeypatch: pytest.Monke
 
 def test_a_method_alone_runs_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     config = EvaluatorConfig.from_cli(run(monkeypatch, "--method", "embednoise-0.5", "-t", "x"))
-    assert config.model == "hf-embednoise" and "pretrained" not in config.model_args
+    assert config.model == "hf-embednoise"
+    assert "pretrained" not in config.model_args
     assert Perturbation.from_args(
         {k: v for k, v in config.model_args.items() if k != "method"}
     ).sites == {"embed": 0.5}
@@ -134,7 +140,8 @@ def test_a_method_alone_runs_the_embedded_model(monkeypatch: pytest.MonkeyPatch)
 def test_methods_without_noise_serve_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ("--model", "vllm", "--model_args", "pretrained=x", "-t", "x", "--method")
     config = EvaluatorConfig.from_cli(run(monkeypatch, *argv, "temp-0.8"))
-    assert config.model_args == {"pretrained": "x"} and config.gen_kwargs["temperature"] == 0.8
+    assert config.model_args == {"pretrained": "x"}
+    assert config.gen_kwargs["temperature"] == 0.8
     args = argparse.Namespace(config=None, model="vllm", model_args={}, gen_kwargs={})
     with pytest.raises(ValueError, match="model 'vllm' can't be perturbed"):
         runfile.merge(args, "embednoise-0.1")
@@ -163,7 +170,8 @@ def test_bad_input_is_one_line_before_tasks_and_model(
     monkeypatch.setattr("sys.argv", ["embednoise"])
     assert cli.main(["run", "--tasks", "minicode_diverse", *argv]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert words in error and error.startswith("embednoise: error:")
+    assert words in error
+    assert error.startswith("embednoise: error:")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +197,6 @@ def test_shapes_have_the_published_size(
 
 def test_every_study_model_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("- a\n")
+    args = argparse.Namespace(config=str(tmp_path / "x.yaml"))
     with pytest.raises(StudyError, match=r"x\.yaml: a mapping is expected"):
-        args = argparse.Namespace(config=str(tmp_path / "x.yaml"))
         runfile.merge(args)

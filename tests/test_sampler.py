@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from families import tiny
 from transformers import PreTrainedModel
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -14,15 +13,19 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lm_eval_embednoise.engine import batch
-from lm_eval_embednoise.engine import sampler as sampler_module
+from lm_eval_embednoise.engine import batch, likelihood
 from lm_eval_embednoise.engine.choose import choose
 from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.likelihood import clean_nll
 from lm_eval_embednoise.engine.prefill import Prepared, prefill_noisy
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
 from lm_eval_embednoise.engine.sampler import Sampler
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
+from tests.support.families import tiny
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROMPTS = [(5, 17, 3), (9, 9, 2, 8, 30, 31, 7), (4,), (60, 2, 2, 2, 11), (71, 72)]
 NEW = 12
@@ -156,7 +159,8 @@ def test_a_prompt_without_room_fails_alone(qwen2: PreTrainedModel) -> None:
     samples = list(sampler.run(jobs((0, 1))))
     assert len(samples) == 10
     by_job = {s.job: s for s in samples}
-    assert by_job[1].finish_reason == "prompt_too_long" and by_job[1].ids == []
+    assert by_job[1].finish_reason == "prompt_too_long"
+    assert by_job[1].ids == []
     assert len(by_job[2].ids) == 5  # the limit is the room that is left
 
 
@@ -212,7 +216,8 @@ def test_prompts_prefilled_in_one_pass_are_what_they_are_alone(
         return {(jobs[s.job].problem, s.index): s.ids for s in sampler.run(jobs)}
 
     together = samples(work)
-    assert (4, 11) in passes and (1, 40) in passes
+    assert (4, 11) in passes
+    assert (1, 40) in passes
     alone = {key: ids for job in work for key, ids in samples([job]).items()}
     assert together == alone
 
@@ -253,7 +258,8 @@ def test_a_prompts_shared_part_is_run_once(
     assert set(lengths) == ({0} if family == "bloom" else {head})
     lengths.clear()
     for sample, alone in zip(shared, samples(False), strict=True):
-        assert sample.ids == alone.ids and sample.nll == pytest.approx(alone.nll, rel=1e-4)
+        assert sample.ids == alone.ids
+        assert sample.nll == pytest.approx(alone.nll, rel=1e-4)
         assert sample.rho == pytest.approx(alone.rho, rel=1e-4)
     assert set(lengths) == {0}
 
@@ -274,7 +280,7 @@ def test_texts_behind_one_clean_prompt_are_scored_together(
         calls.append(ids)
         return clean_nll(runner, ids, *more)
 
-    monkeypatch.setattr(sampler_module, "clean_nll", counted)
+    monkeypatch.setattr(likelihood, "clean_nll", counted)
     settings = Sampling(temperature=1.0, max_gen_toks=6)
     sampler = Sampler(qwen2, Perturbation(prefix="random:2"), settings, batch_size=3)
     found = list(sampler.run(work))

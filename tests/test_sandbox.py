@@ -114,8 +114,7 @@ def test_a_killed_worker_is_a_sandbox_error() -> None:
     with Worker(sandbox.strongest()) as worker:
         worker._process.kill()
         with pytest.raises(SandboxError, match="died"):
-            for _ in range(3):
-                worker.run(Job("pass"))
+            [worker.run(Job("pass")) for _ in range(3)]
 
 
 def test_workers_import_nothing_heavy() -> None:

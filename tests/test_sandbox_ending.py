@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from ending_programs import BUSY, EXITS, PROGRAMS, STDIN, WAITING
 
 from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.sandbox import Job, Limits, Outcome, run_programs
+from tests.support.ending_programs import BUSY, EXITS, PROGRAMS, STDIN, WAITING
 
 LEVELS = sandbox.available_levels()
 QUICK = Limits(cpu_seconds=0.5, wall_seconds=30.0, idle_seconds=1.0)

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hostile_programs
 import pytest
 
 from lm_eval_embednoise import sandbox
+from tests.support import hostile_programs
 
 LEVELS = [level for level in sandbox.available_levels() if level != "rlimits"]
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 
 import pytest
-from hostile_programs import SCAN
 
 from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.sandbox import Job, Limits
 from lm_eval_embednoise.sandbox.process import Worker
+from tests.support.hostile_programs import SCAN
 
 LEVELS = sandbox.available_levels()
 LIMITS = Limits(cpu_seconds=20.0, wall_seconds=120.0)

@@ -7,8 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +19,9 @@ from lm_eval_embednoise.scoring.extract import extract_program
 from lm_eval_embednoise.scoring.filters import CodeRecords, MathRecords
 from lm_eval_embednoise.scoring.reduce import code_metrics, math_metrics, plus_metrics
 from lm_eval_embednoise.store.generation import Generation
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 PROMPT = "import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    '''Double x.'''\n"
 BODY = "    return 2 * x\n"
@@ -61,26 +63,31 @@ SOLUTION = "class Solution:\n    def f(self, x):\n        return 2 * x\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "program"),
+    ("text", "entry_point", "program"),
     [
-        (SOLUTION, SOLUTION),
+        (SOLUTION, "f", SOLUTION),
         (
             f"```python\nfrom typing import List\n{SOLUTION}```",
+            "f",
             f"from typing import List\n{SOLUTION}",
         ),
         (
             f"The idea is simple.\n```python\n{SOLUTION}```\n```python\nSolution().f(1)\n```",
+            "f",
             SOLUTION,
         ),
-        ("n = int(input())\nprint(n)\n", "n = int(input())\nprint(n)\n"),
+        ("n = int(input())\nprint(n)\n", None, "n = int(input())\nprint(n)\n"),
         (
             "We read n.\n\nimport sys\nprint(sys.stdin.read())\n",
+            None,
             "import sys\nprint(sys.stdin.read())\n",
         ),
     ],
 )
-def test_extraction_without_a_completion_prompt(text: str, program: str) -> None:
-    assert extract_program(text, "", "f") == program or extract_program(text) == program
+def test_extraction_without_a_completion_prompt(
+    text: str, entry_point: str | None, program: str
+) -> None:
+    assert extract_program(text, "", entry_point) == program
 
 
 @given(st.text(alphabet="` \nabc:()=def", max_size=80))
@@ -303,14 +310,21 @@ def test_perplexity_is_of_the_problem_not_a_mean_over_samples() -> None:
     ]
     made = [records.math_record(sample, i, "4", maths.MARKED) for i, sample in enumerate(samples)]
     metrics = math_metrics({"task_id": "t", "answer": "#### 4"}, [made])
-    assert metrics["perplexity"] == pytest.approx(math.e)
+    assert metrics["clean_perplexity"] == pytest.approx(math.e)
     assert metrics["nats_per_token"] == pytest.approx(1.0)
-    assert metrics["bits_per_byte"] == pytest.approx(3 / math.log(2) / 12)
+    assert metrics["clean_bits_per_byte"] == pytest.approx(3 / math.log(2) / 12)
 
 
 def test_what_the_model_cannot_tell_is_nan_not_wrong() -> None:
     metrics = code_metrics(DOC, [code_records("passed", "passed")])
-    unknown = ("perplexity", "bits_per_byte", "mean_tokens", "mean_seconds", "truncated", "rho")
+    unknown = (
+        "clean_perplexity",
+        "clean_bits_per_byte",
+        "mean_tokens",
+        "mean_seconds",
+        "truncated",
+        "rho",
+    )
     assert all(math.isnan(metrics[name]) for name in unknown)
     assert metrics["pass@1"] == 1.0
 

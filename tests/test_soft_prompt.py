@@ -6,18 +6,19 @@ import itertools
 
 import pytest
 import torch
-from cacheless import Cacheless
-from families import tiny
-from one_problem import NEW, PROBLEM, PROMPT, expected, job_of
 from scipy import stats
 from torch import nn
 from transformers import PreTrainedModel
 
 from lm_eval_embednoise.engine import sampler as sampler_module
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.model_parts import find_embedding
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.soft_prompt import SoftPrompts, fit_table
+from tests.support.cacheless import Cacheless
+from tests.support.families import tiny
+from tests.support.one_problem import NEW, PROBLEM, PROMPT, expected, job_of
 
 SLOTS = ("after-prompt", "before-assistant", "after-bos")
 FITS = ("isotropic", "per-dimension")

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.weightstats import DescrStatsW
-from synthetic import METHODS, write_run
 
 from benchmarks import coverage
 from lm_eval_embednoise.analysis import stats
@@ -26,6 +25,7 @@ from lm_eval_embednoise.analysis.intervals import (
 from lm_eval_embednoise.analysis.pairs import compare_pairs, sign_flips
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.resample import Resampler
+from tests.support.synthetic import METHODS, write_run
 
 RATE, UNKNOWN = Support(-1.0, 1.0, decides=True), Support()
 CLUSTERS = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4, 5])

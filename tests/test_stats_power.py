@@ -10,12 +10,12 @@ import pytest
 from errorbars.power import questions_needed
 from errorbars.stats import within_between_variance
 from scipy import stats as scipy_stats
-from synthetic import write_run
 
 from lm_eval_embednoise.analysis import planning, power, stats
 from lm_eval_embednoise.analysis.intervals import Support, mean_intervals
 from lm_eval_embednoise.analysis.resample import Resampler
 from lm_eval_embednoise.analysis.runs import ResultError
+from tests.support.synthetic import write_run
 
 
 def test_the_tilt_has_the_mean_asked_for_and_keeps_the_support():

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from test_loading import first_blocks, write_gguf
-from test_store_resume import GREEDY, generate, written
 from transformers import AutoModelForCausalLM
 
 from lm_eval_embednoise.commands.regenerate import regenerate
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models import stored
 from lm_eval_embednoise.models.arguments import OWN_ARGS
@@ -27,9 +24,15 @@ from lm_eval_embednoise.models.loading import (
     NOT_IN_KEY,
     keyed,
 )
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store import fingerprint
 from lm_eval_embednoise.store.store import Prompt, Store, digest
+from tests.test_loading import first_blocks, write_gguf
+from tests.test_store_resume import GREEDY, generate, written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 BY_NAME = {"trust_remote_code", "mixed_precision_dtype", "autogptq", "gptqmodel", "use_safetensors"}
 
@@ -67,7 +70,8 @@ def test_every_argument_is_in_the_key_or_there_is_a_reason(lm: HFEmbedNoise) -> 
 
 def test_an_argument_by_name_changes_the_key(lm: HFEmbedNoise) -> None:
     plain = stored.settings_of(lm, Sampling())
-    assert "loading" not in plain and "exact" not in plain
+    assert "loading" not in plain
+    assert "exact" not in plain
     lm.given["trust_remote_code"], lm.identity = True, None
     assert stored.settings_of(lm, Sampling()) == {**plain, "loading": {"trust_remote_code": True}}
 
@@ -96,7 +100,8 @@ def test_a_truncated_prompt_has_a_key_of_its_own(
         lm.truncation, lm.store = truncation, Store(tmp_path, write=True)
         (found,) = lm.generate_until([request], disable_tqdm=True)
         reasons[truncation] = found.finish_reason
-    assert reasons[False] == "prompt_too_long" and reasons[True] != "prompt_too_long"
+    assert reasons[False] == "prompt_too_long"
+    assert reasons[True] != "prompt_too_long"
     assert written(tmp_path) == 2
 
 
@@ -125,7 +130,8 @@ def test_gguf_files_of_one_folder_are_different_models(tmp_path: Path, lm: HFEmb
         )
         identities[name] = stored.identity(model)["model"]
         texts[name] = generate(model, tmp_path / "store", which=range(1), k=1)
-    assert identities["a"] != identities["b"] and texts["a"] != texts["b"]
+    assert identities["a"] != identities["b"]
+    assert texts["a"] != texts["b"]
     loaded = HFEmbedNoise(one, tokenizer=lm.tokenizer, batch_size=16)
     assert texts["a"] == generate(loaded, tmp_path / "other", which=range(1), k=1)
     (folder / "b.gguf").rename(folder / "c.gguf")
@@ -198,7 +204,8 @@ def test_samples_of_version_1_are_taken_where_their_key_was_right(
             "lm_eval_embednoise.engine.runner.Runner.forward", lambda *a, **k: pytest.fail("ran")
         )
         assert generate(lm, tmp_path) == first
-    assert written(tmp_path) == rows and len(Store(tmp_path).settings()) == 1
+    assert written(tmp_path) == rows
+    assert len(Store(tmp_path).settings()) == 1
 
 
 @pytest.mark.parametrize("left_out", [{"truncation": True}, {"trust_remote_code": True}], ids=str)
@@ -224,7 +231,8 @@ def test_samples_of_version_1_are_left_alone_where_it_left_something_out(
     for _ in range(2):  # the second run takes what the first one made
         texts = generate(lm, tmp_path, which=range(1))
         now = Store(tmp_path).counts()
-        assert len(now) == 2 and before.items() < now.items()
+        assert len(now) == 2
+        assert before.items() < now.items()
         assert written(tmp_path) == 2 * len(texts)
     (mine,) = set(now) - set(before)
     store = Store(tmp_path)
@@ -244,7 +252,8 @@ def test_regenerate_knows_another_input(
     store = Store(tmp_path)
     (settings,) = store.settings()
     row = next(iter(store.samples(settings).values()))
-    assert row.input and row.prompt == Prompt(store.prompts()[row.prompt].ids).hash
+    assert row.input
+    assert row.prompt == Prompt(store.prompts()[row.prompt].ids).hash
     assert row.key == digest([settings, f"{row.prompt}:{row.input}", row.problem, row.sample])
     monkeypatch.setattr("lm_eval_embednoise.models.hf_embednoise.HFEmbedNoise", lambda **given: lm)
     assert regenerate(store, row).equals(row)
@@ -254,11 +263,13 @@ def test_regenerate_knows_another_input(
 
 def test_an_exact_run_is_regenerated_exactly(tmp_path: Path) -> None:
     lm = HFEmbedNoise(device="cpu", batch_size=16, exact=True, perplexity=False)
-    assert lm.given["exact"] is True and lm.given["compile"] is None
+    assert lm.given["exact"] is True
+    assert lm.given["compile"] is None
     generate(lm, tmp_path, which=range(1), k=1)
     store = Store(tmp_path)
     ((hash, settings),) = store.settings().items()
     assert settings["exact"] is True
     (row,) = store.samples(hash).values()
     made = regenerate(store, row)
-    assert made.lm.exact and made.equals(row)
+    assert made.lm.exact
+    assert made.equals(row)

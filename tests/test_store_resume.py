@@ -9,19 +9,23 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_embednoise import cli
+from lm_eval_embednoise.engine import likelihood
+from lm_eval_embednoise.engine.likelihood import clean_nll
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store import segments
 from lm_eval_embednoise.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 K, PROBLEMS = 4, 3
 NOISE = Perturbation(sigma=0.4)
@@ -203,7 +207,34 @@ def test_killed_between_texts_and_scores(lm: HFEmbedNoise, tmp_path: Path) -> No
     assert written(tmp_path / "store") == K
     plain = generate(lm, tmp_path / "other", which=range(1))
     for a, b in zip(resumed, plain, strict=True):
-        assert a == b and a.nll == pytest.approx(b.nll, rel=1e-5) and a.nll_tokens == b.nll_tokens
+        assert a == b
+        assert a.nll == pytest.approx(b.nll, rel=1e-5)
+        assert a.nll_tokens == b.nll_tokens
+
+
+@pytest.mark.parametrize(
+    "perturbation", [NOISE, Perturbation(prefix="random:5")], ids=["noise", "prefix"]
+)
+def test_scores_with_a_store_are_those_without(
+    lm: HFEmbedNoise, tmp_path: Path, perturbation: Perturbation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: one scheduler serves both, and runs each clean prompt once."""
+    calls: list[int] = []
+
+    def counted(runner: Any, ids: Any, texts: list[Any], rows: int) -> Any:
+        calls.append(len(texts))
+        return clean_nll(runner, ids, texts, rows)
+
+    monkeypatch.setattr(likelihood, "clean_nll", counted)
+    lm.set_perturbation(perturbation)
+    stored = generate(lm, tmp_path)
+    assert len(calls) == PROBLEMS
+    lm.store = None
+    alone = lm.generate_until(requests(), disable_tqdm=True)
+    assert stored == alone
+    assert [a.nll for a in stored] == [b.nll for b in alone]
+    assert len(calls) == 2 * PROBLEMS
+    assert calls[PROBLEMS:] == calls[:PROBLEMS]
 
 
 def test_two_processes_write_one_store(
@@ -306,7 +337,8 @@ def test_what_the_store_has_is_taken_and_not_generated(
     again = generate(lm, tmp_path, gen_kwargs=method[1])
     assert again == first
     assert [a.measurements() for a in again] == [b.measurements() for b in first]
-    assert lm.rho() == measured and lm._measured.mean("std") == std
+    assert lm.rho() == measured
+    assert lm._measured.mean("std") == std
     one = generate(lm, tmp_path, gen_kwargs=method[1], which=range(1, 2))
     assert one == first[K : 2 * K]
 
@@ -332,7 +364,8 @@ def test_greedy_copies_are_rows_made_once(
     )
     lm.set_perturbation(Perturbation(seed=7, depth=5, sigma=0))
     texts = generate(lm, tmp_path, k=4)
-    assert written(tmp_path) == 4 * PROBLEMS and len(set(texts)) <= PROBLEMS
+    assert written(tmp_path) == 4 * PROBLEMS
+    assert len(set(texts)) <= PROBLEMS
     assert len(Store(tmp_path).settings()) == 1
 
 
@@ -392,7 +425,8 @@ def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_was_stored(
 
     os.waitpid(in_child(work), 0)
     assert f"cannot write to the generation store {folder}" in said.read_text()
-    assert "make room" in said.read_text() and "\n" not in said.read_text()
+    assert "make room" in said.read_text()
+    assert "\n" not in said.read_text()
     kept = written(folder)
     assert kept > 3
     again = generate(lm, folder, k=8)

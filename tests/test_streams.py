@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import special, stats
 
+from lm_eval_embednoise.kernels.draws import _normal_from_words
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.inject import Rows
 from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -38,7 +39,7 @@ def test_inverse_distribution_function() -> None:
     ends = torch.tensor([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
     inside = torch.randint(0, 2**32, (20000,), generator=torch.Generator().manual_seed(0))
     u = torch.cat([ends, inside])
-    got = streams._normal_from_words(u).double().numpy()
+    got = _normal_from_words(u).double().numpy()
     exact = special.ndtri((u.numpy() + 0.5) / 2**32)
     np.testing.assert_allclose(got, exact, rtol=6e-8, atol=1e-9)  # one float32 rounding
 

@@ -12,6 +12,7 @@ import yaml
 from lm_eval.api.model import LM
 from lm_eval.api.registry import model_registry
 
+from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.analysis.records import read_runs, samples
 from lm_eval_embednoise.study import estimate
 from lm_eval_embednoise.study import run as study_command
@@ -190,8 +191,10 @@ def test_results_of_other_settings_are_not_mixed_in(toy):
 def test_dry_run_lists_and_writes_nothing(toy, capsys):
     assert run(toy, "--dry-run", "-K", "2", "--probe", "0") == 0
     shown = capsys.readouterr().out
-    assert "0 of 3 runs done; left: temp-0.8, embednoise-0.1, greedy" in shown and "K = 2" in shown
-    assert not (toy.parent / "out").exists() and StandIn.loaded == 0
+    assert "0 of 3 runs done; left: temp-0.8, embednoise-0.1, greedy" in shown
+    assert "K = 2" in shown
+    assert not (toy.parent / "out").exists()
+    assert StandIn.loaded == 0
 
 
 def test_the_dry_run_counts_samples_and_times_a_probe(toy, capsys, monkeypatch):
@@ -199,9 +202,11 @@ def test_the_dry_run_counts_samples_and_times_a_probe(toy, capsys, monkeypatch):
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock) ** 2)
     assert run(toy, "--dry-run", "--probe", "2") == 0
     shown = capsys.readouterr().out
-    assert "3 runs, 60 samples" in shown and "from a probe of 2 problems" in shown
+    assert "3 runs, 60 samples" in shown
+    assert "from a probe of 2 problems" in shown
     # Three kinds of method, each run on one problem twice and on three once; nothing is written.
-    assert StandIn.calls == 9 and not (toy.parent / "out").exists()
+    assert StandIn.calls == 9
+    assert not (toy.parent / "out").exists()
 
 
 def test_the_estimate_is_linear_in_problems_and_shared_by_processes(toy, monkeypatch):
@@ -243,14 +248,17 @@ def test_a_study_calibrates_each_model_first_and_resumes(toy, monkeypatch, capsy
     monkeypatch.setattr(StandIn, "fail_at", None)
     assert run(toy) == 0
     per_model = 1 + 2 * 2 + 3
-    assert StandIn.calls == 2 * per_model + 1 and StandIn.loaded == 3
+    assert StandIn.calls == 2 * per_model + 1
+    assert StandIn.loaded == 3
     shown = capsys.readouterr().out
-    assert "m · calibration" in shown and "embednoise-star.yaml" in shown
+    assert "m · calibration" in shown
+    assert "embednoise-star.yaml" in shown
     comparison = json.loads((out / "comparison.json").read_text())
     assert [v["candidate"] for v in comparison["verdicts"]] == ["embednoise-star"] * 2
     said = " ".join(comparison["verdicts"][0]["deviations"])
     assert "was calibrated on 5 of the problems" in said  # the toy has one split only
-    assert run(toy) == 0 and StandIn.calls == 2 * per_model + 1
+    assert run(toy) == 0
+    assert StandIn.calls == 2 * per_model + 1
     content["calibrate"]["budget"] = 3
     toy.write_text(yaml.safe_dump(content))
     with pytest.raises(StudyError, match="was calibrated with another budget"):
@@ -282,8 +290,8 @@ def test_seeds_are_replicates(toy):
 def test_a_model_that_cannot_be_perturbed_runs_sampling_only(toy, monkeypatch):
     monkeypatch.delattr(StandIn, "set_perturbation")
     monkeypatch.setattr(StandIn, "get_model_info", lambda self: {})
+    monkeypatch.setattr(StandIn, "generate_until", lambda self, r, **_: ["x"] * len(r))
     with pytest.raises(StudyError, match="can't be perturbed, so it can't run embednoise"):
-        monkeypatch.setattr(StandIn, "generate_until", lambda self, r, **_: ["x"] * len(r))
         run(toy)
     assert len(list((toy.parent / "out").rglob("cell.json"))) == 1  # temp-0.8 came first
 
@@ -314,7 +322,8 @@ def test_the_command_line_overrides_the_file(toy):
     typed = parser.parse_args(["quick", "--model_args", "dtype=float32"])
     assert study_command._overridden(Study.load("quick"), typed).models[0].name == "minicoder"
     mini = study_command._overridden(Study.load("mini"), parser.parse_args(["mini", "-K", "4"]))
-    assert mini.calibrate.task.k == 4 and mini.calibrate.task.split == "calibration"
+    assert mini.calibrate.task.k == 4
+    assert mini.calibrate.task.split == "calibration"
     assert found.models[0].device == "cpu"
 
 
@@ -362,7 +371,8 @@ def test_packaged_studies_are_whole(path):
 def test_packaged_methods_are_run_files_and_what_their_name_says(path):
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+    from lm_eval_embednoise.engine.sampling import Sampling
+    from lm_eval_embednoise.noise.perturbation import Perturbation
 
     config = EvaluatorConfig(**EvaluatorConfig.load_yaml_config(path))
     assert config.model == "hf-embednoise"
@@ -394,7 +404,8 @@ def test_a_methods_noise_file_is_read_with_it(tmp_path, monkeypatch):
     method.write_text("model_args: {noise: noise.yaml, positions: all}")
     noise.write_text("depth: {embed: 0.1, 5: 0.3}")
     first = Method.load(str(method))
-    assert first.noisy and first.perturbation == {
+    assert input_change(first.perturbation) == "noise"
+    assert first.perturbation == {
         "depth": {"embed": 0.1, 5: 0.3},
         "positions": "all",
     }
@@ -411,6 +422,26 @@ def test_a_packaged_method_is_noisy_unless_it_leaves_the_input_alone():
     """Also where sigmas stand in a mapping, or dummies alone are added."""
     folder = resources.files("lm_eval_embednoise.model_configs") / "methods"
     names = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()}
-    clean = {name for name in names if name.endswith("yaml") or not Method.load(name).noisy}
+    changes = {name: input_change(Method.load(name).perturbation) for name in names}
+    clean = {name for name, change in changes.items() if change == "none"}
     assert clean == {"greedy", "temp-0.8", "temp-1.5", "nucleus-0.95"}
     assert {"embednoise-layers-early", "dummy-8", "rsp-16", "prefix-10"} <= names
+    assert [name for name, change in changes.items() if change == "control"] == ["dummy-8"]
+
+
+@pytest.mark.parametrize(
+    ("as_given", "as_recorded", "change"),
+    [
+        ({"sigma": 0, "positions": "prompt"}, {"sites": {}, "seed": 3}, "none"),
+        ({"prefix": "none", "depth": {"embed": 0.0}}, {"sites": {}, "rsp": 0}, "none"),
+        ({"sigma": 0, "positions": "dummy:8"}, {"sites": {}, "positions": "dummy:8"}, "control"),
+        ({"sigma": 1, "positions": "dummy:8"}, {"sites": {"embed": 1.0}}, "noise"),
+        ({"depth": {5: 0.1}}, {"sites": {"block.5": 0.1}}, "noise"),
+        ({"rsp": 16}, {"sites": {}, "rsp": 16}, "noise"),
+        ({"prefix": "random:10"}, {"sites": {}, "prefix": "random:10"}, "noise"),
+    ],
+)
+def test_what_is_done_to_the_input_is_read_from_arguments_and_from_results(
+    as_given, as_recorded, change
+):
+    assert input_change(as_given) == input_change(as_recorded) == change

@@ -25,13 +25,15 @@ def cliff(at):
 def test_the_search_brackets_the_cliff(at):
     curve = calibrate.search(cliff(at), lambda p: p["pass@1"] >= 0.7, calibrate.NOISE, budget=10)
     best, met = calibrate.choose(curve, RULE, 0.7)
-    assert met and at / 1.25 <= best <= at
+    assert met
+    assert at / 1.25 <= best <= at
     assert len(curve) <= 10
 
 
 def test_the_budget_is_kept_and_bounds_end_the_search():
     curve = calibrate.search(cliff(99), lambda p: True, calibrate.TEMPERATURE, budget=50)
-    assert len(curve) < 10 and max(curve) <= calibrate.TEMPERATURE.most
+    assert len(curve) < 10
+    assert max(curve) <= calibrate.TEMPERATURE.most
     assert len(calibrate.search(cliff(0.1), lambda p: False, calibrate.NOISE, budget=3)) == 3
 
 
@@ -68,11 +70,12 @@ def test_the_command_writes_methods_for_a_study(tmp_path, monkeypatch, capsys):
     args = parser.parse_args(["--out", str(out), "--noise", "depth=5", "--budget", "9"])
     assert calibrate.run(args) == 0
     star = Method.load("embednoise-star.yaml", out)
-    assert star.name == "embednoise-star" and star.calibration["problems"] == [
-        f"h{i}" for i in range(8)
-    ]
+    assert star.name == "embednoise-star"
+    assert star.calibration["problems"] == [f"h{i}" for i in range(8)]
     noise = Perturbation.from_args(star.perturbation)
-    assert 0.2 <= noise.sigma <= 0.3 and noise.depth == "5" and noise.positions == "prompt"
+    assert 0.2 <= noise.sigma <= 0.3
+    assert noise.depth == "5"
+    assert noise.positions == "prompt"
     tuned = Method.load("temp-tuned.yaml", out)
     assert 1.0 <= tuned.gen_kwargs["temperature"] <= 1.2
     record = json.loads((out / "calibration.json").read_text())

@@ -10,14 +10,18 @@ import pytest
 
 pytest.importorskip("lm_eval")
 import lm_eval
+from lm_eval.api import registry
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 import lm_eval_embednoise.tasks
-from lm_eval_embednoise import plugin
+from lm_eval_embednoise import identical, plugin
 from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.problems import documents
-from lm_eval_embednoise.scoring import aggregate, reduce
+from lm_eval_embednoise.scoring import aggregate, metrics, reduce
+from lm_eval_embednoise.scoring.maths import MARKED
+from lm_eval_embednoise.scoring.metrics import METRICS
+from lm_eval_embednoise.scoring.records import code_record, math_records
 
 ROOT = Path(next(iter(lm_eval_embednoise.tasks.__path__)))
 EMBEDDED = {
@@ -85,6 +89,36 @@ def test_every_metric_brings_a_mean_that_survives_nan_and_a_standard_error(
             assert callable(function.stderr)
 
 
+def test_no_metric_or_filter_of_ours_is_named_like_a_built_in(loaded: dict[str, Any]) -> None:
+    """lm_eval 0.5 refuses to load a task with such a metric."""
+    assert "perplexity" in registry.metric_registry  # the registries are filled
+    assert "take_first" in registry.filter_registry
+    ours = {*METRICS, identical.METRIC}
+    assert not ours & {*registry.metric_registry, *registry.aggregation_registry}
+    filters = {pipeline.name for task in loaded.values() for pipeline in task._filters}
+    assert filters == {"records"}
+    assert "records" not in registry.filter_registry
+
+
+def test_the_tasks_report_just_the_metrics_that_they_aggregate(loaded: dict[str, Any]) -> None:
+    code = {entry["metric"] for entry in metrics.CODE}
+    maths = {entry["metric"] for entry in metrics.MATHS}
+    plus = {entry["metric"] for entry in metrics.CODE_PLUS}
+    assert plus - code == {*(f"pass@{k}_base" for k in (1, 10, 100)), "unique_correct_base"}
+    assert code | maths | plus == set(METRICS)
+    assert set(loaded["minicode_diverse"].aggregation()) == code
+    assert set(loaded["minimath_diverse"].aggregation()) == maths
+    for name in EMBEDDED:
+        directions = loaded[name].higher_is_better()
+        assert directions == {metric: METRICS[metric].better > 0 for metric in directions}
+    doc = {"prompt": "", "answer": "#### 1"}
+    record = code_record(None, 0, "", None)
+    assert set(reduce.plus_metrics(doc, [[record] * 100])) == plus
+    assert set(reduce.code_metrics(doc, [[record] * 100])) == code
+    worked = math_records([None] * 100, "1", MARKED)
+    assert set(reduce.math_metrics(doc, [worked])) == maths
+
+
 def test_prompts_are_what_the_embedded_model_was_trained_on(loaded: dict[str, Any]) -> None:
     code, maths = loaded["minicode_diverse"], loaded["minimath_diverse"]
     problem, question = load_problems("minicode")[0], load_problems("minimath")[0]
@@ -120,7 +154,7 @@ def test_gold_solutions_score_one_through_the_harness(manager: TaskManager) -> N
         assert found["pass@1,records"] == found["pass@10,records"] == 1.0
         assert found["self_bleu,records"] == 1.0
         assert found["pass@1_stderr,records"] == 0.0
-        assert math.isnan(found["perplexity,records"])
+        assert math.isnan(found["clean_perplexity,records"])
         assert "pass@100,records" not in found
     assert maths["maj@K,records"] == 1.0
     sample = results["samples"]["minicode_diverse_k10"][0]
@@ -169,7 +203,8 @@ def test_missing_data_is_one_line_that_names_the_ways_out(monkeypatch: pytest.Mo
     message = str(raised.value)
     assert "\n" not in message
     assert "minicode.jsonl" in message
-    assert "install it again" in message and "make_data" in message
+    assert "install it again" in message
+    assert "make_data" in message
 
 
 def test_the_loaders_bear_whatever_the_harness_hands_them() -> None:

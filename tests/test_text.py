@@ -11,7 +11,6 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from tokenizers import decoders, normalizers
-from tokenizers_made import CORPUS, KINDS, SHOWN, SPECIAL, byte_level
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lm_eval_embednoise.commands.regenerate import regenerate
@@ -20,6 +19,7 @@ from lm_eval_embednoise.models.loaded import check_tokenizer, garbled
 from lm_eval_embednoise.models.spelling import Spelling
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids
 from lm_eval_embednoise.store.store import Store
+from tests.support.tokenizers_made import CORPUS, KINDS, SHOWN, SPECIAL, byte_level
 
 TEXT = "    return [x for x in xs]\n\n\ndef other(é):\n    pass\nprint('ünï')\n"
 STOPS = ("\ndef ", "\nprint(", "é)", "]\n")

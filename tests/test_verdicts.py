@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.scoring import filters, verdicts
 from lm_eval_embednoise.scoring.filters import CodeRecords
 from lm_eval_embednoise.scoring.reduce import code_metrics
 from lm_eval_embednoise.scoring.verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
 
 DOC = {
     "task_id": "t/0",

@@ -1,11 +1,10 @@
 """Say what works on this machine: plug-in routes, sandbox, GPU, ways to load models, processes.
 
-Exit status 0 when the stock command knows the model and untrusted code can be run, else 1.
+Exit status 0 if the stock command finds the model and untrusted code can be run, else 1.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import logging
 import os
@@ -13,11 +12,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import _hook
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
 
 _PACKAGES = ("lm-eval", "torch", "transformers", "accelerate", "datasets", "sacrebleu")
 
@@ -30,8 +32,11 @@ from lm_eval.api.registry import model_registry
 from lm_eval.tasks import TaskManager
 names = TaskManager().all_tasks
 waiting = hook.waiting.replace(" ", "_") if hook else "not_set"
+from importlib import import_module
+from lm_eval_embednoise import host
+patches = [patch.apply(import_module(patch.module)) for patch in host.PATCHES]
 print(waiting, hook is not None, "hf-embednoise" in model_registry, "hf" in model_registry,
-      sum(name.endswith("_diverse") for name in names))
+      sum(name.endswith("_diverse") for name in names), f"{sum(patches)}/{len(patches)}")
 """
 
 
@@ -72,15 +77,15 @@ def _versions() -> Iterator[Finding]:
 
 
 def _routes() -> Iterator[Finding]:
-    found = dict(os.environ)
+    environment = dict(os.environ)
     if _hook.waiting != "the user's":  # what this command set is not what a user's shell has
-        found.pop(_hook.WAITS[0], None)
+        environment.pop(_hook.WAITS[0], None)
     probe = subprocess.run(
-        [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False, env=found
+        [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False, env=environment
     )
-    words = probe.stdout.split()[-5:]
-    nothing = ("not_set", "False", "False", "False", "0")
-    waiting, hook, model, others, tasks = words if len(words) == 5 else nothing
+    words = probe.stdout.split()[-6:]
+    nothing = ("not_set", "False", "False", "False", "0", "0/1")
+    waiting, hook, model, others, tasks, patches = words if len(words) == 6 else nothing
     off = os.environ.get("EMBEDNOISE_NO_HOOK", "0") not in ("", "0")
     yield (
         hook == "True",
@@ -94,6 +99,8 @@ def _routes() -> Iterator[Finding]:
     yield model == "True", "model hf-embednoise *", "known to the stock command"
     yield others == "True", "the harness's own models", "still available"
     yield int(tasks) > 0, "tasks *", f"{tasks} names end in _diverse in a plain TaskManager"
+    done, of = map(int, patches.split("/"))
+    yield done == of, "places in lm_eval", f"{done} of {of} that the plug-in extends exist"
     yield _waiting("OpenMP in lm_eval", waiting.replace("_", " "))
     yield _waiting("OpenMP in embednoise", _hook.waiting)
     command = shutil.which("lm_eval")
@@ -105,7 +112,7 @@ def _routes() -> Iterator[Finding]:
 
 
 def _waiting(name: str, state: str) -> Finding:
-    """How OpenMP's threads wait for each other, and whether it was told in time."""
+    """How OpenMP's threads wait for each other, and whether that was set early enough."""
     ours = "=".join(_hook.WAITS)
     set_ = ", ".join(f"{n}={os.environ[n]}" for n in _hook.WAITING if n in os.environ)
     if state == "the user's":

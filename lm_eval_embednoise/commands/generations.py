@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.problems.datafiles import read_rows
 from lm_eval_embednoise.store import formats, matching
-from lm_eval_embednoise.store.formats import Problem
-from lm_eval_embednoise.store.generation import Generation
 from lm_eval_embednoise.store.reading import choose, describe, generation_of, problems_of
 from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
+from lm_eval_embednoise.written import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lm_eval_embednoise.store.formats import Problem
+    from lm_eval_embednoise.store.generation import Generation
 
 _GIVEN = ("prompt", "entry_point")
 EPILOG = """\
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("store", metavar="STORE", help="folder of the generation store")
     targets = ("rows", "human-eval", "evalplus", "bigcode", "harness", "prompts")
     export.add_argument("--to", required=True, choices=targets, help="the format")
-    export.add_argument("--out", metavar="FILE", help="standard output unless told")
+    export.add_argument("--out", metavar="FILE", help="default: standard output")
     export.add_argument("--task", metavar="NAME", help="only this task's documents")
     export.add_argument(
         "--settings",
@@ -72,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="kind",
         choices=tuple(formats.READERS),
-        help="told from the file unless given",
+        help="default: recognized by the file's content",
     )
     bring.add_argument("--task", metavar="NAME", default="", help="the task's name, for the record")
     bring.add_argument(
@@ -91,9 +94,9 @@ def _show(args: argparse.Namespace) -> int:
     path = Path(args.path)
     if path.is_file() or formats.is_folder_of_programs(path):
         kind = formats.detect(path)
-        found = formats.read(path, kind)
-        sizes = _sizes([len(problem.samples) for problem in found])
-        print(f"{path}: format {kind}, {len(found)} problems, {sizes}")
+        problems = formats.read(path, kind)
+        sizes = _sizes([len(problem.samples) for problem in problems])
+        print(f"{path}: format {kind}, {len(problems)} problems, {sizes}")
         return 0
     store = Store(path)
     counts = store.counts()
@@ -153,15 +156,9 @@ def _write(text: str, out: str | None) -> None:
     if out is None:
         sys.stdout.write(text)
         return
-    target = Path(out)
-    aside = target.with_name(f".{target.name}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(target)
+        write_text(Path(out), text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise OSError(f"cannot write {out}: {error.strerror or error}") from None
 
 
@@ -263,7 +260,9 @@ def _places(problems: list[Problem], kind: str) -> list[int]:
     """Each problem's place in its task: the file's own, else by the numbers of the ids."""
     if kind not in ("bigcode", "harness", "rows"):
         ids = [(p.task_id or "").rpartition("/") for p in problems]
-        if len({head for head, _, _ in ids}) == 1 and all(last.isdecimal() for _, _, last in ids):
+        if len({benchmark for benchmark, _, _ in ids}) == 1 and all(
+            last.isdecimal() for _, _, last in ids
+        ):
             order = sorted(range(len(ids)), key=lambda i: int(ids[i][2]))
             rank = {problem: place for place, problem in enumerate(order)}
             return [rank[i] for i in range(len(ids))]
@@ -272,14 +271,14 @@ def _places(problems: list[Problem], kind: str) -> list[int]:
 
 def _given_problems(path: str | None) -> list[matching.Asked]:
     """The problems of a file, in the task's order: task_id, prompt and entry_point of each."""
-    found: list[matching.Asked] = []
+    documents: list[matching.Asked] = []
     for position, (place, row) in enumerate(read_rows(Path(path)) if path else ()):
         for key in ("task_id", "prompt"):
             if not isinstance(row.get(key), str):
                 raise ValueError(f"{place}: key {key!r} must be a string; it is {row.get(key)!r}")
         known = {key: row[key] for key in ("task_id", *_GIVEN) if key in row}
-        found.append(matching.Asked(known, position, "", row["prompt"]))
-    return found
+        documents.append(matching.Asked(known, position, "", row["prompt"]))
+    return documents
 
 
 def _owners(problems: list[Problem], given: list[matching.Asked]) -> list[int | None]:

@@ -1,24 +1,26 @@
 """`embednoise regenerate KEY`: make one stored sample again, from its key, and compare.
 
-The settings that stand behind the key are read from the store, the model is loaded as the run
+The settings of the key are read from the store, the model is loaded as the run
 loaded it, and the sample is generated alone. On a GPU, in half precision or in int8 kernels may
 round differently in another batch; then the texts can differ, and the command says where.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, Sampling
+from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 from lm_eval_embednoise.store.store import Store, Stored, digest
 from lm_eval_embednoise.study.plan import parse_arguments
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
     from lm_eval_embednoise.engine.jobs import Job
     from lm_eval_embednoise.engine.sampler import Sampler
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
@@ -32,7 +34,7 @@ examples:
   # with the hidden states after every block, before and after the noise, for probes
   embednoise regenerate 1447e2fa --store runs/store --activations sample.npz
 
-  # the model lies elsewhere on this machine
+  # the model is in another folder on this machine
   embednoise regenerate 1447e2fa --store runs/store --model_args pretrained=/models/qwen
 """
 
@@ -102,9 +104,9 @@ def regenerate(
     """Make a stored sample again.
 
     Args:
-        store: where the sample stands.
+        store: the store that has the sample.
         row: the sample.
-        model_args: instead of those the run was given, for a model that lies elsewhere.
+        model_args: instead of those the run was given, for a model in another folder.
 
     Raises:
         ValueError: an imported sample, or a model whose settings are not those of the key; names
@@ -174,12 +176,12 @@ def activations(made: Regenerated) -> dict[str, Any]:
         soft=sampler.runner.soft_prompts.vectors([pair]),
         soft_start=job.soft_starts(1, device),
     )
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
 
     def note(moment: str) -> Any:
         def act(site: str, hidden: torch.Tensor) -> torch.Tensor:
             name = f"{site}.{moment}" if site in perturbation.sites else site
-            found[name] = hidden[0].detach().float().cpu().clone()
+            tensors[name] = hidden[0].detach().float().cpu().clone()
             return hidden
 
         return act
@@ -192,9 +194,9 @@ def activations(made: Regenerated) -> dict[str, Any]:
         hooked(sampler.runner.model, tuple(perturbation.sites), note("post_noise"), blocks),
     ):
         sampler.runner.forward(ids, DynamicCache())
-    found["token_ids"] = ids[0].cpu()
-    found["prompt_length"] = torch.tensor([length])
-    return found
+    tensors["token_ids"] = ids[0].cpu()
+    tensors["prompt_length"] = torch.tensor([length])
+    return tensors
 
 
 def save(tensors: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Attention of decoding rows: over a prompt that rows share, and over the entries of their own.
+"""Attention of decoding rows: over a prompt that rows share, and over their own entries.
 
 K samples of a problem see one prompt. Their keys and values are kept once: the queries of all rows
 attend to them as one matrix product, then to their own entries, and the two results are merged
@@ -13,19 +13,28 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lm_eval_embednoise import kernels
+from lm_eval_embednoise.kernels import build
+from lm_eval_embednoise.kernels.attention import (
+    attend,
+    attend_prompt,
+    columns,
+    in_slots,
+    merged,
+    softmax_attention,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 NAME = "embednoise_rows"
-_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 class View(Protocol):
@@ -41,7 +50,7 @@ class View(Protocol):
         """The shared prompts; together their rows are all rows, each once."""
 
     def order(self) -> Tensor | None:
-        """Where each row stands in the concatenation of the prompts' rows; None for in order."""
+        """Where each row is in the concatenation of the prompts' rows; None for in order."""
 
 
 class Shared:
@@ -56,8 +65,8 @@ class Shared:
 
     @functools.cached_property
     def columns(self) -> Tensor:
-        """The keys as `kernels.attend_prompt` reads them."""
-        return kernels.columns(self.keys)
+        """The keys as `attend_prompt` reads them."""
+        return columns(self.keys)
 
 
 class Part(NamedTuple):
@@ -93,8 +102,8 @@ def supported(model: nn.Module) -> bool:
 
 def configs(model: nn.Module) -> list[Any]:
     """The configuration objects in which the model's modules look up their attention."""
-    found = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    return [c for c in found.values() if hasattr(c, "_attn_implementation_internal")]
+    by_id = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    return [c for c in by_id.values() if hasattr(c, "_attn_implementation_internal")]
 
 
 @contextmanager
@@ -102,7 +111,7 @@ def serving(where: list[Any], view: View) -> Iterator[None]:
     """Within the context the model's attention is this module's, over `view`.
 
     Args:
-        where: what `configs` found.
+        where: the configuration objects, from `configs`.
         view: the rows of the passes to come.
     """
     before = [config._attn_implementation_internal for config in where]
@@ -136,11 +145,12 @@ def rows_attention(
         query: [rows, query_heads, new, head_dim].
         key: [rows, heads, width, head_dim], each row's own entries with the new ones.
         value: [rows, heads, width, value_dim].
-        attention_mask: ignored; the active view knows what is seen.
+        attention_mask: ignored; the active view says what is seen.
         scaling: factor on the scores; 1/√head_dim by default.
         sliding_window: how many entries back a query sees, itself included; None for all.
         softcap: scores are softcap · tanh(score / softcap) (Gemma 2).
         s_aux: [query_heads], logits of attention sinks (GPT-OSS).
+        **kwargs: of other attention functions; ignored.
 
     Returns:
         [rows, new, query_heads, value_dim], and None for the weights.
@@ -186,8 +196,11 @@ def over_rows(
         view: what else the rows see.
         layer: number of the layer.
         q: [rows, heads, group · new, head_dim], the queries of a key head.
-        key, value: [rows, heads, width, head_dim or value_dim], own entries.
-        scale, window, softcap: see `rows_attention`.
+        key: [rows, heads, width, head_dim], own entries.
+        value: [rows, heads, width, value_dim].
+        scale: factor on the scores.
+        window: see `rows_attention`.
+        softcap: see `rows_attention`.
         new: new entries a row.
         group: query heads a key head; needed only where new > 1.
         compiled: by torch.compile.
@@ -197,12 +210,12 @@ def over_rows(
         [rows, heads, group · new, value_dim], and the float32 log-sum-exps, None without.
     """
     parts = view.prompts(layer)
-    own = softcap is None and not compiled and kernels.serve(q, key, value)
-    if own and kernels.in_slots(key, value):
+    own = softcap is None and not compiled and build.serve("step", q, key, value)
+    if own and in_slots(key, value):
         lengths = view.lengths(window)
         if lengths is not None and all(part.mask(window) is None for part in parts):
             return by_kernels(parts, q.contiguous(), key, value, lengths, scale)
-    attended, merged = _functions(compiled)
+    attended, joined = _functions(compiled)
     mask = _grouped(view.own_mask(window, q, new), group)
     if q.is_cuda and not parts and not with_lse and softcap is None:
         return fused(q, key, value, mask, scale), None
@@ -214,79 +227,52 @@ def over_rows(
     if order is not None:
         order = order.to(other.device)
         other, other_lse = other[order], other_lse[order]
-    return merged(out, lse, other, other_lse)
-
-
-def _merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over two sets of entries together, from each one's result and log-sum-exps."""
-    share = torch.sigmoid(a_lse - b_lse)[..., None]
-    return torch.lerp(b.float(), a.float(), share).to(a.dtype), torch.logaddexp(a_lse, b_lse)
+    return joined(out, lse, other, other_lse)
 
 
 @functools.cache
 def _functions(compiled: bool) -> tuple[Any, Any]:
-    """`attend` and `_merge`, as they are or compiled: once for all layers and runs."""
-    return (torch.compile(attend), torch.compile(_merge)) if compiled else (attend, _merge)
+    """Softmax attention and merging, as they are or compiled: once for all layers and runs."""
+    if not compiled:
+        return softmax_attention, merged
+    return torch.compile(softmax_attention), torch.compile(merged)
 
 
 def by_kernels(
-    parts: list[Part], q: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float
+    parts: list[Part],
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    scale: float,
+    room: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`over_rows` for one new entry a row, by functions in C.
 
     Args:
         parts: the shared prompts, seen whole.
         q: [rows, heads, group, head_dim], contiguous.
-        key, value: see `kernels.in_slots`; [rows or more, heads, width, head_dim].
+        key: [rows or more, heads, width, head_dim], see `in_slots`.
+        value: the same.
         lengths: int64 [rows], how many of its own entries a row sees.
         scale: factor on the scores.
+        room: for what the rows see of their prompts, as `room_for` makes it.
     """
     if not parts:
-        return kernels.attend(q, key, value, lengths, scale)
-    prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
+        return attend(q, key, value, lengths, scale)
+    prompt = room or room_for(q)
     for rows, shared, _ in parts:
-        kernels.attend_prompt(q, shared.columns, shared.values, rows, scale, prompt)
-    return kernels.attend(q, key, value, lengths, scale, prompt)
+        attend_prompt(q, shared.columns, shared.values, rows, scale, prompt)
+    return attend(q, key, value, lengths, scale, prompt)
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention and the log-sum-exp of its scores.
-
-    Args:
-        q: [batch, heads, queries, head_dim].
-        k, v: [batch, heads, width, head_dim] and [batch, heads, width, value_dim].
-        mask: additive, broadcastable to [batch, 1, queries, width].
-        scale: factor on the scores.
-        softcap: see `rows_attention`.
-
-    Returns:
-        [batch, heads, queries, value_dim] in q's dtype and float32 [batch, heads, queries].
-    """
-    mask = None if mask is None else mask.to(q.device)
-    if q.device.type == "cpu" and softcap is None and q.shape[-1] == v.shape[-1]:
-        if mask is not None:
-            mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
-        out, lse = _flash_cpu(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
-        return out, lse
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if mask is not None:
-        scores = scores + mask
-    lse = scores.logsumexp(dim=-1)
-    weights = (scores - lse[..., None]).exp().to(v.dtype)
-    return torch.matmul(weights, v), lse
+def room_for(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for a result like q, [..., dim], and for its log-sum-exps."""
+    return torch.empty_like(q), q.new_empty(q.shape[:-1])
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """`attend` without the log-sum-exps, as PyTorch's own attention: one operation on a GPU."""
+    """Softmax attention without the log-sum-exps, as one operation of PyTorch's on a GPU."""
     if mask is not None:
         mask = mask.to(q.device).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
@@ -306,7 +292,7 @@ def _over_prompts(
     softcap: float | None,
     attended: Any,
 ) -> tuple[Tensor, Tensor]:
-    """What the rows see of their shared prompts, prompt after prompt, as `attend` returns it."""
+    """What the rows see of their shared prompts, prompt after prompt, with the log-sum-exps."""
     seen, scores = [], []
     for part in parts:
         chosen = q if part.rows is None else q[part.rows.to(q.device)]

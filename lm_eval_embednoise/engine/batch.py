@@ -1,30 +1,35 @@
 """The rows being decoded together: joining, choosing the next token, leaving.
 
-Row i of every per-row tensor and list stands in slot i of the cache. Rows that end leave holes,
+Row i of every per-row tensor and list is in slot i of the cache. Rows that end leave holes,
 which waiting rows take or the last rows move into.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from lm_eval_embednoise import kernels
 from lm_eval_embednoise.engine import attention
-from lm_eval_embednoise.engine.attention import Shared
 from lm_eval_embednoise.engine.choose import NO_TOKEN, choose
 from lm_eval_embednoise.engine.graphs import StepGraphs
-from lm_eval_embednoise.engine.jobs import Job, Row, Stop
 from lm_eval_embednoise.engine.prefill import Prepared, prefill_clean, prefill_noisy
-from lm_eval_embednoise.engine.runner import Runner
 from lm_eval_embednoise.engine.slots import SlotCache, decode_mask, seen
+from lm_eval_embednoise.kernels import build
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.inject import Rows, acting, mean_ratio, noise_keys
-from lm_eval_embednoise.noise.perturbation import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers.cache_utils import Cache
+
+    from lm_eval_embednoise.engine.attention import Shared
+    from lm_eval_embednoise.engine.jobs import Job, Row, Stop
+    from lm_eval_embednoise.engine.runner import Runner
+    from lm_eval_embednoise.engine.sampling import Sampling
 
 AHEAD = 8  # generated positions whose noise is drawn together: many small draws cost more
 
@@ -38,8 +43,8 @@ class Batch:
         stop: when rows end.
         score: keep the log-likelihood of every token, where decoding itself is clean.
         slots: rows decoded at a time.
-        columns: memory of each row, in entries of its own.
-        share: keep the entries of a prompt's clean head once for all its rows (the model's
+        columns: memory of each row, in own entries.
+        share: keep the entries of a prompt's shared beginning once for all its rows (the model's
             attention must be ours).
         fixed: every pass has `slots` rows and `columns` columns, whatever runs (`exact`).
         flat_mask: the model's attention is its own and takes a mask of [rows, columns].
@@ -67,7 +72,7 @@ class Batch:
         self.tokens = torch.zeros(slots, dtype=torch.int64, device=runner.device)
         self._prepared: dict[int, Prepared] = {}
         self._noisy_steps = runner.perturbation.perturbs_generated
-        self._ahead = self._noisy_steps and not kernels.serve(runner.embedding)
+        self._ahead = self._noisy_steps and not build.serve("draws", runner.embedding)
         self._may_end = None if stop.may_end is None else stop.may_end.tolist()
         self._graphs: StepGraphs | None = None
         self._membership_changed = True
@@ -134,7 +139,8 @@ class Batch:
             logits, measured = prefill_noisy(self.runner, self.cache, ready, noise, slots, tile)
             _add_up(new, measured)
         else:
-            assert ready.logits is not None and ready.entries is not None
+            assert ready.logits is not None
+            assert ready.entries is not None
             logits = ready.logits.expand(len(rows), -1)
             if not self.share:
                 self.cache.fill(slots, ready.entries)
@@ -181,7 +187,7 @@ class Batch:
                 yield row
 
     def close_up(self) -> None:
-        """Move the last rows into the free slots before them, so that rows stand together."""
+        """Move the last rows into the free slots before them, so that rows are contiguous."""
         if self.fixed:
             return
         keep = self.live
@@ -192,8 +198,8 @@ class Batch:
             source = torch.tensor(movers, device=self.tokens.device)
             target = torch.tensor(holes, device=self.tokens.device)
             self.cache.move(source, target, max(row.entered for row in moved))
-            for held in (self.tokens, *self.state.values()):
-                held[target] = held[source]
+            for tensor in (self.tokens, *self.state.values()):
+                tensor[target] = tensor[source]
             for hole, row in zip(holes, moved, strict=True):
                 self.rows[hole] = row
         del self.rows[keep:]
@@ -205,7 +211,7 @@ class Batch:
             self.cache.share(self._prompts())
         self._membership_changed = False
         count = self.slots if self.fixed else len(self.rows)
-        state = {name: held[:count] for name, held in self.state.items()}
+        state = {name: values[:count] for name, values in self.state.items()}
         positions = (state["offset"] + state["write"])[:, None]
         logits = self._enter(state, self.tokens[:count, None], positions)
         state["write"] += 1
@@ -282,17 +288,17 @@ class Batch:
     def _prompts(self) -> list[tuple[Tensor | None, list[Shared]]]:
         """The shared prompts of the present rows, and who sees which."""
         jobs = [row.job for row in self.rows if row is not None]
-        found: list[tuple[Tensor | None, list[Shared]]] = []
+        prompts: list[tuple[Tensor | None, list[Shared]]] = []
         for number in dict.fromkeys(jobs):
-            found.append((None, self._prepared[number].shared))
-        if len(found) > 1:
+            prompts.append((None, self._prepared[number].shared))
+        if len(prompts) > 1:
             of = torch.tensor(jobs, device=self.tokens.device)
             numbers = dict.fromkeys(jobs)
-            found = [
-                (torch.nonzero(of == number)[:, 0], held)
-                for number, (_, held) in zip(numbers, found, strict=True)
+            prompts = [
+                (torch.nonzero(of == number)[:, 0], shared)
+                for number, (_, shared) in zip(numbers, prompts, strict=True)
             ]
-        return found
+        return prompts
 
     def _streams(self, state: dict[str, Tensor]) -> Rows:
         """The rows' noise, at no positions yet."""
@@ -359,8 +365,8 @@ class Batch:
                 step, uniform = step[slots], state["uniform"][slots]
             step = step.clamp_max(uniform.shape[1] - 1)
             uniforms = uniform.gather(1, step[:, None])[:, 0]
-        found = choose(logits, self.sampling, uniforms)
-        tokens = found.clamp_min(0)  # a row without a token ends, but may run along once more
+        choices = choose(logits, self.sampling, uniforms)
+        tokens = choices.clamp_min(0)  # a row without a token ends, but may run along once more
         nlls: list[float] | None = None
         if self.score and runner.perturbation.plain:
             chosen = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
@@ -369,7 +375,7 @@ class Batch:
             self.tokens[: len(tokens)] = tokens
         else:
             self.tokens[slots] = tokens
-        listed = found.tolist()
+        listed = choices.tolist()
         for place, slot in enumerate(present):
             at = slot if slots is None else place
             row = self.rows[slot]

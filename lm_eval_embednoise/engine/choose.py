@@ -1,15 +1,18 @@
 """The next token of each row: the argmax, or the inverse distribution function at a uniform.
 
 Logits that are not numbers (overflow in half precision under a large dose) choose no token. The
-greatest logit shows it, and so does the sum of the probabilities: neither costs a pass of its own.
+greatest logit shows it, and so does the sum of the probabilities: neither costs an extra pass.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from lm_eval_embednoise.noise.perturbation import Sampling
+if TYPE_CHECKING:
+    from lm_eval_embednoise.engine.sampling import Sampling
 
 NO_TOKEN = -1
 
@@ -47,6 +50,6 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tenso
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     cumulative = probabilities.to(torch.float64).cumsum(dim=-1)
     total = cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
-    tokens = found.clamp_max(logits.shape[-1] - 1)
+    index = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
+    tokens = index.clamp_max(logits.shape[-1] - 1)
     return tokens.masked_fill(~total.isfinite(), NO_TOKEN)[:, 0]

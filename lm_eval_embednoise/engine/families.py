@@ -7,10 +7,12 @@ tests run.
 from __future__ import annotations
 
 from enum import Enum
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from lm_eval_embednoise.noise.model_parts import cache_kinds, decoder_config, find_owner
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def cache_layers(model: nn.Module) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def check_exact(model: nn.Module) -> None:
             )
 
 
-# Families whose rows can have columns of their own in the cache: a row that ends makes room for
+# Families whose rows can have separate columns in the cache: a row that ends makes room for
 # another at once. The conformance test runs each of them; all others decode padded.
 # fmt: off
 ROWS = frozenset({
@@ -82,7 +84,7 @@ ROWS = frozenset({
     "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu",
 })
 # fmt: on
-# Of these, families that make biases or masks of their own from a mask of [rows, columns].
+# Of these, families that make their biases or masks themselves from a mask of [rows, columns].
 FLAT_MASK = frozenset({"bloom", "falcon"})
 
 
@@ -101,7 +103,7 @@ def attends_to_entries(model: nn.Module) -> bool:
 class Decoding(Enum):
     """How rows are decoded together."""
 
-    ROWS = "rows with columns of their own"
+    ROWS = "rows with separate columns"
     FLAT_MASK = "the same, under a mask of [rows, columns]"
     PADDED = "left-padded, rows begin together"
 

@@ -3,7 +3,7 @@
 A GPU is through with a step of a hundred rows before Python has asked for its operations. So the
 step is recorded once for a number of rows and of columns, and replayed from then on: what it reads
 is copied into the tensors that it was recorded with. Rows and columns are rounded up, so that few
-recordings serve a run; the rows that fill up decode token 0 in slots that nobody uses.
+recordings serve a run; the rows that fill up decode token 0 in slots that no row uses.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lm_eval_embednoise.engine.slots import SlotCache
 from lm_eval_embednoise.noise.inject import Rows, acting
-from lm_eval_embednoise.noise.perturbation import Perturbation
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.engine.lean import Lean
+    from lm_eval_embednoise.engine.slots import SlotCache
+    from lm_eval_embednoise.noise.perturbation import Perturbation
 
 COLUMNS = 128  # recorded numbers of columns are multiples of it
 FEWEST = 8  # rows of a recording
@@ -63,7 +63,8 @@ class StepGraphs:
         """Run a decode step of the first rows of the cache.
 
         Args:
-            ids, positions: int64 [rows, 1].
+            ids: int64 [rows, 1].
+            positions: int64 [rows, 1].
             write: int64 [rows], where each row's new entry goes.
             width: columns in use then.
             noise: site → float32 [rows, 1, dim].
@@ -75,9 +76,9 @@ class StepGraphs:
         count = len(ids)
         rows, columns = rounded(count, self._cache.slots, width, self._cache.columns)
         given = [(self._ids, ids), (self._positions, positions), (self._write, write)]
-        for held, new in [*given, *((self._noise[site], noise[site]) for site in self._noise)]:
-            held[:count] = new
-            held[count:rows] = 0
+        for recorded, new in [*given, *((self._noise[site], noise[site]) for site in self._noise)]:
+            recorded[:count] = new
+            recorded[count:rows] = 0
         if (rows, columns) not in self._recorded:
             self._recorded[rows, columns] = self._record(rows, columns)
         graph, logits, measured = self._recorded[rows, columns]

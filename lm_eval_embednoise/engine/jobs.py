@@ -1,15 +1,18 @@
-"""What the engine is asked for and what it gives: jobs, samples, when they end; rows under way.
+"""What goes into the engine and comes out of it: jobs, samples, when they end; rows under way.
 
 A job is one problem and the samples wanted of it. A row is a sample being decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Sample:
         job: index of the job in the call.
         index: the sample index, as in `Job.samples`.
         ids: generated token ids without the end token, with those that spell the stop string.
-        kept: how many of `ids` stand wholly before the stop string; all of them without one.
+        kept: how many of `ids` are wholly before the stop string; all of them without one.
         finish_reason: "end_token", "stop_string", "length", "prompt_too_long", or "numeric": the
             logits after `ids` were not numbers, so no token could be chosen.
         nll: summed negative log-likelihood of `ids[:kept]` under the clean model in nats; None if
@@ -81,7 +84,7 @@ class Stop:
     Attributes:
         end_tokens: ids that end a text.
         may_end: bool [vocab], tokens that can complete a stop string; the others skip the check.
-        kept: given the generated ids and the clean prompt's, how many of the first stand before a
+        kept: given the generated ids and the clean prompt's, how many of the first are before a
             stop string, or None without one.
     """
 
@@ -97,10 +100,10 @@ class Row:
     Attributes:
         job: index of its job.
         index: its sample index.
-        copies: all sample indices it stands for (several when their work is identical).
+        copies: all sample indices it serves (several when their work is identical).
         limit: most tokens it may generate.
         ids: generated so far.
-        kept: how many of `ids` stand before a stop string, once there is one.
+        kept: how many of `ids` are before a stop string, once there is one.
         nlls: clean negative log-likelihood of each of `ids`, where decoding itself is clean.
         finish_reason: why it ended, as in `Sample`; empty while it hasn't.
         rho: site → measured ‖ε‖/‖h‖.

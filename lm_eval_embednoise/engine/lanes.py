@@ -42,7 +42,7 @@ def threads(alone: bool) -> Iterator[None]:
 
 
 def run_lanes(lanes: Sequence[Callable[[Stopped], Iterator[Item]]]) -> Iterator[Item]:
-    """The items of all iterators as they come, each iterator run by a thread of its own.
+    """The items of all iterators as they come, each iterator run by its own thread.
 
     PyTorch's own threads are switched off meanwhile. Each lane is given a function that says
     whether it should end: after an error elsewhere, or an interrupt.
@@ -50,7 +50,7 @@ def run_lanes(lanes: Sequence[Callable[[Stopped], Iterator[Item]]]) -> Iterator[
     Raises:
         Whatever a lane raises.
     """
-    found: queue.SimpleQueue[object] = queue.SimpleQueue()
+    results: queue.SimpleQueue[object] = queue.SimpleQueue()
     stop = threading.Event()
     before = torch.get_num_threads()
 
@@ -60,12 +60,12 @@ def run_lanes(lanes: Sequence[Callable[[Stopped], Iterator[Item]]]) -> Iterator[
         try:
             with torch.inference_mode():
                 for item in lane(stop.is_set):
-                    found.put(item)
+                    results.put(item)
                     if stop.is_set():
                         break
-            found.put(_DONE)
+            results.put(_DONE)
         except BaseException as error:
-            found.put(_Failure(error))
+            results.put(_Failure(error))
 
     workers = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
     try:
@@ -73,7 +73,7 @@ def run_lanes(lanes: Sequence[Callable[[Stopped], Iterator[Item]]]) -> Iterator[
             worker.start()
         running = len(workers)
         while running:
-            item = found.get()
+            item = results.get()
             if item is _DONE:
                 running -= 1
             elif isinstance(item, _Failure):

@@ -3,7 +3,7 @@
 Decoding one token a row is bound by the number of operations more than by their size: transformers'
 blocks take some 55 each. For the plainest and commonest architecture (Llama, DeepSeek-Coder, Qwen2,
 Mistral; ordinary linear layers, one device) the same arithmetic on the same weights takes 19, or 10
-with functions in C; these also shorten the prefill of prompts, each with noise of its own. Every
+with functions in C; these also shorten the prefill of prompts, each with its own noise. Every
 other model, and any with hooks, adapters, quantized or other layers, is run by its own forward:
 lean_checks.py looks. For a run the weights are laid out for speed; afterwards they are as before.
 """
@@ -16,26 +16,29 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm_eval_embednoise import kernels
 from lm_eval_embednoise.engine import attention
-from lm_eval_embednoise.engine.attention import Shared
 from lm_eval_embednoise.engine.lean_checks import CLASSES, ROUNDING, deviation, obstacle
-from lm_eval_embednoise.engine.slots import SlotCache
 from lm_eval_embednoise.engine.weights import Linear, SideBySide
-from lm_eval_embednoise.noise.inject import Act
+from lm_eval_embednoise.kernels import build, step
+from lm_eval_embednoise.kernels.attention import attend_causal, attend_prompt, serve_heads
 from lm_eval_embednoise.noise.perturbation import EMBED
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.engine.attention import Shared
+    from lm_eval_embednoise.engine.slots import SlotCache
+    from lm_eval_embednoise.noise.inject import Act
 
 Sites = Set[str]
 
 log = logging.getLogger(f"lm_eval.{__name__}")
-# Of each model, what was said of it, and the ways to run it whose trial it has passed.
-_said: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+# Of each model, what was logged about it, and the ways to run it whose trial it has passed.
+_logged: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 _passed: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
@@ -79,14 +82,14 @@ class _Block(NamedTuple):
 class Lean:
     """The model's passes over a `SlotCache`, within `ready`.
 
-    Their small operations are `kernels`' where those serve. Elsewhere there is the decode step
-    alone, in PyTorch's operations; compiled, PyTorch's own compiler fuses what stands before
-    attention, attention, and what stands behind it.
+    Their small operations are those of kernels/ where these serve. Elsewhere there is the decode
+    step alone, in PyTorch's operations; compiled, PyTorch's own compiler fuses what comes before
+    attention, attention, and what comes after it.
     """
 
     embedding: Tensor
     norm: _Norm
-    head: Linear
+    lm_head: Linear
     like: tuple[Tensor, Tensor]
 
     def __init__(self, model: Any, compiled: bool = False, in_c: bool = True) -> None:
@@ -99,7 +102,7 @@ class Lean:
         windows = any(
             _window(block.self_attn, model.config) is not None for block in model.model.layers
         )
-        self.suits_kernels = in_c and not compiled and not windows and kernels.serve_heads(self.dim)
+        self.suits_kernels = in_c and not compiled and not windows and serve_heads(self.dim)
 
     @classmethod
     def of(cls, model: Any, compiled: bool = False, in_c: bool = True) -> Lean | None:
@@ -110,7 +113,7 @@ class Lean:
         Args:
             model: a causal LM.
             compiled: by torch.compile, in its first steps; meant for GPUs.
-            in_c: False for PyTorch's operations even where `kernels` serve.
+            in_c: False for PyTorch's operations even where those in C serve.
         """
         if (why := obstacle(model)) is not None:
             _say(model, why)
@@ -146,7 +149,7 @@ class Lean:
         config, body = self.model.config, self.model.model
         self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
         self.norm = _Norm.of(body.norm)
-        self.head = weights.join(self.model.lm_head)
+        self.lm_head = weights.join(self.model.lm_head)
         self.like = (self.embedding.new_empty(0, self.kv_heads, 1, self.dim),) * 2
         for block in body.layers:
             self.blocks.append(_Block.of(block, config, weights))
@@ -168,19 +171,19 @@ class Lean:
             return None
         plain = copy.copy(self)  # what is compiled is the same, and compiling takes long
         plain.compiled, (plain.before, plain.behind) = False, _halves(False)
-        found, most = deviation(self.model, plain), ROUNDING[self.embedding.dtype]
-        if found <= most:
+        difference, most = deviation(self.model, plain), ROUNDING[self.embedding.dtype]
+        if difference <= most:
             _passed[self.model].add(way)
             return None
         return (
-            f"its own logits differ from the short step's by {found:.2g} of their standard "
+            f"its own logits differ from the short step's by {difference:.2g} of their standard "
             f"deviation (rounding explains {most:g}), so something in its code was replaced"
         )
 
     @property
     def in_c(self) -> bool:
-        """Whether `kernels` serve, so that prompts can be prefilled here as well."""
-        return self.suits_kernels and kernels.serve(self.embedding)
+        """Whether functions in C serve, so that prompts can be prefilled here as well."""
+        return self.suits_kernels and build.serve("step", self.embedding)
 
     def step(
         self,
@@ -194,7 +197,7 @@ class Lean:
 
         Args:
             ids: int64 [rows, 1].
-            cache: told where to write; its prompts are seen.
+            cache: `write_at` has been called; its prompts are seen.
             positions: int64 [rows, 1].
             act: replaces the vectors [rows, 1, dim] at the sites.
             sites: "embed", "block.<k>".
@@ -207,15 +210,19 @@ class Lean:
             x = act(EMBED, x)
         cos, sin = self.rotary(x, positions)  # [rows, 1, head_dim]
         x, in_c, lengths = x[:, 0], self.in_c, cache.write + 1
-        if not in_c:
-            half = self.dim // 2
-            sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        if in_c:
+            cos, sin = cos[:, 0], sin[:, 0]
+        else:
+            sin = step.signed(sin)
+        room: tuple[Tensor, Tensor] | None = None  # one for all blocks
         for number, block in enumerate(self.blocks):
             if in_c:
-                held = cache.slot_layers[number].memory(*self.like)
-                q = self._entered(x, block, cos, sin, held, cache.write)
+                memory = cache.slot_layers[number].memory(*self.like)
+                q = _entered(x, block, cos, sin, memory, cache.write)
                 prompts = cache.prompts(number)
-                mixed, _ = attention.by_kernels(prompts, q, *held, lengths, block.scaling)
+                if prompts and room is None:
+                    room = attention.room_for(q)
+                mixed, _ = attention.by_kernels(prompts, q, *memory, lengths, block.scaling, room)
                 x = _behind_in_c(x, mixed.view(len(x), -1), block)
             else:
                 x = self._in_pytorch(number, block, x, cos, sin, cache)
@@ -234,15 +241,16 @@ class Lean:
         sites: Sites = frozenset(),
         replaced: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Run prompts, whose entries go to the head of slots. Where `in_c`.
+        """Run prompts, whose entries go to the first columns of slots. Only where `in_c`.
 
         Args:
             ids: int64 [rows, length].
             cache: gets the entries.
             slots: int64 [rows]; rows of one slot must be equal.
             at: int64 [rows], which of the ids' logits are wanted; None for all.
-            shared: of each block, what stands before the ids and is seen by all rows.
-            act, sites: see `step`; vectors are [rows, length, dim].
+            shared: of each block, what comes before the ids and is seen by all rows.
+            act: see `step`; vectors are [rows, length, dim].
+            sites: see `step`.
             replaced: what becomes of the tokens' vectors, [rows, length, dim], before all else.
 
         Returns:
@@ -260,17 +268,15 @@ class Lean:
         write, where = columns.repeat(rows), slots.repeat_interleave(length)
         x = x.view(rows * length, -1)
         for number, block in enumerate(self.blocks):
-            held = cache.slot_layers[number].memory(*self.like)
-            q = self._entered(x, block, cos, sin, held, write, where)
+            memory = cache.slot_layers[number].memory(*self.like)
+            q = _entered(x, block, cos, sin, memory, write, where)
             prompt = None
             if shared:
-                prompt = (torch.empty_like(q), q.new_empty(q.shape[:3]))
-                held_once = shared[number]
-                kernels.attend_prompt(
-                    q, held_once.columns, held_once.values, None, block.scaling, prompt
-                )
+                prompt = attention.room_for(q)
+                prefix = shared[number]
+                attend_prompt(q, prefix.columns, prefix.values, None, block.scaling, prompt)
             q = q.view(rows, length, *q.shape[1:])
-            mixed = kernels.attend_causal(q, held, slots, block.scaling, prompt)
+            mixed = attend_causal(q, memory, slots, block.scaling, prompt)
             x = _behind_in_c(x, mixed.view(rows * length, -1), block)
             if act is not None and (site := f"block.{number}") in sites:
                 x = act(site, x.view(rows, length, -1)).view(rows * length, -1)
@@ -280,21 +286,7 @@ class Lean:
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(_norm(x, self.norm), self.head.weight, self.head.bias)
-
-    def _entered(
-        self,
-        x: Tensor,
-        block: _Block,
-        cos: Tensor,
-        sin: Tensor,
-        held: tuple[Tensor, Tensor],
-        write: Tensor,
-        slots: Tensor | None = None,
-    ) -> Tensor:
-        """Queries of [rows, hidden]; keys and values go to memory: see `kernels.enter`."""
-        n = kernels.rms_norm(x, *block.before_attention)
-        return kernels.enter(_linear(n, block.qkv), cos, sin, write, held, slots)
+        return F.linear(_norm(x, self.norm), self.lm_head.weight, self.lm_head.bias)
 
     def _in_pytorch(
         self, number: int, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, cache: SlotCache
@@ -309,11 +301,25 @@ class Lean:
         return self.behind(x, mixed.reshape(len(x), -1), block)
 
 
+def _entered(
+    x: Tensor,
+    block: _Block,
+    cos: Tensor,
+    sin: Tensor,
+    memory: tuple[Tensor, Tensor],
+    write: Tensor,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """Queries of [rows, hidden]; keys and values go to memory: see kernels/step.py."""
+    n = step.rms_norm(x, *block.before_attention)
+    return step.enter(_linear(n, block.qkv), cos, sin, write, memory, slots)
+
+
 def _behind_in_c(x: Tensor, mixed: Tensor, block: _Block) -> Tensor:
     """`_behind_attention`, its small operations in C."""
     x = _added(x, mixed, block.o)
-    n = kernels.rms_norm(x, *block.before_mlp)
-    return _added(x, kernels.silu_product(_linear(n, block.gate_up)), block.down)
+    n = step.rms_norm(x, *block.before_mlp)
+    return _added(x, step.silu_product(_linear(n, block.gate_up)), block.down)
 
 
 def _before_attention(
@@ -321,29 +327,24 @@ def _before_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [rows, kv_heads, group, head_dim], keys and values [rows, kv_heads, 1, head_dim].
 
-    The first half of `sin` comes negated.
+    `sin` is what `step.signed` makes of the sines.
     """
-    qkv = _linear(_norm(x, block.before_attention), block.qkv).unflatten(-1, (-1, dim))
-    qk, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:, None]
-    # rotate_half(v) · sin is v rolled by half, times sin with its first half negated
-    qk = torch.addcmul(qk * cos, qk.roll(dim // 2, dims=-1), sin)
-    q, k = qk[:, :-kv_heads], qk[:, -kv_heads:, None]
-    return q.unflatten(1, (kv_heads, -1)), k, v
+    qkv = _linear(_norm(x, block.before_attention), block.qkv)
+    return step.split(qkv, cos, sin, kv_heads, dim)
 
 
 def _behind_attention(x: Tensor, mixed: Tensor, block: _Block) -> Tensor:
     """The block's end, from attention's result [rows, heads · head_dim]."""
     x = _added(x, mixed, block.o)
     n = _norm(x, block.before_mlp)
-    gate, up = _linear(n, block.gate_up).chunk(2, dim=-1)
-    return _added(x, F.silu(gate) * up, block.down)
+    return _added(x, step.silu_product_torch(_linear(n, block.gate_up)), block.down)
 
 
 def _say(model: nn.Module, why: str) -> None:
     """Log why a model of a class that is served runs its own forward: once for each reason."""
     name = type(model).__name__
-    if name in CLASSES and why not in _said.setdefault(model, set()):
-        _said[model].add(why)
+    if name in CLASSES and why not in _logged.setdefault(model, set()):
+        _logged[model].add(why)
         log.info("%s is decoded by its own forward, not by the short step: %s", name, why)
 
 
@@ -356,7 +357,7 @@ def _halves(compiled: bool) -> tuple[Any, Any]:
 
 
 def _norm(x: Tensor, norm: _Norm) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
+    return step.rms_norm_torch(x, *norm)
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:
@@ -367,7 +368,7 @@ def _linear(x: Tensor, linear: Linear) -> Tensor:
 
 
 def _added(x: Tensor, y: Tensor, linear: Linear) -> Tensor:
-    """x + linear(y)"""
+    """The residual sum x + linear(y)."""
     if linear.bias is not None:
         return x + _linear(y, linear)
     return torch.addmm(x, y, linear.transposed)

@@ -58,14 +58,14 @@ def obstacle(model: nn.Module) -> str | None:
         part = re.sub(r"\d+", "*", name)
         expected = PARTS.get(part)
         missing.pop(part, None)
-        found = f"{name or 'the model'} ({type(module).__name__})"
+        where = f"{name or 'the model'} ({type(module).__name__})"
         if expected is None:
-            return f"{found} is not part of the architecture"
+            return f"{where} is not part of the architecture"
         if not _is(type(module), expected, family, kind.__module__):
             wanted = expected.format(family) if isinstance(expected, str) else expected.__name__
-            return f"{found} is not {wanted} itself"
+            return f"{where} is not {wanted} itself"
         if (why := _changed(module)) is not None:
-            return f"{found} {why}"
+            return f"{where} {why}"
     if missing:
         return f"it has no {next(iter(missing))}"
     return _elsewhere(model)
@@ -101,7 +101,7 @@ def _changed(module: nn.Module) -> str | None:
 
 
 def _elsewhere(model: nn.Module) -> str | None:
-    """What stands in the way outside of single modules."""
+    """What prevents the short passes outside of single modules."""
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "a hook on all modules is registered"
     kinds = {(p.device, p.dtype) for p in model.parameters()}

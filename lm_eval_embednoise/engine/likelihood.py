@@ -1,11 +1,13 @@
-"""What the clean model makes of generated texts: their log-likelihood after the clean prompt."""
+"""The log-likelihood of generated texts under the clean model, after the clean prompt."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,8 +21,13 @@ from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
 from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.slots import SlotCache
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lm_eval_embednoise.engine.jobs import Job, Sample
+
 # By device: positions of a pass, so that products run at full speed and little is filled up, and
-# the most logits of one, of which several copies in float32 stand beside each other.
+# the most logits of one, of which several copies in float32 exist at once.
 TOKENS = {"cpu": 1 << 10, "cuda": 1 << 13}
 LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}
 BUCKET = (
@@ -31,6 +38,54 @@ BUCKET = (
 def unscorable(finish_reason: str | None, kept: int | None) -> bool:
     """Whether a sample has no clean log-likelihood, by how it ended: no token could be chosen."""
     return finish_reason == "prompt_too_long" or (finish_reason == "numeric" and not kept)
+
+
+def scored(
+    runner: Runner, jobs: Sequence[Job], samples: Iterable[Sample], rows: int
+) -> Iterator[list[Sample]]:
+    """Give finished samples their clean log-likelihoods.
+
+    All texts after one clean prompt are scored in one go and in sorted order once the last of them
+    is there, so that no digit depends on when a text was decoded and beside which others. Equal
+    texts are scored once. Samples that have a score already, or can't have one, don't wait.
+
+    Args:
+        runner: gives the model.
+        jobs: what the samples belong to; their `samples` are exactly those that will come.
+        samples: in any order.
+        rows: most rows of a pass.
+
+    Yields:
+        The samples that were scored together, or a single one that needed no scoring.
+    """
+    missing: Counter[tuple[int, ...]] = Counter()
+    for job in jobs:
+        missing[job.clean] += len(job.samples)
+    waiting: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        clean = jobs[sample.job].clean
+        if sample.nll is None and not unscorable(sample.finish_reason, sample.kept):
+            waiting.setdefault(clean, []).append(sample)
+        else:
+            yield [sample]
+        missing[clean] -= 1
+        if not missing[clean] and clean in waiting:
+            yield _with_nlls(runner, clean, waiting.pop(clean), rows)
+
+
+def _with_nlls(
+    runner: Runner, clean: tuple[int, ...], samples: list[Sample], rows: int
+) -> list[Sample]:
+    """The samples of one clean prompt, scored."""
+    own = [tuple(sample.ids[: sample.kept]) for sample in samples]
+    texts = sorted({text for text in own if text})
+    nlls: dict[tuple[int, ...], float | None] = {(): 0.0}
+    if texts:
+        nlls.update(zip(texts, clean_nll(runner, clean, texts, rows), strict=True))
+    return [
+        dataclasses.replace(sample, nll=nlls[text])
+        for sample, text in zip(samples, own, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -58,7 +113,7 @@ def _clean_nll(
     ((first, prompt),) = run_prompts(runner, [prompt_ids])
     room = runner.max_length - len(prompt_ids)
     passes = _passes(runner, texts, room, first.shape[-1], most_rows)
-    shared = [Shared(*held) for held in prompt]
+    shared = [Shared(*layer) for layer in prompt]
 
     def filled_up(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
         padded = [[*row, *[0] * (width - len(row))] for row in rows]
@@ -101,7 +156,7 @@ def _passes(
     Args:
         runner: says whether passes are `exact`.
         texts: generated ids.
-        room: positions that the model has behind the prompt; padding must not reach beyond.
+        room: positions that the model has after the prompt; padding must not reach beyond.
         vocabulary: logits a position.
         rows: most of a pass.
     """
@@ -130,7 +185,7 @@ def _passes(
 
 
 def _teacher_forced(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Tensor:
-    """Logits after each of the ids, [rows, pos, vocab], behind a prompt that all rows see."""
+    """Logits after each of the ids, [rows, pos, vocab], after a prompt that all rows see."""
     if runner.lean is not None and runner.lean.in_c:
         memory = SlotCache(len(prompt), len(ids), ids.shape[1], keep=False)
         return runner.lean.prefill(ids, memory, torch.arange(len(ids)), None, prompt)
@@ -143,8 +198,8 @@ def _teacher_forced(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Tensor
         serving = attention.serving(runner.attention_configs, cache)  # type: ignore[arg-type]
     else:
         cache = DynamicCache()
-        for number, held in enumerate(prompt):
-            keys, values = (part.repeat(len(ids), 1, 1, 1) for part in (held.keys, held.values))
+        for number, layer in enumerate(prompt):
+            keys, values = (part.repeat(len(ids), 1, 1, 1) for part in (layer.keys, layer.values))
             cache.update(keys, values, number)
     with runner.whole_model, serving:
         return runner.forward(ids, cache, positions, at=None)

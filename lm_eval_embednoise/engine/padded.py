@@ -1,13 +1,13 @@
-"""Decoding for models whose rows can't have columns of their own: rows leave, none joins midway.
+"""Decoding for models whose rows can't have separate columns: rows leave, none joins midway.
 
-The rows stand left-padded in transformers' own cache, under a mask of [rows, positions], as its
+The rows are left-padded in transformers' own cache, under a mask of [rows, positions], as its
 `generate` has them; those that end are dropped. When all have ended the next batch begins. It
-serves every model of which `families.decoding` doesn't know more.
+serves every model that `families.decoding` has no better way for.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
 from lm_eval_embednoise.engine.batch import Batch
-from lm_eval_embednoise.engine.slots import Entries
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.engine.slots import Entries
 
 
 class PaddedCache:
@@ -38,8 +40,8 @@ class PaddedCache:
     def move(self, source: Tensor, target: Tensor, width: int) -> None:
         """Copy rows over others, whole: their entries end in one column."""
         for layer in self._layers():
-            for held in (layer.keys, layer.values):
-                held[target.to(held.device)] = held[source.to(held.device)]
+            for part in (layer.keys, layer.values):
+                part[target.to(part.device)] = part[source.to(part.device)]
 
     def wipe(self, slot: int) -> None:
         """Nothing: no other row takes this one's place."""
@@ -53,14 +55,14 @@ class PaddedCache:
     def _layers(self) -> list[Any]:
         """The layers of all rows' entries, put together from the prefills if they aren't yet."""
         if not self._together.layers:
-            width = max(held[0][0].shape[2] for _, held in self._prefilled)
+            width = max(prefilled[0][0].shape[2] for _, prefilled in self._prefilled)
             for number in range(len(self._prefilled[0][1])):
                 keys: list[Tensor] = []
                 values: list[Tensor] = []
                 for rows, prefilled in self._prefilled:
-                    for found, held in zip((keys, values), prefilled[number], strict=True):
-                        padded = pad(held, (0, 0, width - held.shape[2], 0))
-                        found.append(padded.expand(rows, -1, -1, -1))
+                    for parts, part in zip((keys, values), prefilled[number], strict=True):
+                        padded = pad(part, (0, 0, width - part.shape[2], 0))
+                        parts.append(padded.expand(rows, -1, -1, -1))
                 self._together.update(torch.cat(keys), torch.cat(values), number)
         return self._together.layers
 

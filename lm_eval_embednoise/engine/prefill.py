@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,15 +12,19 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
-from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.lanes import threads
-from lm_eval_embednoise.engine.runner import Runner
 from lm_eval_embednoise.engine.shared_prefix import SharedPrefixCache
 from lm_eval_embednoise.engine.slots import Entries, SlotCache, entries
 from lm_eval_embednoise.noise.inject import Rows, acting
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lm_eval_embednoise.engine.jobs import Job
+    from lm_eval_embednoise.engine.runner import Runner
+
 PASS_TOKENS = 8192  # positions of one pass
-LEAN_TOKENS = 2048  # the same in C: what lies between its operations should fit a core's caches
+LEAN_TOKENS = 2048  # the same in C: its intermediate results should fit a core's caches
 FILLED_UP = 1.2  # how many times their own positions prompts of unequal length may take in a pass
 
 
@@ -37,7 +41,7 @@ class Prepared:
         shared_len: positions of the prompt that were prefilled once for all rows, or are about to
             be.
         entries: their keys and values.
-        shared: the same as rows see them that keep none of their own.
+        shared: the same for rows that don't keep a copy.
         logits: float32 [1, vocab] after them.
     """
 
@@ -65,9 +69,9 @@ def prefill_clean(runner: Runner, jobs: list[Prepared], alone: bool) -> None:
 
     def run() -> None:
         prompts = [ready.job.prompt_ids[: ready.shared_len] for ready in together]
-        for ready, (logits, found) in zip(together, run_prompts(runner, prompts), strict=True):
-            ready.logits, ready.entries = logits, found
-            ready.shared = [Shared(*held) for held in found]
+        for ready, (logits, prefilled) in zip(together, run_prompts(runner, prompts), strict=True):
+            ready.logits, ready.entries = logits, prefilled
+            ready.shared = [Shared(*layer) for layer in prefilled]
 
     for ready in sorted(jobs, key=lambda ready: ready.shared_len):
         real, padded = real + ready.shared_len, (len(together) + 1) * ready.shared_len
@@ -82,8 +86,8 @@ def prefill_clean(runner: Runner, jobs: list[Prepared], alone: bool) -> None:
 def run_prompts(runner: Runner, prompts: Sequence[Sequence[int]]) -> list[tuple[Tensor, Entries]]:
     """Run prompts in one pass: of each the logits after it, float32 [1, vocab], and its entries.
 
-    Behind its end a shorter one is filled up with tokens that nothing before them sees, and whose
-    entries are dropped.
+    A shorter one is padded at its end, with tokens that nothing before them sees and whose entries
+    are dropped.
     """
     lengths = [len(ids) for ids in prompts]
     padded = [[*ids, *[ids[-1]] * (max(lengths) - len(ids))] for ids in prompts]
@@ -93,16 +97,16 @@ def run_prompts(runner: Runner, prompts: Sequence[Sequence[int]]) -> list[tuple[
         at = torch.tensor(lengths) - 1
         with threads(alone=False):
             logits = runner.lean.prefill(tokens, cache, torch.arange(len(prompts)), at)
-        found = entries(cache)
+        layers = entries(cache)
     else:
         last, prefilled = sorted(set(lengths)), DynamicCache()
         with runner.whole_model, threads(alone=True):
             seen = runner.forward(tokens, prefilled, at=[length - 1 for length in last])
         logits = torch.stack([seen[row, last.index(n)] for row, n in enumerate(lengths)])
-        found = entries(prefilled)
+        layers = entries(prefilled)
     ones = [(slice(row, row + 1), slice(None), slice(n)) for row, n in enumerate(lengths)]
     return [
-        (of[None].float(), [(k[one].contiguous(), v[one].contiguous()) for k, v in found])
+        (of[None].float(), [(k[one].contiguous(), v[one].contiguous()) for k, v in layers])
         for of, one in zip(logits, ones, strict=True)
     ]
 
@@ -115,7 +119,7 @@ def prefill_noisy(
     slots: Tensor,
     tile: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run what stands behind the shared part of a job's prompt, with each row's own noise.
+    """Run what follows the shared part of a job's prompt, with each row's noise.
 
     Args:
         runner: gives the model and the noise.
@@ -142,25 +146,25 @@ def prefill_noisy(
         part = rows.chosen(chosen, positions.expand(len(chosen), -1))
         ids = tail.expand(len(chosen), -1)
         if lean is not None:
-            act, found = acting(runner.perturbation, part)
+            act, ratios = acting(runner.perturbation, part)
             at = torch.full((len(chosen),), length - 1)
             with threads(alone=False):
                 out = lean.prefill(
                     ids, cache, slots[chosen], at, ready.shared, act, measured.keys(), part.replaced
                 )
         else:
-            out, held, found = _tail_pass(runner, ready, part, ids)
-            cache.fill(slots[real], [(k[: len(real)], v[: len(real)]) for k, v in held])
+            out, new, ratios = _tail_pass(runner, ready, part, ids)
+            cache.fill(slots[real], [(k[: len(real)], v[: len(real)]) for k, v in new])
         logits.append(out[: len(real)].float())
         for site, sums in measured.items():
-            sums.append(found[site][: len(real)])
+            sums.append(ratios[site][: len(real)])
     return torch.cat(logits), {site: torch.cat(sums) for site, sums in measured.items()}
 
 
 def _tail_pass(
     runner: Runner, ready: Prepared, rows: Rows, ids: Tensor
 ) -> tuple[Tensor, Entries, dict[str, Tensor]]:
-    """The model's own forward behind the shared part.
+    """The model's own forward after the shared part.
 
     Returns:
         Logits after the prompt, the new entries, and site → what `inject.add_noise` measured.

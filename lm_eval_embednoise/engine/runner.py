@@ -1,16 +1,14 @@
-"""The model: what it can do, one pass of it, and what its noise needs to know of it."""
+"""The model: what it can do, one pass of it, and what its noise depends on."""
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.families import (
@@ -20,7 +18,6 @@ from lm_eval_embednoise.engine.families import (
     decoding,
     steady_positions,
 )
-from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.lanes import threads
 from lm_eval_embednoise.engine.lean import Lean
 from lm_eval_embednoise.engine.lean_checks import obstacle
@@ -30,6 +27,13 @@ from lm_eval_embednoise.noise.model_parts import find_blocks
 from lm_eval_embednoise.noise.perturbation import Perturbation, suggest
 from lm_eval_embednoise.noise.reference import References
 from lm_eval_embednoise.noise.soft_prompt import SoftPrompts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers.cache_utils import Cache
+
+    from lm_eval_embednoise.engine.jobs import Job
 
 DECODERS = ("auto", "torch", "model")
 EXACT_ROWS = 16  # rows of every pass of an exact run
@@ -71,7 +75,7 @@ class Runner:
         keeps_logits: its forward computes the logits of chosen positions only.
         references: norms m.
         soft_prompts: random soft prompts.
-        whole_model: held by a lane that runs the model's own forward, whose hooks are everybody's.
+        whole_model: a lock for the model's own forward, whose hooks all lanes share.
     """
 
     def __init__(
@@ -157,7 +161,7 @@ class Runner:
         Args:
             ids: int64 [rows, pos].
             cache: gets the new entries.
-            positions: int64 [rows, pos]; None means behind what the cache holds.
+            positions: int64 [rows, pos]; None means after what is in the cache.
             mask: additive 4-D mask; None means causal.
             at: the positions whose logits are wanted; None for all.
 
@@ -184,11 +188,11 @@ class Runner:
         return logits if at is None or kept else logits[:, list(at)]
 
     def perturbed(self, rows: Rows) -> AbstractContextManager[dict[str, Tensor]]:
-        """See `inject.running`; the model's hooks are everybody's, so hold `whole_model`."""
+        """See `inject.running`; all lanes share the model's hooks, so lock `whole_model`."""
         return running(self.model, self.perturbation, rows, self._list_name)
 
     def room(self, job: Job) -> int:
-        """How many tokens the model's length leaves behind a job's prompt; none if below 1."""
+        """How many tokens the model's length leaves after a job's prompt; none if below 1."""
         return 0 if job.too_long else self.max_length - len(job.prompt_ids)
 
     def shared_len(self, job: Job) -> int:

@@ -1,4 +1,4 @@
-"""Tokens in, tokens out: jobs to samples. Knows no text and no harness.
+"""Tokens in, tokens out: jobs to samples, without text and without the harness.
 
 K samples of a problem are one job. A prompt that the perturbation leaves alone is prefilled once
 for all of them, otherwise the K noisy prompts are prefilled as a batch; rows that finish make room
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,13 +20,19 @@ from lm_eval_embednoise.engine.choose import choose
 from lm_eval_embednoise.engine.families import Decoding
 from lm_eval_embednoise.engine.jobs import Job, Row, Sample, Stop
 from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
-from lm_eval_embednoise.engine.likelihood import clean_nll, unscorable
+from lm_eval_embednoise.engine.likelihood import clean_nll, scored, unscorable
 from lm_eval_embednoise.engine.padded import PaddedBatch
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.inject import Rows, mean_ratio, noise_keys
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 
-LANE_ROWS = 16  # fewest rows that are worth a lane of their own
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from lm_eval_embednoise.noise.perturbation import Perturbation
+
+LANE_ROWS = 16  # fewest rows that are worth a lane
 GREEDY = Sampling()
 SHARED_ROWS = 4  # rows a job on average from which a shared prompt pays
 SHARED_ON_GPU = 2  # most prompts in a batch up to which it pays on a GPU
@@ -94,19 +99,40 @@ class Sampler:
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
         """Generate all samples of all jobs, each given out as it finishes.
 
-        A sample whose clean log-likelihood needs a pass of its own comes when its job is complete.
-        Until the iterator ends or is closed, the model's weights may be laid out for speed.
+        A sample whose clean log-likelihood needs a separate pass comes once all texts after its
+        clean prompt are there. Until the iterator ends or is closed, the model's weights may be
+        laid out for speed.
         """
         with self.runner.ready():
-            yield from self._run(jobs)
+            for together in self.scored(jobs, self.generate(jobs)):
+                yield from together
 
-    def _run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
+    def scored(self, jobs: Sequence[Job], samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+        """Finished samples with their clean log-likelihoods, if these are wanted at all.
+
+        See `likelihood.scored`.
+        """
+        if self.perplexity:
+            yield from scored(self.runner, jobs, samples, self.batch_size)
+        else:
+            yield from ([sample] for sample in samples)
+
+    @torch.inference_mode()
+    def generate(self, jobs: Sequence[Job]) -> Iterator[Sample]:
+        """Generate all samples of all jobs, without a pass to score them.
+
+        They have a clean log-likelihood only where decoding itself is clean.
+        """
+        with self.runner.ready():
+            yield from self._generate(jobs)
+
+    def _generate(self, jobs: Sequence[Job]) -> Iterator[Sample]:
         self.runner.begin()
         waiting: deque[Row] = deque()
         known: dict[tuple[int, ...], int] = {}
         alike = [known.setdefault(job.clean, number) for number, job in enumerate(jobs)]
         # Longest first: rows of like length decode together, and time isn't underestimated.
-        # Jobs with one clean prompt stand together: their texts are scored together.
+        # Jobs with one clean prompt follow each other: their texts are scored together.
         for number in sorted(range(len(jobs)), key=lambda n: (-len(jobs[n].clean), alike[n])):
             job = jobs[number]
             room = self.runner.room(job)
@@ -126,32 +152,8 @@ class Sampler:
                 waiting = deque(row for row in waiting if row.job != first)
             else:
                 waiting = deque()
-            missing = Counter(alike[row.job] for row in together)
-            yield from self._scored(jobs, alike, missing, self._in_lanes(jobs, together))
-
-    def _scored(
-        self, jobs: Sequence[Job], alike: list[int], missing: Counter[int], rows: Iterator[Row]
-    ) -> Iterator[Sample]:
-        """Samples of finished rows; texts to be scored wait for all behind their clean prompt.
-
-        They are scored together and in an order of their own, so that who decoded them, and when,
-        doesn't show in the last digit.
-
-        Args:
-            jobs: all of them.
-            alike: of each job, the first that has its clean prompt.
-            missing: how many rows of all such jobs are to come.
-            rows: as they finish.
-        """
-        finished: dict[int, list[Row]] = {number: [] for number in missing}
-        for row in rows:
-            group = alike[row.job]
-            finished[group].append(row)
-            missing[group] -= 1
-            if missing[group] and self.perplexity and not self.perturbation.plain:
-                continue
-            done, finished[group] = finished[group], []
-            yield from self._samples(jobs, done)
+            for row in self._in_lanes(jobs, together):
+                yield from self._samples(jobs[row.job], row)
 
     def _in_lanes(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Row]:
         """Decode in one batch, or in several of fewer rows where that keeps more cores busy."""
@@ -250,32 +252,19 @@ class Sampler:
         entry = 2 * len(runner.blocks) * lean.kv_heads * lean.dim * runner.dtype.itemsize
         return slots * longest * entry > free // 2
 
-    def _samples(self, jobs: Sequence[Job], rows: list[Row]) -> Iterator[Sample]:
-        """Finished rows behind one clean prompt with their clean log-likelihoods."""
-        for done, nll in zip(rows, self._nlls(jobs[rows[0].job].clean, rows), strict=True):
-            std = self.runner.site_std(done.job, jobs[done.job])
-            for index in done.copies:
-                seconds = done.seconds if index == done.index else 0.0
-                yield Sample(
-                    done.job, index, list(done.ids), len(done.text_ids),
-                    done.finish_reason, nll, dict(done.rho), dict(std), seconds,
-                )  # fmt: skip
-
-    def _nlls(self, clean: tuple[int, ...], rows: list[Row]) -> list[float | None]:
-        """The clean log-likelihood of finished rows; equal texts are scored once."""
-        if not self.perplexity:
-            return [None] * len(rows)
-        scores: list[float | None]
-        if self.perturbation.plain:
-            scores = [sum(row.nlls[: row.kept]) for row in rows]
-        else:
-            texts = sorted({row.text_ids for row in rows if row.text_ids})
-            known = dict(zip(texts, self.clean_nll(clean, texts) if texts else [], strict=True))
-            scores = [known.get(row.text_ids, 0.0) for row in rows]
-        return [
-            None if unscorable(row.finish_reason, len(row.text_ids)) else score
-            for row, score in zip(rows, scores, strict=True)
-        ]
+    def _samples(self, job: Job, row: Row) -> Iterator[Sample]:
+        """A finished row's samples: several where their work was identical."""
+        nll = None
+        clean = self.perplexity and self.perturbation.plain
+        if clean and not unscorable(row.finish_reason, len(row.text_ids)):
+            nll = sum(row.nlls[: row.kept])
+        std = self.runner.site_std(row.job, job)
+        for index in row.copies:
+            seconds = row.seconds if index == row.index else 0.0
+            yield Sample(
+                row.job, index, list(row.ids), len(row.text_ids),
+                row.finish_reason, nll, dict(row.rho), dict(std), seconds,
+            )  # fmt: skip
 
     def clean_nll(
         self, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]

@@ -1,4 +1,4 @@
-"""A pass over several new entries a row, behind a prompt that all rows share."""
+"""A pass over several new entries a row, after a prompt that all rows share."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """Keys and values of the rows being decoded: rows of any length, which leave and join.
 
 Hugging Face's caches keep one length for all rows and grow at every step. Here row i writes its
-next entry at column `write[i]` of memory taken once. The prompt's entries either stand in front of
+next entry at column `write[i]` of memory taken once. The prompt's entries either come before
 the row's own, or, where K samples share a prompt, are kept once for all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,17 +17,21 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from lm_eval_embednoise.engine.attention import Part, Shared
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
 Entries = list[tuple[Tensor, Tensor]]  # for each layer keys and values, [rows, heads, pos, dim]
 
 
 def entries(cache: Cache) -> Entries:
     """What a prefill left in a cache of transformers'."""
-    found = []
+    kept = []
     for layer in cache.layers:
         assert isinstance(layer, CacheLayerMixin)
-        assert layer.keys is not None and layer.values is not None
-        found.append((layer.keys, layer.values))
-    return found
+        assert layer.keys is not None
+        assert layer.values is not None
+        kept.append((layer.keys, layer.values))
+    return kept
 
 
 class SlotLayer(CacheLayerMixin):
@@ -52,42 +56,44 @@ class SlotLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Store one new entry a row; return the columns in use, [rows, heads, width, head_dim]."""
         given = (key_states, value_states)
-        for held, new in zip(self.memory(*given), given, strict=True):
+        for memory, new in zip(self.memory(*given), given, strict=True):
             _, heads, _, dim = new.shape
-            where = self.cache.flat(heads).to(held.device)
-            held.view(-1, dim).index_copy_(0, where, new.reshape(-1, dim))
+            where = self.cache.flat(heads).to(memory.device)
+            memory.view(-1, dim).index_copy_(0, where, new.reshape(-1, dim))
         return self.used(len(key_states))
 
     def memory(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values, [slots, heads, columns, head_dim], made for entries like these."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         return self.keys, self.values
 
     def used(self, rows: int) -> tuple[Tensor, Tensor]:
         """The columns in use, [rows, heads, width, head_dim]."""
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         width = self.cache.width
         return self.keys[:rows, :, :width], self.values[:rows, :, :width]
 
     def fill(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Put prefilled entries, [slots or 1, heads, pos, head_dim], at the head of slots."""
-        for held, new in zip(self.memory(keys, values), (keys, values), strict=True):
-            held[slots.to(held.device), :, : new.shape[2]] = new
+        """Put prefilled entries, [slots or 1, heads, pos, head_dim], in slots' first columns."""
+        for memory, new in zip(self.memory(keys, values), (keys, values), strict=True):
+            memory[slots.to(memory.device), :, : new.shape[2]] = new
 
     def move(self, source: Tensor, target: Tensor, width: int) -> None:
         """Copy the first columns of rows `source` over those of rows `target`."""
-        for held in (self.keys, self.values):
-            if held is not None:
-                moved = held[source.to(held.device), :, :width]
-                held[target.to(held.device), :, :width] = moved
+        for memory in (self.keys, self.values):
+            if memory is not None:
+                moved = memory[source.to(memory.device), :, :width]
+                memory[target.to(memory.device), :, :width] = moved
 
     def wipe(self, slot: int) -> None:
         """Zero a row's entries: a mask hides a number from other rows, but not a NaN."""
-        for held in (self.keys, self.values):
-            if held is not None:
-                held[slot] = 0
+        for memory in (self.keys, self.values):
+            if memory is not None:
+                memory[slot] = 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.width, 0
@@ -126,7 +132,7 @@ class SlotCache(Cache):
             layer.wipe(slot)
 
     def fill(self, slots: Tensor, prefilled: Entries) -> None:
-        """Copy a prefill's entries to the head of rows; one prefilled row serves all of them."""
+        """Copy a prefill's entries to rows' first columns; one prefilled row serves all of them."""
         for mine, (keys, values) in zip(self.slot_layers, prefilled, strict=True):
             mine.fill(slots, keys, values)
 
@@ -139,8 +145,8 @@ class SlotCache(Cache):
         """Say which rows see which shared prompt: int64 [n] row numbers, None for all rows."""
         self._parts = [
             [
-                Part(rows, held[layer], self._prompt_mask(rows, held[layer].keys))
-                for rows, held in prompts
+                Part(rows, shared[layer], self._prompt_mask(rows, shared[layer].keys))
+                for rows, shared in prompts
             ]
             for layer in range(len(self.layers))
         ]
@@ -163,7 +169,7 @@ class SlotCache(Cache):
         self._masks: dict[object, Tensor | None] = {}
 
     def flat(self, heads: int) -> Tensor:
-        """Where the new entries stand in [slots · heads · columns]: int64 [rows · heads]."""
+        """Where the new entries go in [slots · heads · columns]: int64 [rows · heads]."""
         if heads not in self._flat:
             count = len(self.write) * heads
             line = torch.arange(count, device=self.write.device) * self.columns
@@ -224,7 +230,7 @@ def decode_mask(
     """Additive mask for one new entry a row: row i sees columns 0 to columns[i].
 
     Args:
-        columns: int64 [rows], where each row's new entry stands.
+        columns: int64 [rows], where each row's new entry is.
         width: columns in use.
         dtype: of the attention scores.
         window: how many entries back a row sees, the new one included; None for all.
@@ -240,7 +246,7 @@ def decode_mask(
 
 
 def seen(columns: Tensor, width: int) -> Tensor:
-    """int64 [rows, width]: 1 where a row has an entry, for models that make a mask of their own."""
+    """int64 [rows, width]: 1 where a row has an entry, for models that make masks themselves."""
     return (torch.arange(width, device=columns.device) <= columns[:, None]).long()
 
 

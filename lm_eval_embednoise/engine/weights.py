@@ -1,8 +1,8 @@
 """Linear layers of one input as one layer, for as long as a run takes.
 
 A product of one wide matrix is faster than several of narrow ones, and on a CPU its memory is
-better laid out input by input. So that nothing is held twice, the layers' weights become views of
-the joint memory meanwhile; `SideBySide.restore` gives each its own memory and layout back.
+better laid out input by input. So that no weight is stored twice, the layers' weights become views
+of the joint memory meanwhile; `SideBySide.restore` gives each its own memory and layout back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Linear(NamedTuple):
-    """One layer, or several whose outputs stand side by side.
+    """One layer, or several whose outputs are side by side.
 
     Attributes:
         weight: [outputs, inputs].
@@ -70,7 +70,7 @@ class SideBySide:
         return Linear(weight, bias, weight.t())
 
     def _alone(self, weight: Tensor) -> bool:
-        """Whether a weight has its memory to itself, as far as can be told."""
+        """Whether a weight has its memory to itself, as far as can be seen."""
         whole = weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
         return whole and self._owners[_storage(weight)] == 1
 
@@ -83,7 +83,7 @@ class SideBySide:
             parameter.data = part
 
     def restore(self) -> None:
-        """Give every moved weight memory of its own, in the layout it had; values stay.
+        """Give every moved weight its own memory, in the layout it had; values stay.
 
         Joint memory is let go of layer by layer: drop other references to it before. A weight that
         somebody else has moved in the meantime is left alone. An interrupt is raised at the end.

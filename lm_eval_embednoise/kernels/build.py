@@ -1,6 +1,6 @@
-"""Compile a C source of this folder once on the machine that runs it, and load it.
+"""Compile the C sources of this folder once on the machine that runs them; say where they serve.
 
-The library is kept in the user's cache, under a name that tells source, compiler and processor.
+The library is kept in the user's cache, under a name made of source, compiler and processor.
 Without a compiler, or with EMBEDNOISE_KERNELS=off, there is none, and PyTorch's operations serve.
 """
 
@@ -16,15 +16,58 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm_eval_embednoise.written import cache_folder, whole
 
 VARIABLE = "EMBEDNOISE_KERNELS"
 FOLDER = Path(__file__).parent
 # No -ffast-math: not-a-number stays what it is, and linking it would change the whole process.
 _ALWAYS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
 _OWN = {"step": (), "draws": ("-ffp-contract=off",)}
-# Tried in turn: a compiler may not know its processor.
+# Tried in turn: a compiler may not support its processor.
 _TUNING = (("-march=native",), ("-mcpu=native",), ())
+_long, _float, _array = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
+_SIGNATURES: dict[str, dict[str, list[Any]]] = {
+    "draws": {
+        "normals": [*[_long] * 3, *[_array] * 3],
+        "add_noise": [*[_long] * 3, *[_array] * 6],
+    },
+    "step": {
+        "rms_norm": [_long, _long, _float, *[_array] * 3],
+        "silu_product": [*[_long] * 2, *[_array] * 2],
+        "enter": [*[_long] * 6, *[_array] * 8],
+        "attend": [*[_long] * 6, _float, *[_array] * 8],
+        "attend_prompt": [*[_long] * 7, _float, *[_array] * 6],
+        "attend_causal": [*[_long] * 8, _float, *[_array] * 7],
+    },
+}
 eval_logger = logging.getLogger(__name__)
+
+
+def serve(name: str, *tensors: Tensor) -> bool:
+    """Whether the functions of `name`.c are used on these tensors, and not their twins.
+
+    This is the one switch: they take float32 numbers (and integers) in a CPU's memory, and have to
+    be compiled.
+    """
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 and tensor.is_floating_point():
+            return False
+        if not tensor.is_cpu:
+            return False
+    return library(name) is not None
+
+
+@functools.cache
+def functions(name: str) -> ctypes.CDLL:
+    """The functions of `name`.c, where `serve` has said yes."""
+    loaded = library(name)
+    assert loaded is not None, f"{name}.c is not compiled: call build.serve first"
+    return loaded
 
 
 @functools.cache
@@ -41,10 +84,13 @@ def library(name: str) -> ctypes.CDLL | None:
         eval_logger.info("no C compiler (cc, gcc, clang or $CC): noise and decoding take longer")
         return None
     try:
-        return ctypes.CDLL(str(_compiled(name, compiler)))
+        loaded = ctypes.CDLL(str(_compiled(name, compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         eval_logger.warning("%s.c is not used, %s can't compile it: %s", name, compiler, error)
         return None
+    for function, arguments in _SIGNATURES[name].items():
+        getattr(loaded, function).argtypes = arguments
+    return loaded
 
 
 def wanted() -> bool:
@@ -56,9 +102,9 @@ def wanted() -> bool:
 
 
 def find_compiler() -> str | None:
-    """The command that compiles C here."""
-    found = (shutil.which(command) for command in ("cc", "gcc", "clang"))
-    return os.environ.get("CC") or next((path for path in found if path), None)
+    """The command that compiles C here; None without one."""
+    paths = (shutil.which(command) for command in ("cc", "gcc", "clang"))
+    return os.environ.get("CC") or next((path for path in paths if path), None)
 
 
 def _compiled(name: str, compiler: str) -> Path:
@@ -66,12 +112,10 @@ def _compiled(name: str, compiler: str) -> Path:
     source = FOLDER / f"{name}.c"
     made_of = (source.read_text(), compiler, str((_ALWAYS, _OWN[name], _TUNING)), _processor())
     digest = hashlib.blake2b("\0".join(made_of).encode(), digest_size=12).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    target = cache / "lm_eval_embednoise" / "kernels" / f"{name}-{digest}.so"
+    target = cache_folder("kernels") / f"{name}-{digest}.so"
     if target.exists():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         _compile(compiler, source, target)
     except OSError:  # a home that can't be written to
         target = Path(tempfile.mkdtemp(prefix="embednoise-kernels-")) / target.name
@@ -81,16 +125,14 @@ def _compiled(name: str, compiler: str) -> Path:
 
 def _compile(compiler: str, source: Path, target: Path) -> None:
     """Compile, and put the result in its place at once: several processes may do this together."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as place:
-        made = Path(place) / target.name
+    with whole(target) as partial:
         for tuning in _TUNING:
             flags = (*_ALWAYS, *_OWN[source.stem], *tuning)
-            line = [*compiler.split(), *flags, str(source), "-o", str(made), "-lm"]
+            line = [*compiler.split(), *flags, str(source), "-o", str(partial), "-lm"]
             done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
             if not done.returncode:
-                os.replace(made, target)
                 return
-    raise subprocess.SubprocessError(done.stderr.strip()[-500:])
+        raise subprocess.SubprocessError(done.stderr.strip()[-500:])
 
 
 def _processor() -> str:

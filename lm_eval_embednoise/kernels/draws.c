@@ -1,6 +1,6 @@
-/* Standard normals of the random streams: streams.py's numbers, bit for bit.
+/* Standard normals of the random streams: draws.py's numbers, bit for bit.
  *
- * Compiled without contraction (a fused multiply-add rounds once where streams.py rounds twice), so
+ * Compiled without contraction (a fused multiply-add rounds once where draws.py rounds twice), so
  * every operation is one that IEEE 754 fixes. Keep the order of operations as it is there.
  */
 #include <math.h>
@@ -62,7 +62,7 @@ static inline double rational(const double *num, const double *den, double x)
     return n / d;
 }
 
-/* Wichura's AS 241 (PPND16), as in streams.py */
+/* Wichura's AS 241 (PPND16), as in draws.py */
 static inline float normal_of(uint32_t word)
 {
     static const double centre_num[] = {

@@ -1,12 +1,14 @@
 /* What decode steps and prefills do beside their matrix products, for float32 on a CPU.
  *
- * Called from lean.py and attention.py; PyTorch's operations do the same elsewhere. Rows don't know
- * of each other: a row's result is the same in any company.
- * Arrays are contiguous; `restrict` holds because outputs are never inputs.
+ * Called from step.py and attention.py beside it, which check types, shapes and places; PyTorch's
+ * operations there do the same elsewhere. Rows are independent: a row's result is the same in any
+ * company. Arrays are contiguous; `restrict` holds because outputs are never inputs.
  */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+
+enum { NO_MEMORY = 1, OUT_OF_RANGE = 2 }; /* what is returned; 0 for success. As in arguments.py */
 
 #define EACH _Pragma("omp simd")
 #define SUM(s) PRAGMA(omp simd reduction(+ : s))
@@ -21,6 +23,14 @@
     default: CALL(dim);                                                                            \
     }
 #define INLINE static inline __attribute__((always_inline))
+
+/* Whether all numbers are least to most */
+static int within(long count, const int64_t *numbers, long least, long most)
+{
+    for (long i = 0; i < count; i++)
+        if (numbers[i] < least || numbers[i] > most) return 0;
+    return 1;
+}
 
 /* e^x within two units in the last place (Cody and Waite's reduction, a polynomial of degree 6), in
  * a form that compilers turn into vector instructions. 0 and infinity at the ends are e^±87. */
@@ -83,13 +93,15 @@ INLINE void rotate(long dim, const float *restrict v, const float *restrict cos,
  *
  * qkv: [rows, heads * (group + 2), dim], queries before keys before values; cos, sin: [rows, dim]
  * slots, write: slot and column of each row's entry, slots null for 0 to rows - 1
- * keys, values: [slots, heads, columns, dim]; rotated: [rows, heads * group, dim]
+ * keys, values: [count, heads, columns, dim]; rotated: [rows, heads * group, dim]
  */
-void enter(long rows, long heads, long group, long dim, long columns, const float *restrict qkv,
-           const float *restrict cos, const float *restrict sin, const int64_t *restrict slots,
-           const int64_t *restrict write, float *restrict keys, float *restrict values,
-           float *restrict rotated)
+int enter(long rows, long heads, long group, long dim, long count, long columns,
+          const float *restrict qkv, const float *restrict cos, const float *restrict sin,
+          const int64_t *restrict slots, const int64_t *restrict write, float *restrict keys,
+          float *restrict values, float *restrict rotated)
 {
+    if (!within(rows, write, 0, columns - 1)) return OUT_OF_RANGE;
+    if (slots && !within(rows, slots, 0, count - 1)) return OUT_OF_RANGE;
     for (long row = 0; row < rows; row++, cos += dim, sin += dim) {
         for (long i = 0; i < heads * group; i++, qkv += dim, rotated += dim)
             rotate(dim, qkv, cos, sin, rotated);
@@ -99,6 +111,7 @@ void enter(long rows, long heads, long group, long dim, long columns, const floa
         for (long head = 0; head < heads; head++, qkv += dim)
             EACH for (long i = 0; i < dim; i++) values[at + head * columns * dim + i] = qkv[i];
     }
+    return 0;
 }
 
 /* Softmax of `count` scores in place, unnormalised; their sum goes to `total`. The largest score. */
@@ -198,7 +211,7 @@ INLINE int attend_all(long dim, long rows, long heads, long group, long columns,
                       float *restrict out, float *restrict lse)
 {
     float *scores = malloc(sizeof(float) * (size_t)(columns + COLUMNS));
-    if (!scores) return 1;
+    if (!scores) return NO_MEMORY;
     for (long row = 0; row < rows; row++)
         for (long head = 0; head < heads; head++, keys += columns * dim, values += columns * dim)
             for (long i = 0; i < group; i++, q += dim, out += dim, lse++) {
@@ -214,13 +227,14 @@ INLINE int attend_all(long dim, long rows, long heads, long group, long columns,
  * over a prompt, of which attention's result and log-sum-exp are given: in one softmax.
  *
  * q, prompt, out: [rows, heads, group, dim], dim a multiple of 16, at most 256
- * keys, values: [rows, heads, columns, dim]; prompt_lse, lse: [rows, heads, group]
- * Returns 1 where memory is short.
+ * keys, values: [rows, heads, columns, dim], of which `width` columns may be read
+ * prompt_lse, lse: [rows, heads, group]
  */
-int attend(long dim, long rows, long heads, long group, long columns, float scale, const float *q,
-           const float *keys, const float *values, const int64_t *lengths, const float *prompt,
-           const float *prompt_lse, float *out, float *lse)
+int attend(long dim, long rows, long heads, long group, long width, long columns, float scale,
+           const float *q, const float *keys, const float *values, const int64_t *lengths,
+           const float *prompt, const float *prompt_lse, float *out, float *lse)
 {
+    if (!within(rows, lengths, 1, width)) return OUT_OF_RANGE;
 #define CALL(width)                                                                                \
     attend_all(width, rows, heads, group, columns, scale, q, keys, values, lengths, prompt,        \
                prompt_lse, out, lse)
@@ -232,7 +246,7 @@ int attend(long dim, long rows, long heads, long group, long columns, float scal
  *
  * length: entries that any of the queries sees; seen: how many of them each one sees
  * columns: [dim, padded], zeros or finite numbers behind `length`; values: [length, dim]
- * prompt, prompt_lse: attention over what stands before and its log-sum-exps, null for nothing
+ * prompt, prompt_lse: attention over what comes before and its log-sum-exps, null for nothing
  * scores: [TILE, padded]; lse may be null
  */
 INLINE void attend_tile(long dim, long length, const long seen[TILE], long padded, float scale,
@@ -285,18 +299,18 @@ static void attend_tile_of(long dim, long length, const long seen[TILE], long pa
 /* Softmax attention of rows over a prompt that they share.
  *
  * rows: [count], which rows of q and out, or null for rows 0 to count - 1
- * q, out: [.., heads, group, dim], lse: [.., heads, group]; dim is a multiple of 16
+ * q, out: [all, heads, group, dim], lse: [all, heads, group]; dim is a multiple of 16
  * columns: [heads, dim, padded], the keys' transpose, zeros behind `length`; values: [heads, length, dim]
- * Returns 1 where memory is short.
  */
-int attend_prompt(long dim, long count, long heads, long group, long length, long padded,
+int attend_prompt(long dim, long count, long all, long heads, long group, long length, long padded,
                   float scale, const int64_t *restrict rows, const float *restrict q,
                   const float *restrict columns, const float *restrict values, float *restrict out,
                   float *restrict lse)
 {
+    if (rows && !within(count, rows, 0, all - 1)) return OUT_OF_RANGE;
     long queries = count * group;
     float *scores = malloc(sizeof(float) * (size_t)(TILE * padded));
-    if (!scores) return 1;
+    if (!scores) return NO_MEMORY;
     for (long head = 0; head < heads; head++) {
         for (long start = 0; start < queries; start += TILE) {
             const float *from[TILE];
@@ -321,24 +335,25 @@ int attend_prompt(long dim, long count, long heads, long group, long length, lon
     return 0;
 }
 
-/* Causal softmax attention of prompts whose entries stand at the head of slots.
+/* Causal softmax attention of prompts whose entries are the first of slots.
  *
  * first, last: of the rows · heads problems, those to solve
  * q, out: [rows, length, heads, group, dim]; dim is a multiple of 16
- * slots: [rows]; keys, values: [slots, heads, columns, dim]
- * prompt, prompt_lse: attention over what stands before all of them, like out, and its log-sum-exps,
+ * slots: [rows]; keys, values: [count, heads, columns, dim]
+ * prompt, prompt_lse: attention over what comes before all of them, like out, and its log-sum-exps,
  *     [rows, length, heads, group]; null for nothing
- * Returns 1 where memory is short.
  */
-int attend_causal(long first, long last, long dim, long length, long heads, long group,
+int attend_causal(long first, long last, long dim, long length, long heads, long group, long count,
                   long columns, float scale, const int64_t *restrict slots,
                   const float *restrict q, const float *restrict keys,
                   const float *restrict values, const float *restrict prompt,
                   const float *restrict prompt_lse, float *restrict out)
 {
+    if (first < last && !within((last - 1) / heads + 1 - first / heads, slots + first / heads, 0, count - 1))
+        return OUT_OF_RANGE;
     long padded = (length + COLUMNS - 1) / COLUMNS * COLUMNS;
     float *scores = calloc((size_t)((TILE + dim) * padded), sizeof(float));
-    if (!scores) return 1;
+    if (!scores) return NO_MEMORY;
     float *transposed = scores + TILE * padded; /* [dim, padded] */
     for (long problem = first; problem < last; problem++) {
         long row = problem / heads, head = problem % heads;

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from . import problems, wordproblems
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedTokenizerBase
 
 BUCKETS = (48, 64, 80, 96, 112, 128, 160, 208)
 SHARD = 2048
@@ -36,9 +40,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tupl
 
     Prompt and answer are encoded apart, as they are at inference.
     """
-    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     tail = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return [*head, *tail, tokenizer.eos_token_id], len(head)
+    return [*start, *tail, tokenizer.eos_token_id], len(start)
 
 
 def shard_batches(

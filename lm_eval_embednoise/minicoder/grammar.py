@@ -1,7 +1,7 @@
 """What minicode problems are composed of: the piece types, the domains and the aggregates.
 
 A problem is a composition: take the elements of a domain, keep those that pass one or two filters,
-change them by up to two maps, and aggregate. Each piece knows its code (templates in `{x}`, the
+change them by up to two maps, and aggregate. Each piece has its code (templates in `{x}`, the
 element, and `{k}`, a constant or a second parameter) and the English phrases that name it.
 """
 

@@ -50,7 +50,7 @@ def neighbours(spec: Spec) -> tuple[list[Spec], list[Spec]]:
 
 
 def answers(problem: Problem, spec: Spec, inputs: list[list[Any]]) -> list[Any]:
-    """What a program for `spec` answers; an exception is an answer of its own kind."""
+    """What a program for `spec` answers; an exception counts as an answer."""
     function = compile_function(
         header(problem) + render(spec, "list_comprehension", random.Random(0)), problem.name
     )

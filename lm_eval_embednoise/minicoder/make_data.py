@@ -17,6 +17,7 @@ def to_jsonl(records: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write minicode.jsonl and minimath.jsonl."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA_DIR, help="folder for the JSONL files")
     out = parser.parse_args(argv).out

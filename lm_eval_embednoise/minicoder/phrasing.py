@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import random
+from typing import TYPE_CHECKING
 
 from .render import Spec, fill
+
+if TYPE_CHECKING:
+    import random
 
 _VERBS = ("get", "find", "compute", "process", "select", "solve", "make", "handle", "work_on", "my")
 

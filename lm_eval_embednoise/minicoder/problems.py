@@ -7,15 +7,17 @@ held-out problems' compositions never occur in training.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .grammar import AGGREGATES, DOMAINS, Aggregate, Domain, Piece
 from .inputs import random_input, random_threshold
 from .phrasing import docstring, function_name
 from .pieces import FILTERS, MAPS
 from .render import Spec, render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Composition = tuple[str, tuple[str, ...], tuple[str, ...], str]
 
@@ -152,6 +154,7 @@ def compile_function(source: str, name: str) -> Any:
 
 
 def header(problem: Problem) -> str:
+    """The `def` line of a problem's function."""
     return f"def {problem.name}({', '.join(problem.arguments)}):\n"
 
 

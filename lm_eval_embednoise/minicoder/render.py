@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .grammar import Aggregate, Domain, Piece
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from .grammar import Aggregate, Domain, Piece
 
 
 def fill(template: str, **values: str) -> str:
@@ -84,8 +87,8 @@ def _loops(spec: Spec, x: str, inner: str) -> str:
     """The loop header(s) over the elements and the indented body lines of `inner`."""
     if spec.domain.outer:
         row, source = spec.domain.outer
-        head = f"    for {row} in {spec.parameter}:\n        for {x} in {source}:\n"
-        return head + "".join(f"            {line}\n" for line in inner.split("\n"))
+        loops = f"    for {row} in {spec.parameter}:\n        for {x} in {source}:\n"
+        return loops + "".join(f"            {line}\n" for line in inner.split("\n"))
     return f"    for {x} in {spec.source}:\n" + "".join(
         f"        {line}\n" for line in inner.split("\n")
     )
@@ -113,12 +116,14 @@ def _accumulation(spec: Spec, names: _Names) -> tuple[str, str, str, str]:
 
 
 def loop_if(spec: Spec, names: _Names) -> str:
+    """A `for` loop with the condition in an `if`."""
     start, update, result, imports = _accumulation(spec, names)
     body = _loops(spec, names.x, f"if {spec.condition(names.x)}:\n    {update}")
     return f"{imports}    {names.total} = {start}\n{body}    return {result}\n"
 
 
 def loop_continue(spec: Spec, names: _Names) -> str:
+    """A `for` loop that skips with `continue`, one test a filter."""
     start, update, result, imports = _accumulation(spec, names)
     lines = [f"if not ({fill(f.code, x=names.x, k=k)}):\n    continue" for f, k in spec.filters]
     body = _loops(spec, names.x, "\n".join([*lines, update]))
@@ -126,6 +131,7 @@ def loop_continue(spec: Spec, names: _Names) -> str:
 
 
 def while_index(spec: Spec, names: _Names) -> str:
+    """A `while` loop over positions."""
     start, update, result, imports = _accumulation(spec, names)
     items, define = spec.items, ""
     if not items.isidentifier():
@@ -138,6 +144,7 @@ def while_index(spec: Spec, names: _Names) -> str:
 
 
 def while_pop(spec: Spec, names: _Names) -> str:
+    """A `while` loop that takes elements off a copy of the list."""
     start, update, result, imports = _accumulation(spec, names)
     return (
         f"{imports}    {names.items} = list({spec.source})\n    {names.total} = {start}\n"
@@ -147,11 +154,13 @@ def while_pop(spec: Spec, names: _Names) -> str:
 
 
 def list_comprehension(spec: Spec, names: _Names) -> str:
+    """One list comprehension; the reference solutions are written this way."""
     made = f"[{spec.element(names.x)} {_clauses(spec, names.x)}]"
     return f"{spec.imports()}    return {spec.finish(made, 'list')}\n"
 
 
 def two_comprehensions(spec: Spec, names: _Names) -> str:
+    """A comprehension that filters, then one that maps."""
     lines = [f"    {names.items} = [{names.x} {_clauses(spec, names.x)}]\n"]
     if spec.maps:
         lines.append(
@@ -161,6 +170,7 @@ def two_comprehensions(spec: Spec, names: _Names) -> str:
 
 
 def generator_expression(spec: Spec, names: _Names) -> str:
+    """A generator expression inside the aggregate."""
     if spec.aggregate.name == "count":
         return f"    return sum(1 {_clauses(spec, names.x)})\n"
     made = f"{spec.element(names.x)} {_clauses(spec, names.x)}"
@@ -168,6 +178,7 @@ def generator_expression(spec: Spec, names: _Names) -> str:
 
 
 def filter_map(spec: Spec, names: _Names) -> str:
+    """`filter` and `map` with lambdas."""
     x = names.x
     chain = f"filter(lambda {x}: {spec.condition(x)}, {spec.source})"
     if spec.maps:
@@ -176,6 +187,7 @@ def filter_map(spec: Spec, names: _Names) -> str:
 
 
 def named_helpers(spec: Spec, names: _Names) -> str:
+    """`filter` and `map` with named inner functions."""
     x = names.x
     text = f"{spec.imports()}    def keep({x}):\n        return {spec.condition(x)}\n"
     chain = f"filter(keep, {spec.source})"
@@ -186,6 +198,7 @@ def named_helpers(spec: Spec, names: _Names) -> str:
 
 
 def reduction(spec: Spec, names: _Names) -> str:
+    """`functools.reduce` with a lambda."""
     x, aggregate, element = names.x, spec.aggregate, spec.element(names.x)
     left, base = aggregate.left or "{a} + [{e}]", aggregate.base or "[]"
     step = fill(left, a="acc", e=element, E=wrap(element))
@@ -207,6 +220,7 @@ def _recursive(spec: Spec, names: _Names, element: str, rest: str) -> tuple[str,
 
 
 def recursion(spec: Spec, names: _Names) -> str:
+    """An inner recursive function that combines on the way back."""
     x = names.x
     base, step, answer, imports = _recursive(spec, names, spec.element(x), "rest")
     return (
@@ -217,6 +231,7 @@ def recursion(spec: Spec, names: _Names) -> str:
 
 
 def recursion_last(spec: Spec, names: _Names) -> str:
+    """An inner recursive function whose last act is the recursive call."""
     x = names.x
     base, step, answer, imports = _recursive(spec, names, spec.element(x), "go(seq[1:])")
     return (
@@ -227,6 +242,7 @@ def recursion_last(spec: Spec, names: _Names) -> str:
 
 
 def generator_function(spec: Spec, names: _Names) -> str:
+    """An inner function that yields the elements."""
     body = _loops(
         spec, names.x, f"if {spec.condition(names.x)}:\n    yield {spec.element(names.x)}"
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 END = "<|endoftext|>"
 VOCABULARY = 1024

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from .heldout import composition_of, minicode_records, minimath_records
 from .muon import Muon
 from .network import Network, init_parameters, make_config
 from .tokens import train_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Schedule = tuple[tuple[int, float], ...]
 
@@ -46,6 +49,7 @@ def parse_schedule(text: str) -> Schedule:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The training settings, from the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -223,6 +227,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train from the command line."""
     train(parse_arguments(argv))
 
 

@@ -7,8 +7,11 @@ training, whatever the numbers.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Combination = tuple[str, ...]
 

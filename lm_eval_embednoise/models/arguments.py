@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import harness_seed
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.dates import parse_date
 from lm_eval_embednoise.models.loading import HOST_ARGS, INSTEAD, LOADING_ARGS, Loading
 from lm_eval_embednoise.noise.perturbation import Perturbation, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 OWN_ARGS = (
     *("method", "perplexity", "exact", "compile", "decoder", "blocks", "store", "template_date"),

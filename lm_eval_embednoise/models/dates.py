@@ -1,7 +1,7 @@
 """Stops the clock of chat templates: a prompt must not change at midnight.
 
 transformers gives a template `strftime_now`, which says what time it is, and lets nobody pass
-another function. So a macro of that name, which knows one date, is put before the template's text.
+another function. So a macro of that name, with one date in it, is put before the template's text.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DATE = datetime.date(2024, 7, 26)  # what Llama 3's templates print where they have no clock
 
 _FLAGS = "-_0^#"  # of the C library: no padding, padding with blanks or zeros, upper case, …
 _CODES = "aAbBcCdDeFfgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%"
-# The newline at its end is taken away with the block, so the template begins on a line of its own.
+# The newline at its end is taken away with the block, so the template begins on a new line.
 _MACRO = """\
 {%%- macro strftime_now(format) -%%}
 {%%- set table = %s -%%}
@@ -82,7 +84,7 @@ def stopped(
 
 
 def _macro(date: datetime.date) -> str:
-    """Jinja for a `strftime_now` that stands still; the template must follow at once."""
+    """Jinja for a `strftime_now` with a fixed date; the template must follow at once."""
     moment = datetime.datetime.combine(date, datetime.time())
     codes = [f"%{flag}{letter}" for flag in ("", *_FLAGS) for letter in _CODES]
     table = {code: moment.strftime(code) for code in codes}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -16,9 +14,9 @@ from tqdm import tqdm
 
 from lm_eval_embednoise import harness_seed
 from lm_eval_embednoise.engine.families import check_exact, steady_positions
-from lm_eval_embednoise.engine.jobs import Job, Sample
 from lm_eval_embednoise.engine.runner import check_decoder
 from lm_eval_embednoise.engine.sampler import Sampler
+from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.arguments import parse_batch_size, split_args
@@ -39,9 +37,15 @@ from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittabl
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import find_site
 from lm_eval_embednoise.noise.model_parts import check_config, check_sites
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
 from lm_eval_embednoise.store.generation import Generation
 from lm_eval_embednoise.store.store import Store, digest
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Mapping, Sequence
+
+    from lm_eval_embednoise.engine.jobs import Job, Sample
+    from lm_eval_embednoise.noise.perturbation import Perturbation
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
 
@@ -209,7 +213,7 @@ class HFEmbedNoise(HFLM):
         check_tokenizer(self.tokenizer, self.config, name)
 
     def _create_model(self, *, quantization_config: Any = None, **kwargs: Any) -> None:
-        """Load the weights; the harness's class knows no way to quantize them."""
+        """Load the weights; the harness's class has no way to quantize them."""
         own = self.loading.quantization_config(self.config)
         with one_line(f"pretrained={kwargs['pretrained']!r}"):
             super()._create_model(quantization_config=own or quantization_config, **kwargs)
@@ -428,14 +432,14 @@ class HFEmbedNoise(HFLM):
             free = int(0.3 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
             most = AUTO_ROWS_CPU
         most = min(most, self._most_rows)
-        rows = max(1, min(most, free // (2 * entry * length)))  # twice: a prefill stands beside
+        rows = max(1, min(most, free // (2 * entry * length)))  # twice: a prefill is there too
         log.info("batch_size=auto: %d rows", rows)
         return rows
 
     def text_of(
         self, ids: Sequence[int], until: tuple[str, ...], prompt: Sequence[int] = ()
     ) -> str:
-        """The text of generated ids, up to a stop string and behind the model's thinking.
+        """The text of generated ids, up to a stop string and after the model's thinking.
 
         Args:
             ids: generated ids.
@@ -612,11 +616,12 @@ class HFEmbedNoise(HFLM):
         return info
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over weights, adapter and tokenizer, wherever they lie."""
-        told = identity(self)
-        return digest({name: told[name] for name in ("model", "peft", "delta", "tokenizer")})
+        """32 hexadecimal digits over weights, adapter and tokenizer, wherever they are stored."""
+        parts = identity(self)
+        return digest({name: parts[name] for name in ("model", "peft", "delta", "tokenizer")})
 
     def model_name(self) -> str:
+        """The model's name in results."""
         return "minicoder" if self.pretrained == str(MODEL_DIR) else str(self.pretrained)
 
     def signature(self) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
@@ -63,7 +65,7 @@ def check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
 def garbled(tokenizer: Any) -> tuple[str, str] | None:
     """A line of text or code that encoding and decoding change, and what comes back of it.
 
-    Each stands behind a line of its own, as a sample stands behind its prompt: what some tokenizers
+    Each follows another line, as a sample follows its prompt: what some tokenizers
     do to the blanks at the very beginning of a text doesn't matter.
     """
     for line in _LINES:
@@ -98,7 +100,7 @@ def without_wrapper(model: Any) -> Any:
 
 
 def check_embedding(model: Any) -> None:
-    """Refuse a device map that leaves the embedding without memory of its own.
+    """Refuse a device map that leaves the embedding on no device.
 
     Raises:
         ValueError: it is offloaded.

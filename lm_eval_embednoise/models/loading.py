@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -265,7 +264,7 @@ class Loading:
                 if needed and not gguf and not (inside / needed).is_file():
                     raise ValueError(f"{name}={value!r} is a folder without {needed}")
             elif folder.exists() or value.startswith((".", "/", "~")) or value.count("/") > 1:
-                raise ValueError(f"{name}={value!r} is no folder (from {os.getcwd()})")
+                raise ValueError(f"{name}={value!r} is no folder (from {Path.cwd()})")
         gguf_file, folder = self.rest.get("gguf_file"), Path(str(self.pretrained))
         if gguf_file and folder.is_dir() and not (folder / gguf_file).is_file():
             raise ValueError(f"gguf_file={gguf_file!r} is not in {self.pretrained}")
@@ -284,7 +283,7 @@ class Loading:
         return args
 
     def quantization_config(self, config: Any) -> Any:
-        """transformers' BitsAndBytesConfig, or None.
+        """The BitsAndBytesConfig of transformers, or None.
 
         Args:
             config: the model's, which says its dtype.
@@ -334,14 +333,14 @@ def keyed(args: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         args: of the harness's class and of from_pretrained, as given; others are passed over.
     """
-    found = {
+    named = {
         name: value
         for name, value in args.items()
         if name in (*HOST_ARGS, *LOADING_ARGS)
         and name not in (*IN_KEY_AS, *NOT_IN_KEY)
         and value not in (None, _default(name))
     }
-    return {name: found[name] for name in sorted(found)}
+    return {name: named[name] for name in sorted(named)}
 
 
 def _default(name: str) -> Any:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.models.dates import stopped
 from lm_eval_embednoise.noise import perturb
-from lm_eval_embednoise.noise.perturbation import Perturbation
 
-# Names for tokens that are awkward to write on a command line, and how a tokenizer knows them.
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Callable, Mapping, Sequence
+
+    from lm_eval_embednoise.noise.perturbation import Perturbation
+
+# Names for tokens that are awkward to write on a command line, and which of a tokenizer's they are.
 NAMED_TOKENS = ("newline", "pad", "eos", "bos", "unk")
-_PLACEHOLDER = 0  # any token: what stands in a soft prompt's place is never seen
+_PLACEHOLDER = 0  # any token: a soft prompt takes its place
 _ELSE = "use rsp_slot=after-prompt or after-bos"
 _NEWLINES = ("\n", "<0x0A>")  # the second where a vocabulary of word pieces falls back to bytes
 
@@ -59,14 +62,14 @@ def _named(tokenizer: Any, name: str) -> int | None:
             ids = tokenizer.encode(text, add_special_tokens=False)
             if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
                 return int(ids[0])
-            found = tokenizer.get_vocab().get(text)
-            if found is not None:
-                return int(found)
+            token = tokenizer.get_vocab().get(text)
+            if token is not None:
+                return int(token)
         return None
     if name not in NAMED_TOKENS:
         return None
-    found = getattr(tokenizer, f"{name}_token_id")
-    return None if found is None else int(found)
+    token = getattr(tokenizer, f"{name}_token_id")
+    return None if token is None else int(token)
 
 
 def generation_prompt(
@@ -77,7 +80,7 @@ def generation_prompt(
     Args:
         tokenizer: whose template it is.
         template_args: of the template.
-        date: where its clock stands; see `dates.stopped`.
+        date: which it sees; see `dates.stopped`.
 
     Raises:
         ValueError: without a chat template, or with one that writes nothing there.
@@ -125,7 +128,7 @@ class Prompts:
             perturbation: what to add.
             encode: makes token ids of a prompt's text, BOS included where the model wants it.
             template_args: of the chat template.
-            template_date: where its clock stands; see `dates.stopped`.
+            template_date: which it sees; see `dates.stopped`.
 
         Raises:
             ValueError: for a dummy token that the tokenizer doesn't have; for a soft prompt before
@@ -189,7 +192,7 @@ class Prompts:
     def _prefixed(
         self, text: str | None, ids: list[int], prefix: str
     ) -> tuple[str | None, list[int], int]:
-        """Text and ids behind a prefix, and how many ids BOS and prefix take."""
+        """Text and ids after a prefix, and how many ids BOS and prefix take."""
         if not text:
             tokens = self.tokenizer.encode(prefix, add_special_tokens=False)
             bos = self._bos(ids)
@@ -236,8 +239,8 @@ class Prompts:
                 f"({self._answer!r}); add --apply_chat_template, or {_ELSE}"
             )
         whole = self.encode(text)
-        behind = len(whole) - _common(whole, self.encode(text[:cut]))
-        return max(0, len(ids) - behind)
+        after = len(whole) - _common(whole, self.encode(text[:cut]))
+        return max(0, len(ids) - after)
 
     def _bos(self, ids: Sequence[int]) -> int:
         """1 if the ids start with BOS, else 0."""

@@ -13,7 +13,7 @@ class AtMost(list[Any]):
     """The responses of an Instance, of which the first `most` are kept.
 
     The harness gives a process with fewer problems its last one again, and appends the responses a
-    second time; in the results of a single process they stand once.
+    second time; in the results of a single process they appear once.
     """
 
     def __init__(self, most: int, items: Iterable[Any] = ()) -> None:
@@ -77,11 +77,11 @@ class Measured:
 
     def gather(self, processes: int) -> None:
         """Make what was added since the last call count in every process (all of them call it)."""
-        found: list[Any] = [self._new]
+        gathered: list[Any] = [self._new]
         if processes > 1:
-            found = [None] * processes
-            torch.distributed.all_gather_object(found, self._new)
-        for new in found:
+            gathered = [None] * processes
+            torch.distributed.all_gather_object(gathered, self._new)
+        for new in gathered:
             for what, by_site in new.items():
                 for site, values in by_site.items():
                     self._all[what].setdefault(site, []).extend(values)

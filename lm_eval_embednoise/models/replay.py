@@ -1,7 +1,7 @@
 """`replay`: a model that answers with samples from a file or a generation store.
 
 The harness's tasks score them as they would score a model's. matching.py finds a document's
-samples. Finished programs are judged as they stand; a model's raw answers are cut at the task's
+samples. Finished programs are judged unchanged; a model's raw answers are cut at the task's
 stop strings, and their program is extracted.
 """
 
@@ -11,17 +11,19 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
 from lm_eval_embednoise.checks import suggest
 from lm_eval_embednoise.models.stored import doc_hash
 from lm_eval_embednoise.store import formats, matching, reading
-from lm_eval_embednoise.store.formats import Problem
 from lm_eval_embednoise.store.generation import MISSING, Generation
 from lm_eval_embednoise.store.problem import ANSWER, FINISHED, PROGRAM
 from lm_eval_embednoise.store.store import MARKER, Store
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.store.formats import Problem
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
@@ -41,13 +43,13 @@ class Replay(LM):
     Args:
         path: a file of generations (lm_eval_embednoise.store.formats), a generation store, a folder
             with the samples_*.jsonl of `lm_eval --log_samples`, or EvalPlus's folder of programs.
-        format: the file's format; told from the file if not given.
+        format: the file's format; recognised from the file if not given.
         settings: which settings of a store: the beginning of their hash, or a method's name.
         task: whose samples, where the task that is scored has another name.
         method: a label for results; taken from the store or the file's name if not given.
         name: the model's name in results.
-        finished: whether the texts are finished programs, judged as they stand, or a model's raw
-            answers; told from the format if not given.
+        finished: whether the texts are finished programs, judged unchanged, or a model's raw
+            answers; follows from the format if not given.
 
     Raises:
         ValueError: an unknown argument, no samples at `path`, a file of the wrong shape.
@@ -118,15 +120,15 @@ class Replay(LM):
     def _read_store(self, settings: str | None) -> list[Problem]:
         store = Store(self.path)
         hash = reading.choose(store, settings, self.task)
-        said = store.settings()[hash]
+        chosen = store.settings()[hash]
         runs = [run for run in store.runs().values() if run.get("settings") == hash]
         if runs:
             self.info["method"] = runs[-1]["method"] or self.info["method"]
             self.info["model"] = {"name": runs[-1]["model"]}
             self.info["signature"] = runs[-1]["signature"]
-        if "perturbation" in said:
-            self.info["perturbation"] = {**said["perturbation"], "seed": said["seed"] or 0}
-            self.info["stream_version"] = said["stream_version"]
+        if "perturbation" in chosen:
+            self.info["perturbation"] = {**chosen["perturbation"], "seed": chosen["seed"] or 0}
+            self.info["stream_version"] = chosen["stream_version"]
         return reading.problems_of(store, hash, self.task)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Generation]:
@@ -134,12 +136,12 @@ class Replay(LM):
         groups: dict[int, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(id(request), []).append(place)
-        found = self._find([requests[places[0]] for places in groups.values()])
+        matches = self._find([requests[places[0]] for places in groups.values()])
         results = [Generation("", finish_reason=MISSING)] * len(requests)
         nothing, short, cut, other = [], 0, 0, []
         rules: Counter[str | None] = Counter()
         self._chatty = 0
-        for places, problem in zip(groups.values(), found, strict=True):
+        for places, problem in zip(groups.values(), matches, strict=True):
             request = requests[places[0]]
             wanted = min(request.repeats or len(places), len(places))
             texts = [] if problem is None else self._texts(problem, request)
@@ -167,13 +169,13 @@ class Replay(LM):
 
     def _find(self, requests: list[Any]) -> list[Problem | None]:
         """Each request's samples; one task's documents are matched together."""
-        found: list[Problem | None] = [None] * len(requests)
+        matched: list[Problem | None] = [None] * len(requests)
         for task in dict.fromkeys(request.task_name for request in requests):
             mine = [i for i, request in enumerate(requests) if request.task_name == task]
             problems = self._of_task(task)
             matches = matching.match(problems, [_asked(requests[i]) for i in mine])
             for i, problem in zip(mine, matches.problems, strict=True):
-                found[i] = problem
+                matched[i] = problem
             if matches.ways:
                 log.info("%s: problems found: %s", task, matches.said())
             alone = matches.ways["place alone"]
@@ -183,11 +185,14 @@ class Replay(LM):
                     "file in another order gives wrong scores",
                     *(self.path, alone, len(mine), task),
                 )
-        return found
+        return matched
 
     def _texts(self, problem: Problem, request: Any) -> list[Generation]:
-        """The samples as the judge takes them: programs without the document's prompt where they
-        begin with it and its rest follows verbatim; answers up to the task's stop strings."""
+        """The samples as the judge takes them.
+
+        Programs without the document's prompt where they begin with it verbatim; answers up to the
+        task's stop strings.
+        """
         prompt = request.doc.get("prompt") if isinstance(request.doc, Mapping) else None
         form = problem.form
         if self.finished is not None:

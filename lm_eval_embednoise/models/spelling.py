@@ -1,11 +1,13 @@
-"""What generated tokens spell: decoded as they stand behind their prompt, special tokens apart."""
+"""What generated tokens spell: decoded in their place after the prompt, special tokens apart."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 _UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are not a character
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte in a vocabulary of word pieces
@@ -17,8 +19,8 @@ class Spelling:
 
     Decoded alone, ids would lose the blank before their first word in a SentencePiece vocabulary.
     What a token spells can depend on its neighbours only in a run of bytes, and at the very
-    beginning of a text: so ids are decoded behind the prompt's unfinished bytes and one token of
-    plain text (`anchor`) that stands for all the text before them.
+    beginning of a text: so ids are decoded after the prompt's unfinished bytes and one token of
+    plain text (`anchor`) in the place of all the text before them.
 
     Attributes:
         special: id of each token that is left out of displayed texts → what it spells.
@@ -70,7 +72,7 @@ class Spelling:
         }
 
     def _pieces(self, names: dict[int, str], count: int) -> list[str | None]:
-        found: list[str | None] = [""] * count  # a row of the table without a token says nothing
+        pieces: list[str | None] = [""] * count  # a row of the table without a token says nothing
         plain = [token for token in names if token not in self.special]
         texts = self.tokenizer.batch_decode(
             [[self.anchor, token] for token in plain],
@@ -79,17 +81,17 @@ class Spelling:
         )
         for token, text in zip(plain, texts, strict=True):
             known = text.startswith(self._anchored) and _UNFINISHED not in text
-            found[token] = text[len(self._anchored) :] if known else None
-        self._adds_up = self._add_up(found)
+            pieces[token] = text[len(self._anchored) :] if known else None
+        self._adds_up = self._add_up(pieces)
         if not self._adds_up:
             for token in plain:
-                found[token] = None
+                pieces[token] = None
         for token, text in self.special.items():
-            found[token] = text
-        return found
+            pieces[token] = text
+        return pieces
 
     def _add_up(self, pieces: Sequence[str | None]) -> bool:
-        """Whether tokens add the same behind any other: not where words end in a mark, say."""
+        """Whether tokens add the same after any other: not where words end in a mark, say."""
         ids = self.tokenizer.encode(_USUAL, add_special_tokens=False)
         for one, other in pairwise(ids):
             first, second = pieces[one], pieces[other]
@@ -109,25 +111,25 @@ class Spelling:
             prompt: the ids that they continue.
             start: of the first id wanted; must not be inside a run of bytes.
         """
-        found: list[tuple[str, bool]] = []
+        parts: list[tuple[str, bool]] = []
         run: list[int] = []
-        behind = self._behind(_backwards(ids, start, prompt))
+        before = self._before(_backwards(ids, start, prompt))
         for token in ids[start:]:
             if token not in self.special:
                 if self.pieces[token] != "":
                     run.append(token)
                 continue
             if run:
-                found.append((self._text(run, behind), True))
+                parts.append((self._text(run, before), True))
             if self._adds_up:  # a special token ends a run of bytes
-                behind = [self.anchor] if run or behind else []
+                before = [self.anchor] if run or before else []
             else:
-                behind += run
+                before += run
             run = []
-            found.append((self.special[token], False))
+            parts.append((self.special[token], False))
         if run:
-            found.append((self._text(run, behind), True))
-        return found
+            parts.append((self._text(run, before), True))
+        return parts
 
     def emitted(self, ids: Sequence[int], prompt: Sequence[int] = (), start: int = 0) -> str:
         """The text of `ids[start:]`, special tokens included; arguments as for `parts`."""
@@ -135,7 +137,7 @@ class Spelling:
 
     def has_text(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt holds more than special tokens."""
-        return bool(self._behind(reversed(prompt)))
+        return bool(self._before(reversed(prompt)))
 
     def start_of_last(self, ids: Sequence[int], count: int) -> int:
         """Where to begin so as to decode the last `count` ids, or more to spare a run of bytes."""
@@ -145,8 +147,8 @@ class Spelling:
             count -= self.pieces[ids[start]] != ""
         return start
 
-    def _behind(self, backwards: Iterable[int]) -> list[int]:
-        """The tokens behind which to decode what follows ids, given from the last one on."""
+    def _before(self, backwards: Iterable[int]) -> list[int]:
+        """The tokens to decode before what follows ids, which are given from the last one on."""
         tail: list[int] = []
         joined = True
         for token in backwards:
@@ -160,26 +162,26 @@ class Spelling:
                 tail.append(token)
         return tail[::-1]
 
-    def _text(self, run: list[int], behind: list[int]) -> str:
+    def _text(self, run: list[int], before: list[int]) -> str:
         """What ordinary tokens add to the text before them."""
-        text = self._decode([*behind, *run])
-        if not behind:
+        text = self._decode([*before, *run])
+        if not before:
             return text
-        before = self._anchored if behind == [self.anchor] else self._decode(behind)
-        if not text.startswith(before):  # they finish its last character
-            pairs = zip(before, text, strict=False)
+        earlier = self._anchored if before == [self.anchor] else self._decode(before)
+        if not text.startswith(earlier):  # they finish its last character
+            pairs = zip(earlier, text, strict=False)
             return text[len(list(takewhile(lambda pair: pair[0] == pair[1], pairs))) :]
-        return text[len(before) :]
+        return text[len(earlier) :]
 
 
 def shown(parts: Sequence[tuple[str, bool]], start: int, end: int | None) -> str:
     """What is displayed of a text between two places in what was emitted."""
-    found, at = [], 0
+    pieces, at = [], 0
     for text, visible in parts:
         if visible:
-            found.append(text[max(0, start - at) : None if end is None else max(0, end - at)])
+            pieces.append(text[max(0, start - at) : None if end is None else max(0, end - at)])
         at += len(text)
-    return "".join(found)
+    return "".join(pieces)
 
 
 def _backwards(ids: Sequence[int], start: int, prompt: Sequence[int]) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Between hf-embednoise and its generation store: keys, what is there, what is new."""
+"""Between hf-embednoise and its generation store: keys, what is stored, what is new."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lm_eval.utils import handle_non_serializable, hash_string
 
 from lm_eval_embednoise.engine.jobs import Job, Sample
 from lm_eval_embednoise.engine.likelihood import unscorable
-from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.models.loading import keyed
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.noise import streams
-from lm_eval_embednoise.noise.perturbation import Perturbation, Sampling
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store import fingerprint
 from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, digest
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.engine.sampler import Sampler
+    from lm_eval_embednoise.engine.sampling import Sampling
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
@@ -81,7 +84,7 @@ def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
 
 
 def model_identity(lm: Loaded) -> dict[str, Any]:
-    """What the weights, the tokenizer and their number format are, wherever they lie.
+    """What the weights, the tokenizer and their number format are, wherever they are stored.
 
     And, under `loading`, every other argument that can change a sample (models/loading.py).
     """
@@ -125,7 +128,7 @@ def _weights(lm: Loaded, folder: str | Path | None) -> dict[str, str]:
 
 
 def input_of(job: Job) -> str:
-    """Hash of what a job gives to the model; empty where that is the prompt as it stands."""
+    """Hash of what a job gives to the model; empty where that is the plain prompt."""
     if job.soft_start is None and job.prompt_ids == job.clean:
         return ""
     return digest([list(job.prompt_ids), job.soft_start])
@@ -167,8 +170,8 @@ def identity(lm: Loaded) -> dict[str, Any]:
 def settings_in(store: Store, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings under which a store keeps samples: others where an older version left some out.
 
-    Keys of version 1 had no `LEFT_OUT` argument in them: where samples made with one stand under
-    these settings, they can't be told from those made without, and none of them is taken.
+    Keys of version 1 had no `LEFT_OUT` argument in them: where samples made with one are under
+    these settings, they look like those made without, and none of them is taken.
     """
     hash = digest(settings)
     for facts in store.runs().values():
@@ -211,7 +214,7 @@ def run_of(lm: Loaded, sampling: Sampling, rows: int, settings: str) -> tuple[st
 
 
 def doc_hash(doc: Any) -> str:
-    """The harness's hash of a document, as it stands in samples_*.jsonl."""
+    """The harness's hash of a document, as in samples_*.jsonl."""
     text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     return hash_string(text)
 
@@ -281,12 +284,12 @@ class Ledger:
 
     def _documents(self, requests: Sequence[Any]) -> None:
         """Record which documents the prompts come from, where the store doesn't say it yet."""
-        said = set(map(_place, self.store.documents(self.hash)))
+        recorded = set(map(_place, self.store.documents(self.hash)))
         documents = [
             document_of(request, prompt, self._problem(number))
             for number, (request, prompt) in enumerate(zip(requests, self.prompts, strict=True))
         ]
-        new = list({_place(doc): doc for doc in documents if _place(doc) not in said}.values())
+        new = list({_place(doc): doc for doc in documents if _place(doc) not in recorded}.values())
         if new:
             wanted = {doc.prompt for doc in new}
             prompts = [prompt for prompt in self.prompts if prompt.hash in wanted]
@@ -305,7 +308,7 @@ class Ledger:
         rows = {}
         for index in self.jobs[number].samples:
             wanted = self._blank(number, index)
-            # A key of version 1 has no input; then the settings and the prompt told it.
+            # A key of version 1 has no input; then the settings and the prompt determine it.
             row = known.get(wanted.key) or known.get(dataclasses.replace(wanted, input="").key)
             if row is not None:
                 rows[index] = row
@@ -322,63 +325,61 @@ class Ledger:
 
     def announce(self, bar: Any) -> None:
         """Say what is there, and let the bar's rate count from here."""
-        found = sum(map(len, self._stored))
-        if found:
+        there = sum(map(len, self._stored))
+        if there:
             wanted = sum(len(job.samples) for job in self.jobs)
-            said = f"{found} of {wanted} samples are in the store {self.store.folder}"
-            log.info("%s; generating %d", said, wanted - found)
+            state = f"{there} of {wanted} samples are in the store {self.store.folder}"
+            log.info("%s; generating %d", state, wanted - there)
             bar.initial = bar.n
-            bar.set_description(f"generating ({found} from the store)")
+            bar.set_description(f"generating ({there} from the store)")
 
     def run(self, sampler: Sampler) -> Iterator[Sample]:
         """Generate what is left, each sample stored before it is given out.
 
-        Under noise a problem's texts are scored together when all are there. They are stored
-        without their scores as they finish, so a crash costs scores, not texts.
+        Texts that need a pass to be scored are stored without their scores as they finish, so a
+        crash costs scores, not texts. Those of an earlier crash are scored with the new ones.
         """
-        with sampler.ready():
-            yield from self._run(sampler)
-
-    def _run(self, sampler: Sampler) -> Iterator[Sample]:
-        missing = [len(job.samples) for job in self.left]
-        waiting = [rows[:] for rows in self._unscored]
-        run = run_of(self.lm, self.sampling, sampler.batch_size, self.hash)
-        later = sampler.perplexity and not sampler.perturbation.plain
-        perplexity, sampler.perplexity = sampler.perplexity, sampler.perplexity and not later
+        unscored = {
+            (number, row.sample): row for number, rows in enumerate(self._unscored) for row in rows
+        }
+        jobs = [
+            dataclasses.replace(job, samples=job.samples + tuple(row.sample for row in rows))
+            for job, rows in zip(self.left, self._unscored, strict=True)
+        ]
         try:
-            for number, rows in enumerate(waiting):
-                if rows and not (later and missing[number]):
-                    yield from self._score(sampler, number, rows)
-            for sample in sampler.run(self.left):
-                number = sample.job
-                row = self._row(sample, run[0])
-                self.store.append(
-                    [row], settings=self.settings, run=run, prompts=[self.prompts[number]]
-                )
-                missing[number] -= 1
-                if not later or unscorable(sample.finish_reason, sample.kept):
-                    yield sample
-                    continue
-                waiting[number].append(row)
-                if not missing[number]:
-                    yield from self._score(sampler, number, waiting[number])
+            with sampler.ready():
+                for together in sampler.scored(jobs, self._texts(sampler, unscored)):
+                    self._keep_scores(together, unscored)
+                    yield from together
         finally:
-            sampler.perplexity = perplexity
             self.store.close()
 
-    def _score(self, sampler: Sampler, number: int, rows: list[Stored]) -> Iterator[Sample]:
-        """Give out a problem's samples, scored under the clean model."""
-        texts = list(dict.fromkeys(row.ids[: row.kept] for row in rows if row.ids and row.kept))
-        nlls = sampler.clean_nll(self.jobs[number].clean, texts) if texts else []
-        scores = dict(zip(texts, nlls, strict=True))
-        scored = [
-            dataclasses.replace(
-                row, nll=scores.get((row.ids or ())[: row.kept], 0.0), nll_tokens=row.kept
-            )
-            for row in rows
+    def _texts(self, sampler: Sampler, unscored: dict[tuple[int, int], Stored]) -> Iterator[Sample]:
+        """Samples without a score: those that the store has, then new ones, stored at once.
+
+        Args:
+            sampler: generates them.
+            unscored: (job, sample index) → row without a score; gets those of new samples.
+        """
+        yield from [self._sample(number, row) for (number, _), row in unscored.items()]
+        run = run_of(self.lm, self.sampling, sampler.batch_size, self.hash)
+        for sample in sampler.generate(self.left):
+            row = self._row(sample, run[0])
+            prompts = [self.prompts[sample.job]]
+            self.store.append([row], settings=self.settings, run=run, prompts=prompts)
+            if self._unscored_yet(row):
+                unscored[sample.job, sample.index] = row
+            yield sample
+
+    def _keep_scores(self, samples: list[Sample], unscored: dict[tuple[int, int], Stored]) -> None:
+        """Add the scores of samples that were stored without."""
+        rows = [
+            dataclasses.replace(row, nll=sample.nll, nll_tokens=sample.kept)
+            for sample in samples
+            if (row := unscored.pop((sample.job, sample.index), None)) is not None
         ]
-        self.store.add_nlls(scored)
-        yield from (self._sample(number, row) for row in scored)
+        if rows:
+            self.store.add_nlls(rows)
 
     def _blank(self, number: int, index: int) -> Stored:
         """A job's sample before it is made: what its key needs."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lm_eval_embednoise.engine.jobs import Stop
 from lm_eval_embednoise.models.spelling import Spelling, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 _UNFINISHED = "\ufffd"
 
@@ -20,8 +22,8 @@ class StopStrings:
     prompt; the displayed text leaves special tokens out.
 
     Most tokens can't complete a stop string, and of the others most don't: what each token adds to
-    a text tells both without decoding. Only where it says that a stop string may stand, or doesn't
-    say (bytes that are part of a character), the text is decoded.
+    a text shows both without decoding. Only where that says that a stop string is possible, or
+    leaves it open (bytes that are part of a character), the text is decoded.
     """
 
     def __init__(
@@ -79,11 +81,11 @@ class StopStrings:
 
     def cut(self, text: str) -> int | None:
         """Where the earliest stop string starts, or None."""
-        found = [at for at in (text.find(stop) for stop in self.until) if at >= 0]
-        return min(found) if found else None
+        starts = [at for at in (text.find(stop) for stop in self.until) if at >= 0]
+        return min(starts) if starts else None
 
     def kept(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> int | None:
-        """How many of the generated ids stand wholly before a stop string; None without one.
+        """How many of the generated ids are wholly before a stop string; None without one.
 
         Args:
             ids: generated ids.
@@ -118,7 +120,7 @@ class StopStrings:
 def after_thinking(
     strings: StopStrings, ids: Sequence[int], end: str | int | None, prompt: Sequence[int] = ()
 ) -> str:
-    """The displayed text behind the last end-of-thinking mark, as the harness's class cuts it.
+    """The displayed text after the last end-of-thinking mark, as the harness's class cuts it.
 
     Args:
         strings: the stop strings in force.

@@ -1,7 +1,7 @@
 """Noise for code that drives a Hugging Face model itself: `with perturbed(model, …): generate(…)`.
 
-A hook on the module that runs the blocks reads ids, mask and cache of every pass, and so knows
-which rows are running, where their prompts end and which positions are new. Generation itself stays
+A hook on the module that runs the blocks reads ids, mask and cache of every pass. They say which
+rows are running, where their prompts end and which positions are new. Generation itself stays
 transformers'. docs/library.md has worked examples.
 """
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,12 @@ from lm_eval_embednoise.noise.inject import (
     noise_keys,
 )
 from lm_eval_embednoise.noise.model_parts import find_blocks, find_owner
-from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.reference import References
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from lm_eval_embednoise.noise.perturbation import Perturbation
 
 Key = tuple[str, int]  # a problem's name and a sample index
 
@@ -252,7 +255,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 
 @contextmanager
 def _wrapped_generate(module: nn.Module, state: PerturbedModel) -> Iterator[None]:
-    """Let `state` know when a call of `module.generate` begins, and refuse what it can't serve."""
+    """Notify `state` when a call of `module.generate` begins, and refuse what it can't serve."""
     original: Callable[..., Any] = module.generate  # type: ignore[assignment]
     own = module.__dict__.get("generate")
 

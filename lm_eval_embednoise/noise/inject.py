@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm_eval_embednoise import kernels
+from lm_eval_embednoise.kernels import build, draws
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, site_order
@@ -25,7 +25,7 @@ Act = Callable[[str, Tensor], Tensor]  # replaces the vectors [rows, pos, dim] a
 
 
 def find_site(model: nn.Module, site: str, blocks: str | None = None) -> nn.Module:
-    """The module at which a site lies: the first block, whose input is `embed`, or block k.
+    """The module of a site: the first block, whose input is `embed`, or block k.
 
     Raises:
         ValueError: for a block that the model doesn't have.
@@ -89,7 +89,7 @@ def _replace_output(site: str, act: Act) -> Any:
 
 @dataclass
 class Rows:
-    """What the noise needs to know about the rows of the forward passes to come.
+    """What the noise depends on in the rows of the forward passes to come.
 
     Attributes:
         keys: site → int64 [rows, 2], the rows' noise streams.
@@ -113,8 +113,8 @@ class Rows:
     def deviations(self, perturbation: Perturbation, site: str) -> Tensor:
         """Standard deviation per coordinate at each of `positions`, float32 [rows, pos]."""
         if self._weights is None or self._weights[0] is not self.positions:
-            found = perturb.weights(perturbation, self.positions, self.prompt_length)
-            self._weights = (self.positions, found)
+            weights = perturb.weights(perturbation, self.positions, self.prompt_length)
+            self._weights = (self.positions, weights)
         return (self._weights[1] * self.std[site][:, None]).float()
 
     def replaced(self, embedded: Tensor) -> Tensor:
@@ -169,9 +169,17 @@ def running(
 def add_noise(
     perturbation: Perturbation, rows: Rows, site: str, hidden: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """hidden + ε at a site, [rows, pos, dim]; and of each row the sum of ‖ε‖/‖h‖ and their number.
+    """Hidden states with ε added at a site, and how strong it is.
 
-    The second is float64 [rows, 2], over the perturbed positions.
+    Args:
+        perturbation: names the scope and the set of positions.
+        rows: their streams, positions and standard deviations.
+        site: "embed" or "block.<k>".
+        hidden: [rows, pos, dim].
+
+    Returns:
+        [rows, pos, dim], and float64 [rows, 2]: the sum of ‖ε‖/‖h‖ over the perturbed positions,
+        and their number.
     """
     device = hidden.device
     if rows.drawn is not None:
@@ -180,13 +188,11 @@ def add_noise(
         keys, positions = rows.keys[site].to(device), rows.positions.to(device)
         std = rows.deviations(perturbation, site).to(device)
         counters = perturb.counters(perturbation, positions)
-        if (found := kernels.add_noise(hidden, keys, counters, std)) is not None:
-            return found
+        if build.serve("draws", hidden):
+            given = (hidden, keys, counters, std)
+            return draws.add_noise(*(tensor.contiguous() for tensor in given))
         noise = perturb.draw(perturbation, keys, positions, std, hidden.shape[-1])
-    epsilon = noise.norm(dim=-1)
-    ratio = epsilon / hidden.float().norm(dim=-1).clamp_min(1e-30)
-    summed = torch.stack([ratio.sum(dim=1), (epsilon > 0).sum(dim=1)], dim=1)
-    return hidden + noise.to(hidden.dtype), summed.double()
+    return draws.add_drawn(hidden, noise)
 
 
 def acting(perturbation: Perturbation, rows: Rows) -> tuple[Act, dict[str, Tensor]]:

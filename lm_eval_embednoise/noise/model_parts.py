@@ -6,14 +6,16 @@ ordered table of the names that architectures use; a model outside it is served 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers.cache_utils import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.noise.sites import EMBED, site_order
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.noise.perturbation import Perturbation
 
 # Where decoder blocks live, the most specific first. A name counts wherever it ends a module's
 # name, so that wrappers (peft, torch.compile, data parallel, multimodal shells) don't matter.
@@ -55,7 +57,7 @@ def check_config(config: Any, name: str = "", stateful: bool | None = None) -> N
     Args:
         config: of the model, which needn't be loaded.
         name: of the model's class; looked up if empty.
-        stateful: whether that class says it carries a state of its own; looked up if None.
+        stateful: whether that class says it carries a recurrent state; looked up if None.
 
     Raises:
         ValueError: for encoder–decoder models, and for models that remember more than keys and
@@ -85,6 +87,7 @@ def check_config(config: Any, name: str = "", stateful: bool | None = None) -> N
 
 
 def cache_kinds(config: Any) -> list[Any]:
+    """The cache layers that transformers gives a decoder of this configuration, none if unknown."""
     if config is None or not hasattr(config, "num_hidden_layers"):
         return []
     return list(DynamicCache(config=config).layers)
@@ -95,7 +98,7 @@ def find_blocks(model: nn.Module, blocks: str | None = None) -> nn.ModuleList:
 
     Args:
         model: a causal LM.
-        blocks: dotted name of the list, for a model the table doesn't know.
+        blocks: dotted name of the list, for a model that the table doesn't have.
 
     Raises:
         ValueError: teaching the override, when the list isn't where any known family has it; for a

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lm_eval_embednoise.checks import suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class _Strict(yaml.SafeLoader):

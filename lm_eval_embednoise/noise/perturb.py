@@ -17,7 +17,7 @@ PREFIX_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def schedule(perturbation: Perturbation, t: Tensor) -> Tensor:
-    """g over generated positions: 1 at t = 0 (the prompt), `end_ratio` from t = anneal_tokens on.
+    """The schedule g over generated positions: 1 at t = 0, `end_ratio` from t = anneal_tokens on.
 
     Args:
         perturbation: names the schedule.
@@ -67,7 +67,7 @@ def weights(perturbation: Perturbation, positions: Tensor, prompt_length: Tensor
 
 
 def shared_len(perturbation: Perturbation, length: int, soft_start: int | None) -> int:
-    """How many vectors of a prompt stand before the first that the samples don't share.
+    """How many vectors a prompt has before the first that the samples don't share.
 
     Args:
         perturbation: names P.
@@ -134,7 +134,7 @@ def draw(
 
 
 def random_prefix(perturbation: Perturbation, problem: str, sample: int) -> str:
-    """The random characters of `prefix=random:N` for one sample, and the line break behind them."""
+    """The random characters of `prefix=random:N` for one sample, and a line break."""
     key = streams.stream_key(perturbation.seed, problem, sample, "prefix")
     u = streams.uniform(streams.key_words([key]), torch.arange(perturbation.prefix_length)[None])
     letters = (u[0] * len(PREFIX_ALPHABET)).long().tolist()
@@ -151,14 +151,14 @@ def soft_vectors(perturbation: Perturbation, keys: Tensor, mean: Tensor, std: Te
         std: float32 [dim].
 
     Returns:
-        float32 [rows, N, dim]; the same wherever in the prompt they stand.
+        float32 [rows, N, dim]; the same wherever in the prompt they are put.
     """
     numbers = torch.arange(perturbation.rsp, device=keys.device).expand(len(keys), -1)
     return mean + perturbation.rsp_scale * std * streams.normal(keys, numbers, len(mean))
 
 
 def replace(hidden: Tensor, vectors: Tensor, start: Tensor, positions: Tensor) -> Tensor:
-    """The vectors in the place of what stands at positions start, start + 1, …
+    """Hidden states with vectors put in at positions start, start + 1, and so on.
 
     Args:
         hidden: [rows, pos, dim].

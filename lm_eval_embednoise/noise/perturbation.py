@@ -1,13 +1,8 @@
-"""What to do to the model and how to sample: frozen values, parsed and checked once.
-
-`Perturbation` is the noise of docs/perturbation.md, `Sampling` is the harness's generation
-arguments under our rules (nothing inherited silently, nothing unknown accepted).
-"""
+"""What is done to the model: `Perturbation`, the noise of docs/perturbation.md, checked once."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,7 +37,7 @@ class Perturbation:
         sigma_end: σ at the end of the schedule.
         anneal_tokens: how many generated tokens the schedule takes.
         rsp: number of random soft-prompt vectors, fresh for every sample.
-        rsp_slot: where they stand: `after-prompt`, `before-assistant` or `after-bos`.
+        rsp_slot: where they go: `after-prompt`, `before-assistant` or `after-bos`.
         rsp_fit: Gaussian with mean and variance of all entries of the embedding table
             (`isotropic`) or of each dimension (`per-dimension`).
         rsp_scale: factor on the Gaussian's standard deviation.
@@ -194,7 +189,7 @@ class Perturbation:
 
     @property
     def end_ratio(self) -> float:
-        """g at the end of the schedule: sigma_end / sigma."""
+        """The schedule's g at its end: sigma_end / sigma."""
         return self.sigma_end / self.sigma if self.sigma_end and self.sigma else 0.0
 
     @classmethod
@@ -270,9 +265,9 @@ class Perturbation:
         """One line that identifies the perturbation."""
         canonical = self.canonical()
         sites = ",".join(f"{site}={sigma:g}" for site, sigma in canonical.pop("sites").items())
-        head = "clean" if self.plain else f"sites:{sites or 'none'}"
+        first = "clean" if self.plain else f"sites:{sites or 'none'}"
         rest = [f"{name}:{value}" for name, value in canonical.items() if value is not None]
-        return "|".join([head, *rest])
+        return "|".join([first, *rest])
 
 
 # What says how noise is added: without a sigma, or a mapping of sites, it would say nothing.
@@ -280,117 +275,3 @@ _OF_THE_NOISE = (
     *("depth", "sigma_unit", "sigma_reference", "scope", "positions"),
     *("schedule", "sigma_end", "anneal_tokens"),
 )
-
-GREEDY_KEYS = ("do_sample", "temperature")
-TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-LEAST_TEMPERATURE = 1e-30  # logits up to 3e8 divided by it are float32 numbers
-SAMPLING_KEYS = (*GREEDY_KEYS, "top_p", "top_k", "min_p", "until", *TOKEN_LIMITS)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen from the logits, and when to stop.
-
-    Attributes:
-        temperature: 0 for greedy decoding.
-        top_p: keep the smallest set of tokens with this probability; 1 keeps all.
-        top_k: keep the k most likely tokens; 0 keeps all (transformers would default to 50).
-        min_p: keep tokens with at least this share of the most likely one's probability.
-        max_gen_toks: most tokens to generate.
-        until: stop strings.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_gen_toks: int = 256
-    until: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.temperature and not LEAST_TEMPERATURE <= self.temperature < math.inf:
-            raise ValueError(
-                f"temperature={self.temperature!r} is not allowed; it must be 0 (greedy) or from "
-                f"{LEAST_TEMPERATURE:g} on: below, logits divided by it overflow in float32"
-            )
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
-    @classmethod
-    def from_gen_kwargs(cls, gen_kwargs: Mapping[str, Any], default_tokens: int = 256) -> Sampling:
-        """Read the harness's generation arguments.
-
-        Raises:
-            ValueError: for an argument the sampler can't serve, a temperature that do_sample=false
-                would ignore, do_sample=true without a temperature, or a value out of range.
-        """
-        given = {name: value for name, value in gen_kwargs.items() if value is not None}
-        for name in given:
-            if name not in SAMPLING_KEYS:
-                raise ValueError(
-                    f"gen_kwargs: {name}={given[name]!r} is not supported; "
-                    f"{suggest(name, SAMPLING_KEYS)}allowed: {', '.join(SAMPLING_KEYS)}"
-                )
-        temperature = number("gen_kwargs: temperature", given.get("temperature", 0.0))
-        do_sample = given.get("do_sample", temperature > 0)
-        if not isinstance(do_sample, bool):
-            raise ValueError(f"gen_kwargs: do_sample={do_sample!r} must be true or false")
-        if temperature > 0 and not do_sample:
-            raise ValueError(
-                f"gen_kwargs: temperature={temperature:g} has no effect with do_sample=false; "
-                "add do_sample=true or leave temperature out"
-            )
-        if do_sample and temperature == 0:
-            raise ValueError("gen_kwargs: do_sample=true needs a temperature > 0, such as 1.0")
-        top_p = number("gen_kwargs: top_p", given.get("top_p", 1.0))
-        min_p = number("gen_kwargs: min_p", given.get("min_p", 0.0))
-        if not 0 < top_p <= 1:
-            raise ValueError(f"gen_kwargs: top_p={top_p:g} is not allowed; it must be in (0, 1]")
-        if min_p >= 1:
-            raise ValueError(f"gen_kwargs: min_p={min_p:g} is not allowed; it must be in [0, 1)")
-        top_k = integer("gen_kwargs: top_k", given.get("top_k", 0), least=0)
-        if not do_sample:
-            for name, value, neutral in (
-                ("top_p", top_p, 1),
-                ("top_k", top_k, 0),
-                ("min_p", min_p, 0),
-            ):
-                if value != neutral:
-                    raise ValueError(
-                        f"gen_kwargs: {name}={value:g} has no effect without do_sample=true"
-                    )
-        until = given.get("until", ())
-        until = (until,) if isinstance(until, str) else tuple(until)
-        return cls(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            max_gen_toks=_token_limit(given, default_tokens),
-            until=tuple(text for text in until if text),
-        )
-
-
-def _token_limit(given: Mapping[str, Any], default: int) -> int:
-    """Most tokens to generate, whichever of its names was used.
-
-    Raises:
-        ValueError: two names with different values: the harness adds --gen_kwargs to the task's own
-            arguments name by name, so another name doesn't replace the task's.
-    """
-    limits = {
-        name: integer(f"gen_kwargs: {name}", given[name], least=1)
-        for name in TOKEN_LIMITS
-        if name in given
-    }
-    if len(set(limits.values())) > 1:
-        said = " and ".join(f"{name}={value}" for name, value in limits.items())
-        (first, *others) = limits
-        raise ValueError(
-            f"gen_kwargs: {said} are different limits of the same tokens. The task file gives one "
-            f"of them, and --gen_kwargs replaces it only under its own name: write {first}=N "
-            f"alone, without {', '.join(others)}"
-        )
-    return next(iter(limits.values()), default)

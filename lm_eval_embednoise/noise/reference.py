@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.inject import hooked
 from lm_eval_embednoise.noise.model_parts import find_embedding, hidden_width
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class _Reached(Exception):
@@ -28,7 +31,7 @@ def token_norms(
     """Norms of tokens' vectors as they enter the first block, after the model's own scaling.
 
     A learned position that the model adds is no part of the token's vector: what counts is how far
-    the first block's input lies from that of a zero embedding at the same position. Where positions
+    the first block's input is from that of a zero embedding at the same position. Where positions
     are added elsewhere (rotary, ALiBi) that is the scaled embedding itself.
 
     Args:

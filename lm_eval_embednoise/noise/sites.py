@@ -46,7 +46,7 @@ class Positions:
 
     @property
     def dummies(self) -> int:
-        """How many dummy tokens stand behind the prompt."""
+        """How many dummy tokens follow the prompt."""
         return (self.count or 0) if self.kind == "dummy" else 0
 
     def __str__(self) -> str:

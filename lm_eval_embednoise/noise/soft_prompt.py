@@ -7,7 +7,7 @@ embedding module: the model scales and places them as it does a token's vector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.model_parts import find_embedding
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @torch.no_grad()

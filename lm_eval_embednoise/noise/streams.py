@@ -5,31 +5,28 @@ site); within a stream, Philox-4x32-10 (Salmon et al., SC 2011) is evaluated at 
 (coordinate block, position, 0, 0). Nothing depends on batch size, order or companions, and the
 global generators are neither read nor reseeded.
 
-Integers are computed in int64 with wrap-around, and Gaussians from them by additions,
-multiplications, divisions and square roots in float64, one rounding each: IEEE 754 fixes every
-step, so the draws are equal bit for bit wherever eager PyTorch runs, and on a CPU in C as well
-(kernels/draws.c), which is twenty times as fast. (Library logarithms and
-cosines, which Box–Muller needs, differ between vector widths and devices.)
+The draws are equal bit for bit wherever eager PyTorch runs, and in C on a CPU, which is twenty
+times as fast; kernels/draws.py says why.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lm_eval_embednoise import kernels
+from lm_eval_embednoise.kernels import build, draws
+from lm_eval_embednoise.kernels.draws import philox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 STREAM_VERSION = 1
 
 _MASK = 0xFFFFFFFF
-_ROUND_M = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_CHUNK = 1 << 15  # numbers drawn at a time: intermediates stay in the processor's cache
-_CHUNK_GPU = 1 << 22  # the same on a GPU: a dozen such arrays of 64-bit numbers stand at a time
 
 
 def stream_key(seed: int, problem: str, sample: int, purpose: str, site: str = "") -> int:
@@ -49,30 +46,6 @@ def key_words(keys: Iterable[int], device: torch.device | str = "cpu") -> Tensor
     """Keys as the two 32-bit words Philox takes: int64 [rows, 2]."""
     words = [(key & _MASK, key >> 32) for key in keys]
     return torch.tensor(words, dtype=torch.int64, device=device).reshape(-1, 2)
-
-
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Tensor) -> Tensor:
-    """Philox-4x32-10.
-
-    Args:
-        counter: four int64 tensors of 32-bit words, all of one shape [...].
-        key: int64 [..., 2] of 32-bit words, broadcastable.
-
-    Returns:
-        int64 [..., 4] of 32-bit words.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key[..., 0], key[..., 1]
-    for _ in range(10):
-        p0, p1 = c0 * _ROUND_M[0], c2 * _ROUND_M[1]  # 64-bit products, kept modulo 2**64
-        c0, c1, c2, c3 = (
-            (p1 >> 32 & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            (p0 >> 32 & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
-        k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
-    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), dim=-1)
 
 
 def uniform(keys: Tensor, positions: Tensor) -> Tensor:
@@ -101,99 +74,6 @@ def normal(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
     Returns:
         float32 [rows, pos, dim].
     """
-    found = kernels.normals(keys, positions, dim)
-    return _normal(keys, positions, dim) if found is None else found
-
-
-def _normal(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
-    """The same in PyTorch's operations."""
-    blocks = -(-dim // 4)
-    rows, pos = positions.shape
-    flat_keys = keys[:, None, :].expand(rows, pos, 2).reshape(-1, 2)
-    flat_positions = positions.reshape(-1)
-    out = torch.empty(rows * pos, blocks * 4, dtype=torch.float32, device=keys.device)
-    coordinate = torch.arange(blocks, device=keys.device)[None, :]
-    chunk = _CHUNK if keys.device.type == "cpu" else _CHUNK_GPU
-    step = max(1, chunk // (blocks * 4))
-    for start in range(0, rows * pos, step):
-        part = slice(start, start + step)
-        position = flat_positions[part, None].expand(-1, blocks)
-        zero = torch.zeros_like(position)
-        words = philox(
-            (coordinate.expand_as(position), position, zero, zero), flat_keys[part, None]
-        )
-        out[part] = _normal_from_words(words).reshape(-1, blocks * 4)
-    return out[:, :dim].reshape(rows, pos, dim)
-
-
-# Wichura's algorithm AS 241 (PPND16, Applied Statistics 37, 1988): the inverse of the normal
-# distribution function as rational functions; the branch beyond |z| = 6.7 can't be reached with
-# 32-bit uniforms, whose smallest value is 2**-33.
-_CENTRE_NUM = (
-    2.5090809287301226727e3,
-    3.3430575583588128105e4,
-    6.7265770927008700853e4,
-    4.5921953931549871457e4,
-    1.3731693765509461125e4,
-    1.9715909503065514427e3,
-    1.3314166789178437745e2,
-    3.3871328727963666080e0,
-)
-_CENTRE_DEN = (
-    5.2264952788528545610e3,
-    2.8729085735721942674e4,
-    3.9307895800092710610e4,
-    2.1213794301586595867e4,
-    5.3941960214247511077e3,
-    6.8718700749205790830e2,
-    4.2313330701600911252e1,
-    1.0,
-)
-_TAIL_NUM = (
-    7.74545014278341407640e-4,
-    2.27238449892691845833e-2,
-    2.41780725177450611770e-1,
-    1.27045825245236838258e0,
-    3.64784832476320460504e0,
-    5.76949722146069140550e0,
-    4.63033784615654529590e0,
-    1.42343711074968357734e0,
-)
-_TAIL_DEN = (
-    1.05075007164441684324e-9,
-    5.47593808499534494600e-4,
-    1.51986665636164571966e-2,
-    1.48103976427480074590e-1,
-    6.89767334985100004550e-1,
-    1.67638483018380384940e0,
-    2.05319162663775882187e0,
-    1.0,
-)
-_LN2 = 0.6931471805599453
-
-
-def _normal_from_words(words: Tensor) -> Tensor:
-    """Standard normals (float32) from 32-bit words by the inverse distribution function."""
-    u = (words.to(torch.float64) + 0.5) * 2.0**-32
-    q = u - 0.5
-    r = 0.180625 - q * q
-    centre = q * (_horner(_CENTRE_NUM, r) / _horner(_CENTRE_DEN, r))
-    t = torch.sqrt(-_log(torch.minimum(u, 1.0 - u))) - 1.6
-    tail = _horner(_TAIL_NUM, t) / _horner(_TAIL_DEN, t)
-    tail = torch.where(q < 0, -tail, tail)
-    return torch.where(q.abs() <= 0.425, centre, tail).to(torch.float32)
-
-
-def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    value = torch.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        value.mul_(x).add_(coefficient)  # two roundings: never a fused multiply-add
-    return value
-
-
-def _log(x: Tensor) -> Tensor:
-    """Natural logarithm of x in (0, 1) to 1e-12, from operations that IEEE 754 rounds exactly."""
-    mantissa, exponent = torch.frexp(x)  # mantissa in [1/2, 1)
-    s = (mantissa * 1.4142135623730951 - 1.0) / (mantissa * 1.4142135623730951 + 1.0)
-    odd = tuple(2.0 / n for n in range(17, 0, -2))
-    return s * _horner(odd, s * s) + (exponent.to(torch.float64) - 0.5) * _LN2
+    if build.serve("draws", keys, positions):
+        return draws.normals(keys.contiguous(), positions.contiguous(), dim)
+    return draws.normals_torch(keys, positions, dim)

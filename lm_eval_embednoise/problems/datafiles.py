@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VARIABLE = "EMBEDNOISE_DATA"
 
@@ -72,9 +74,9 @@ def _local(source: Source, folder: Path) -> list[Path]:
     places = [folder / source.name, *([folder] if source.anywhere else [])]
     for place in places:
         for pattern in source.patterns:
-            found = sorted(place.glob(pattern))
-            if found:
-                return found
+            paths = sorted(place.glob(pattern))
+            if paths:
+                return paths
     other = f"unset {VARIABLE} to fetch {source.hub} from the hub"
     if not source.hub:
         other = f"take it from {source.files[0]} (the hub does not hold it in this form)"
@@ -88,7 +90,7 @@ def _wanted(source: Source) -> str:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a JSONL (also .gz), JSON-list or Parquet file, each with the place it stands at.
+    """The rows of a JSONL (also .gz), JSON-list or Parquet file, each with its place.
 
     Raises:
         BadData: where a line is no JSON object.

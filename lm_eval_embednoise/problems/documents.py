@@ -12,8 +12,7 @@ import functools
 import random
 import re
 import textwrap
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.problems import hidden_tests, plus_tests
@@ -25,6 +24,9 @@ from lm_eval_embednoise.problems.datafiles import (
     locate,
     read_rows,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Row = dict[str, Any]
 SUBSET_SEED = 0

@@ -9,10 +9,8 @@ import io
 import json
 import pickle
 import zlib
-from collections.abc import Callable, Iterator
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.problems.datafiles import (
     BadData,
@@ -22,6 +20,10 @@ from lm_eval_embednoise.problems.datafiles import (
     locate,
     parse_row,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 Row = dict[str, Any]
 APPS = Source(
@@ -38,7 +40,7 @@ LIVECODEBENCH = Source(
 )
 Tests = list[tuple[Any, Any]]  # (input, expected output)
 
-# Where each problem stands, filled while its file is read: (file or folder, first byte).
+# Position of each problem, filled while its file is read: (file or folder, first byte).
 _places: dict[str, tuple[Path, int]] = {}
 
 
@@ -52,7 +54,7 @@ def _read(path: Path, first: int) -> Row:
 
 
 def _rows(source: Source, name: Callable[[Row, str], str]) -> Iterator[tuple[str, str, Row]]:
-    """Each row with its problem id and its place; remembers where it stands."""
+    """Each row with its problem id and its place, which is remembered."""
     for path in locate(source):
         if path.name == "question.txt":
             row, place = _apps_folder(path.parent), str(path.parent)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.problems.datafiles import (
     BadData,
@@ -15,6 +14,9 @@ from lm_eval_embednoise.problems.datafiles import (
     locate,
     read_lines,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 Row = dict[str, Any]
 HUMANEVAL_PLUS = Source(

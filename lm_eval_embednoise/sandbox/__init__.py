@@ -3,7 +3,7 @@
 Threat model. The programs are written by a language model: hostile by accident, and treated as
 hostile on purpose. A program may try to pass without solving its problem, to read what the user
 can read, to change anything outside, to reach the network, to outlive its turn, or to starve the
-machine. What stands against it:
+machine. The defences:
 
 * *Passing without solving*: expected values are in another process (`tester`), the program sees
   arguments, one call at a time, and sends back plain data; the verdict is made where none of its

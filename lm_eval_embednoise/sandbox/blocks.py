@@ -63,7 +63,7 @@ class Block:
 
 def answer_of(text: str) -> str | None:
     """What follows the thinking; None when the thinking never ends."""
-    ends = [found.end() for found in _THOUGHT.finditer(text)]
+    ends = [thought.end() for thought in _THOUGHT.finditer(text)]
     if ends:
         return text[ends[-1] :]
     return None if _THINKS.match(text) else text
@@ -71,8 +71,8 @@ def answer_of(text: str) -> str | None:
 
 def before_end_token(text: str) -> str:
     """The text up to an end token that was written out."""
-    found = _ENDS.search(text)
-    return text[: found.start()] if found else text
+    end = _ENDS.search(text)
+    return text[: end.start()] if end else text
 
 
 def before_fence(text: str) -> str:
@@ -99,11 +99,11 @@ def scan_line(line: str, quote: str | None) -> tuple[str | None, int]:
             if end < 0:
                 return quote, depth
             place, quote = end + 3, None
-        found = _STRINGS.search(line, place)
-        if found is None:
+        match = _STRINGS.search(line, place)
+        if match is None:
             return None, depth
-        token = found.group()
-        place = found.end()
+        token = match.group()
+        place = match.end()
         if token == "#":
             return None, depth
         if token in ('"""', "'''"):
@@ -115,7 +115,7 @@ def scan_line(line: str, quote: str | None) -> tuple[str | None, int]:
 
 
 def _escaped(line: str, place: int) -> bool:
-    """Whether an odd number of backslashes stands before `place`."""
+    """Whether an odd number of backslashes comes before `place`."""
     start = place
     while start > 0 and line[start - 1] == "\\":
         start -= 1
@@ -125,8 +125,8 @@ def _escaped(line: str, place: int) -> bool:
 @lru_cache(maxsize=2)
 def blocks_of(text: str) -> list[Block]:
     """The fenced and marked blocks of a text, in its order (fenced ones first)."""
-    found = _fenced(text.split("\n"))
-    found += [Block(code.strip(), tag.lower()) for tag, code in _INLINE.findall(text)]
+    listed = _fenced(text.split("\n"))
+    listed += [Block(code.strip(), tag.lower()) for tag, code in _INLINE.findall(text)]
     for mark in itertools.islice(_MARKED.finditer(text), _MOST):
         name = mark.group(1) or mark.group(2)
         closing = f"[/{name}]" if mark.group(1) else f"</{name}>"
@@ -135,12 +135,12 @@ def blocks_of(text: str) -> list[Block]:
         if mark.group(2) and re.search(r"&(?:lt|gt|amp|quot|#39);", inside):
             inside = html.unescape(inside)
         if "```" not in inside and "~~~" not in inside:
-            found.append(Block(inside.strip("\n") + "\n", "python"))
-    return found if len(found) <= 2 * _MOST else found[:_MOST] + found[-_MOST:]
+            listed.append(Block(inside.strip("\n") + "\n", "python"))
+    return listed if len(listed) <= 2 * _MOST else listed[:_MOST] + listed[-_MOST:]
 
 
 def _fenced(lines: list[str]) -> list[Block]:
-    found: list[Block] = []
+    fenced: list[Block] = []
     at, rescans = 0, 0
     while at < len(lines):
         opening = _opening(lines[at]) if _has_fence(lines[at]) else None
@@ -149,7 +149,7 @@ def _fenced(lines: list[str]) -> list[Block]:
             continue
         ticks, tag, rest = opening
         end, after, last = _closing(lines, at + 1, ticks, strings=rescans < _RESCANS)
-        if end is None:  # a triple quote was never closed: fences count wherever they stand
+        if end is None:  # a triple quote was never closed: fences count wherever they are
             rescans += 1
             end, after, last = _closing(lines, at + 1, ticks, strings=False)
             assert end is not None
@@ -158,9 +158,9 @@ def _fenced(lines: list[str]) -> list[Block]:
             inside = [rest, *inside]
         code = _unmarked(lines[at], "\n".join(inside) + "\n")
         if code.strip():
-            found.append(Block(code, tag))
+            fenced.append(Block(code, tag))
         at = after
-    return found
+    return fenced
 
 
 def _has_fence(line: str) -> bool:
@@ -193,8 +193,8 @@ def _like_code(rest: str) -> bool:
 
 
 def _tag_of(info: str) -> str:
-    found = _TAG.match(info)
-    return found.group(1).lower() if found else ""
+    match = _TAG.match(info)
+    return match.group(1).lower() if match else ""
 
 
 def _closing(lines: list[str], at: int, ticks: str, strings: bool) -> tuple[int | None, int, str]:
@@ -225,7 +225,7 @@ def _closing(lines: list[str], at: int, ticks: str, strings: bool) -> tuple[int 
 
 
 def _unmarked(opening: str, code: str) -> str:
-    """A block's code without the marks of the quotation or list in which it stands."""
+    """A block's code without the marks of the quotation or list around it."""
     if opening.lstrip().startswith(">"):
         code = _QUOTED.sub("", code)
         opening = _QUOTED.sub("", opening)
@@ -234,6 +234,6 @@ def _unmarked(opening: str, code: str) -> str:
         return textwrap.dedent(code)
     filled = [len(line) - len(line.lstrip()) for line in code.split("\n") if line.strip()]
     if indent and filled and min(filled) >= indent:
-        # What stands deeper than the fence is the body of a function.
+        # What is indented deeper than the fence is the body of a function.
         return "\n".join(line[indent:] for line in code.split("\n"))
     return code

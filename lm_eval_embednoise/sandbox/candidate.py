@@ -90,7 +90,7 @@ def _flush() -> None:
 
 
 def _flush_and_leave() -> NoReturn:
-    """The end of a program that was there to be called: whoever called has its answers."""
+    """The end of a program that was there to be called: the caller has its answers."""
     _flush()
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""From a generated text to the program it stands for: the longest that compiles and is the answer.
+"""From a generated text to the program in it: the longest that compiles and answers the question.
 
 Runs where hostile text may be parsed (`reader`), never in the harness's own process. Candidates, in
 order: a bare continuation of the prompt; blocks that say they are Python; other blocks; the text;
@@ -13,12 +13,15 @@ import ast
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from . import blocks
 from .pieces import Piece, calls_something, defines, pieces_of
 from .uses import cut_uses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 MAX_CHARACTERS = 1 << 16  # a longer part of a text is not parsed
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
@@ -27,7 +30,7 @@ CONTINUATION, FENCE, TEXT, AS_IT_IS = "continuation", "block", "text", "as it is
 
 @dataclass(frozen=True)
 class Taken:
-    """The program, and which rule found it."""
+    """A program, and the rule that found it."""
 
     program: str
     rule: str
@@ -59,7 +62,7 @@ def _definition(name: str) -> re.Pattern[str]:
 
 
 def extract(text: str, prompt: str = "", entry_point: str | None = None) -> Taken:
-    """The program that a model's answer stands for.
+    """The program in a model's answer.
 
     `prompt` is a completion prompt (code); leave it empty for a question.
     """
@@ -72,9 +75,9 @@ def extract(text: str, prompt: str = "", entry_point: str | None = None) -> Take
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SyntaxWarning: `x is 1` still compiles
         for whole in dict.fromkeys([blocks.before_end_token(answer), answer]):
-            found = _Search(whole, prompt, entry_point).run()
-            if found is not None:
-                return found
+            taken = _Search(whole, prompt, entry_point).run()
+            if taken is not None:
+                return taken
     return _as_it_is(blocks.before_end_token(answer), prompt, entry_point)
 
 
@@ -87,25 +90,25 @@ class _Search:
 
     def run(self) -> Taken | None:
         if self._continues():
-            found = self._try([(blocks.before_fence(self.text), True)], CONTINUATION)
-            if found:
-                return found
+            taken = self._try([(blocks.before_fence(self.text), True)], CONTINUATION)
+            if taken:
+                return taken
         fenced = [block for block in blocks.blocks_of(self.text) if not block.foreign]
         tagged = [block.code for block in fenced if block.tagged]
         others = [block.code for block in fenced if not block.tagged]
         tiers = [(tagged, FENCE), (others, FENCE), ([self.text], TEXT)]
         for codes, rule in tiers:
-            found = self._try(((code, False) for code in codes), rule)
-            if found:
-                return found
+            taken = self._try(((code, False) for code in codes), rule)
+            if taken:
+                return taken
         if self.prompt:
             for codes, rule in tiers[:2]:
-                found = self._try(((code, True) for code in codes), f"{rule} after the prompt")
-                if found:
-                    return found
+                taken = self._try(((code, True) for code in codes), f"{rule} after the prompt")
+                if taken:
+                    return taken
             if not fenced and not self._continues():
-                found = self._try([(self.text, True)], CONTINUATION)
-        return found or self.best.trivial
+                taken = self._try([(self.text, True)], CONTINUATION)
+        return taken or self.best.trivial
 
     def _continues(self) -> bool:
         """Whether the text goes on in the function that the prompt has begun."""

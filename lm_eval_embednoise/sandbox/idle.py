@@ -2,8 +2,8 @@
 
 A program that waits for what never comes uses no processor time, so that limit never ends it; and
 a limit on wall time would make verdicts depend on load. So two looks at it are compared. When its
-processor clock stands still between them, and at both each of its threads sleeps, then it slept all
-the time between: a thread that had become ready would have had to run before it could sleep again.
+processor clock does not move between them, and each of its threads sleeps at both, it slept all the
+time between: a thread that had become ready would have had to run before it could sleep again.
 A thread that is ready but gets no processor is in another state and is not counted, however long;
 nor is one that waits for a disk.
 """
@@ -50,8 +50,8 @@ class IdleClock:
     Args:
         proc: descriptor of the outer /proc.
         pid: the program.
-        interval: seconds between two looks. A longer gap counts as twice this: whoever looks may
-            itself have been kept from running.
+        interval: seconds between two looks. A longer gap counts as twice this: the watching process
+            may itself have been kept from running.
         calls, tester: of a program that is called, how far the tests are, and their process. Time
             counts only while the program owes an answer: a call is out, and the tests' process
             sleeps (it would be ready to run if the answer were there).

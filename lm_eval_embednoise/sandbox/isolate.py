@@ -35,12 +35,12 @@ def readable_paths() -> list[str]:
 
 
 def _library_directories() -> set[Path]:
-    """Where the shared libraries of this process lie, and those it may still load."""
+    """The directories of the shared libraries of this process, and of those it may still load."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     files = {line.split(maxsplit=5)[5] for line in lines if ".so" in line}
-    found = {Path(file).parent for file in files} | {Path(sys.base_prefix) / "lib"}
+    folders = {Path(file).parent for file in files} | {Path(sys.base_prefix) / "lib"}
     standard = Path(os.__file__).parent
-    return {d for d in found if d.is_dir() and standard not in (d, *d.parents)}
+    return {d for d in folders if d.is_dir() and standard not in (d, *d.parents)}
 
 
 # -- level 1: namespaces ---------------------------------------------------------------------
@@ -159,7 +159,7 @@ def landlock_rules(readable: list[str], tmp: str) -> kernel.Landlock:
 
 
 def overfull(top: str) -> bool:
-    """Whether more lies below `top` than fits into level 1's private directory."""
+    """Whether `top` holds more than fits into level 1's private directory."""
     size = count = 0
     waiting = [top]
     while waiting:
@@ -178,7 +178,7 @@ def overfull(top: str) -> bool:
 
 
 def empty_directory(top: str) -> None:
-    """Remove all that lies in `top`, however deep, without following links."""
+    """Remove everything in `top`, however deep, without following links."""
     moved = 0
     while entries := list(os.scandir(top)):
         for entry in entries:

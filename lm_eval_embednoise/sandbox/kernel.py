@@ -47,7 +47,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """mount(2)."""
+    """Mount a file system (man 2 mount)."""
     encoded = [None if text is None else text.encode() for text in (source, target, kind, data)]
     result = _libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
     _check(result, f"mount {target}")
@@ -75,7 +75,7 @@ def unmount(path: str) -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument."""
+    """Change something about this process (man 2 prctl), with one argument."""
     zero = ctypes.c_ulong(0)
     _check(_libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero), "prctl")
 

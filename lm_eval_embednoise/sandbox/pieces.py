@@ -1,7 +1,7 @@
 """The statements of a text that compile: split at the top level, parsed one by one where needed.
 
 The whole is parsed at once; only a text that does not parse is split, by a scan of its lines that
-knows strings and brackets. Each part is then parsed on its own, so the work stays linear.
+follows strings and brackets. Each part is then parsed on its own, so the work stays linear.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def calls_something(pieces: list[Piece]) -> bool:
 
 
 def is_string(value: ast.expr) -> bool:
+    """Whether an expression is a string, such as a docstring."""
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
@@ -88,13 +89,12 @@ def parse(code: str) -> ast.Module | SyntaxError:
 def pieces_of(code: str, entry_point: str | None) -> list[Piece]:
     """The parts of a text that are statements, in their order.
 
-    With an entry point all of them count: what a program needs may stand before and after a
+    With an entry point all of them count: what a program needs may come before and after a
     paragraph. Without one the longest run counts that nothing interrupts.
     """
     tree = parse(code)
     if isinstance(tree, ast.Module):
-        found = _by_node(code, tree)
-        return found
+        return _by_node(code, tree)
     runs: list[list[Piece]] = [[]]
     parts = _split(code)
     if len(parts) > 2 * _MOST_PARSES:

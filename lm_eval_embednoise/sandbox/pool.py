@@ -6,13 +6,15 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import levels
 from .jobs import Job, Outcome, SandboxError
 from .process import Worker
 from .scratch import sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")

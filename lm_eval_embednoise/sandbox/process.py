@@ -33,14 +33,14 @@ _PACKAGES = ("numpy",)  # what the benchmarks' programs may import beside the st
 
 def _packages() -> dict[str, str]:
     """Folders of the allowed packages, and of the shared libraries that come with them."""
-    found = {}
+    folders = {}
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
         for path in (spec.submodule_search_locations or ()) if spec else ():
-            found[name] = path
+            folders[name] = path
             if os.path.isdir(path + ".libs"):
-                found[name + ".libs"] = path + ".libs"
-    return found
+                folders[name + ".libs"] = path + ".libs"
+    return folders
 
 
 class Worker:
@@ -62,6 +62,8 @@ class Worker:
             cwd="/",
             start_new_session=True,  # Ctrl-C is for the harness
         )
+        assert self._process.stdout is not None
+        self._replies = wire.Reader(self._process.stdout.fileno())
         try:
             hello = self._receive()
             if "refused" in hello:
@@ -90,22 +92,25 @@ class Worker:
             "idle": limits.idle_seconds,
             "new_tests": job.test is not None and not self._holds_tests_of(job),
         }
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         try:
-            wire.send_json(self._process.stdin.fileno(), header)
-            if job.test is None:
-                wire.send(self._process.stdin.fileno(), job.stdin)
-            elif header["new_tests"]:
-                data = wire.Encoder(keep_objects=False).encode(job.data)
-                tests = {"setup": job.setup, "test": job.test, "data": data}
-                wire.send_json(self._process.stdin.fileno(), tests)
-                self._held = job
+            wire.send_json(self._process.stdin.fileno(), header, *self._second_frame(job))
         except BrokenPipeError as error:
             raise SandboxError("a sandbox worker died") from error
         account = self._receive()
-        output = wire.receive(self._process.stdout.fileno()) if job.test is None else b""
+        output = self._replies.next() if job.test is None else b""
         self.ended = account.get("out_of_step", False)
         return outcome(job, account, output or b"")
+
+    def _second_frame(self, job: Job) -> list[bytes]:
+        """A program's input, or the tests if the tests' process hasn't got them already."""
+        if job.test is None:
+            return [job.stdin]
+        if self._holds_tests_of(job):
+            return []
+        self._held = job
+        data = wire.Encoder(keep_objects=False).encode(job.data)
+        return [json.dumps({"setup": job.setup, "test": job.test, "data": data}).encode()]
 
     def _holds_tests_of(self, job: Job) -> bool:
         """Whether the tests' process has these tests from the job before."""
@@ -117,9 +122,9 @@ class Worker:
         )
 
     def _receive(self) -> Any:
-        assert self._process.stdout is not None
         try:
-            message = wire.receive_json(self._process.stdout.fileno())
+            frame = self._replies.next()
+            message = None if frame is None else json.loads(frame)
         except (wire.WireError, ValueError) as error:
             raise SandboxError(f"a sandbox worker sent rubbish ({error})") from error
         if message is None:

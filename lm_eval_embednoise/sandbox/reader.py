@@ -15,14 +15,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import extraction, isolate, kernel, seccomp, wire
 from .extraction import Taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _MEMORY = 2 << 30
 _SECONDS = 5.0  # of processor time for one text
@@ -51,16 +53,16 @@ class Reader:
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, answers: Sequence[Answer]) -> list[Taken]:
-        """The program that each answer stands for."""
+        """The program in each answer."""
         taken: list[Taken] = []
         for start in range(0, len(answers), _TOGETHER):
             some = answers[start : start + _TOGETHER]
-            found = self._ask(some)
-            if found is None:  # one of them broke the process
-                found = [
+            programs = self._ask(some)
+            if programs is None:  # one of them broke the process
+                programs = [
                     one[0] if (one := self._ask([answer])) else _unread(answer) for answer in some
                 ]
-            taken += found
+            taken += programs
         return taken
 
     def _ask(self, answers: Sequence[Answer]) -> list[Taken] | None:
@@ -168,7 +170,7 @@ def main() -> None:
 
 
 def _confine() -> None:
-    """Give up files, network and processes, as far as this kernel knows how."""
+    """Give up files, network and processes, as far as this kernel can."""
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     for what, value in (
         (resource.RLIMIT_AS, _MEMORY),

@@ -178,7 +178,7 @@ _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARGUMENTS = 0, 4, 16
 
 
 def supported() -> bool:
-    """Whether the table above knows this machine's call numbers."""
+    """Whether the table above has this machine's call numbers."""
     return kernel.MACHINE in _COLUMN
 
 

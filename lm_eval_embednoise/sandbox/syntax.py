@@ -11,14 +11,16 @@ import contextlib
 import hashlib
 import resource
 import signal
-import socket
 import sys
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import wire
 from .wrapped import compiled
+
+if TYPE_CHECKING:
+    import socket
 
 _DEEP = 20_000
 
@@ -67,21 +69,21 @@ def examine(source: str, entry_point: str | None) -> dict[str, Any]:
 
 def _find(body: list[ast.stmt], name: str) -> ast.AST | None:
     """The last definition of `name`: at the top level, else as a method of class Solution."""
-    found: ast.AST | None = None
+    definition: ast.AST | None = None
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             if node.name == name:
-                found = node
-            elif found is None and isinstance(node, ast.ClassDef) and node.name == "Solution":
-                found = _find(node.body, name)
+                definition = node
+            elif definition is None and isinstance(node, ast.ClassDef) and node.name == "Solution":
+                definition = _find(node.body, name)
         elif isinstance(node, ast.Assign):
             if any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-                found = ast.Module(body=[node], type_ignores=[])
+                definition = ast.Module(body=[node], type_ignores=[])
         elif isinstance(node, (ast.Import, ast.ImportFrom)) and any(
             (alias.asname or alias.name) == name for alias in node.names
         ):
-            found = ast.Module(body=[ast.Expr(ast.Name(name, ast.Load()))], type_ignores=[])
-    return found
+            definition = ast.Module(body=[ast.Expr(ast.Name(name, ast.Load()))], type_ignores=[])
+    return definition
 
 
 def _does_something(node: ast.stmt) -> bool:

@@ -20,11 +20,13 @@ import signal
 import socket
 import struct
 import traceback
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import wire
 from .idle import CallCounter, cpu_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LOOK_SECONDS = 0.05
 _KIND_LENGTH = 200
@@ -212,8 +214,9 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 def send(control: socket.socket, message: dict[str, Any], pipes: list[int]) -> None:
     """Hand a program to the tests' process (the worker's side)."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("2i", *pipes))
-    control.sendmsg([b"."], [rights])
-    wire.send_json(control.fileno(), message)
+    data = b"." + wire.frames(json.dumps(message).encode())
+    sent = control.sendmsg([data], [rights])
+    wire.write_all(control.fileno(), data[sent:])
 
 
 def _out_of_time(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What in a text stands beside a function's program: asserts, examples, reading of input, prose.
+"""What in a text is not part of a function's program: asserts, examples, reading of input, prose.
 
 A program whose function is called by tests must not stop before they come.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .pieces import DEFINITIONS, OUTSIDE, Piece, is_plain, is_string
 from .syntax import _COMPREHENSIONS, _bound, _find
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _BUILTIN = frozenset(dir(builtins))
 _READS = frozenset({"input", "stdin"})
@@ -65,23 +68,23 @@ class _Cut:
 
     def _reach(self, names: Iterable[str], binding: dict[str, list[int]]) -> set[str]:
         """The names, and all that their definitions mention in turn."""
-        found, todo, seen = set(names), list(names), set[int]()
+        reached, todo, seen = set(names), list(names), set[int]()
         while todo:
             for number in binding.get(todo.pop(), ()):
                 if number not in seen:
                     seen.add(number)
-                    fresh = self._names[number].used - found
-                    found |= fresh
+                    fresh = self._names[number].used - reached
+                    reached |= fresh
                     todo.extend(fresh)
-        return found
+        return reached
 
-    def _spread(self, found: set[str], names: Iterable[str]) -> None:
+    def _spread(self, reached: set[str], names: Iterable[str]) -> None:
         """Add the names, and all whose definitions mention them in turn."""
-        todo = [name for name in names if name not in found]
-        found.update(todo)
+        todo = [name for name in names if name not in reached]
+        reached.update(todo)
         while todo:
-            fresh = self._users.get(todo.pop(), set()) - found
-            found |= fresh
+            fresh = self._users.get(todo.pop(), set()) - reached
+            reached |= fresh
             todo.extend(fresh)
 
     def kept(self) -> list[Piece]:
@@ -126,10 +129,10 @@ def _changes_settings(nodes: Iterable[ast.AST]) -> bool:
 
 
 def _names(piece: Piece) -> _Names:
-    found = _Names()
+    names = _Names()
     for top in piece.nodes:
-        found.used |= _free(top)
-        found.bound |= _bound([top])
+        names.used |= _free(top)
+        names.bound |= _bound([top])
         if isinstance(top, DEFINITIONS):
             continue
         for node in ast.walk(top):  # `table[i] = x`, `table.append(x)` work on a name
@@ -142,25 +145,25 @@ def _names(piece: Piece) -> _Names:
                 while isinstance(target, (ast.Attribute, ast.Subscript)):
                     target = target.value
                 if isinstance(target, ast.Name):
-                    found.bound.add(target.id)
-    return found
+                    names.bound.add(target.id)
+    return names
 
 
 def _free(node: ast.AST) -> set[str]:
     """The names that a statement or expression takes from outside itself."""
     if isinstance(node, ast.Name):
         return {node.id} if isinstance(node.ctx, ast.Load) else set()
-    found: set[str] = set()
+    free: set[str] = set()
     for child in ast.iter_child_nodes(node):
-        found |= _free(child)
+        free |= _free(child)
     if isinstance(node, ast.Attribute) and node.attr == "stdin":
-        found.add(node.attr)
+        free.add(node.attr)
     if isinstance(node, _SCOPES):
         body = node.body if isinstance(node.body, list) else [node.body]
         arguments = node.args
         own = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
         own += [extra for extra in (arguments.vararg, arguments.kwarg) if extra]
-        return found - {argument.arg for argument in own} - _bound(body)
+        return free - {argument.arg for argument in own} - _bound(body)
     if isinstance(node, _COMPREHENSIONS):
-        return found - _bound([generator.target for generator in node.generators])
-    return found
+        return free - _bound([generator.target for generator in node.generators])
+    return free

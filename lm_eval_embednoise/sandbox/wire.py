@@ -43,9 +43,14 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def send(fd: int, payload: bytes) -> None:
-    """Write one frame: eight bytes of length, then the payload."""
-    write_all(fd, _LENGTH.pack(len(payload)) + payload)
+def frames(*payloads: bytes) -> bytes:
+    """Frames, one after the other: each is eight bytes of length, then the payload."""
+    return b"".join(_LENGTH.pack(len(payload)) + payload for payload in payloads)
+
+
+def send(fd: int, *payloads: bytes) -> None:
+    """Write frames, as many as there are payloads, at once."""
+    write_all(fd, frames(*payloads))
 
 
 def read_exactly(fd: int, size: int) -> bytes | None:
@@ -65,10 +70,10 @@ def read_exactly(fd: int, size: int) -> bytes | None:
 
 def receive(fd: int) -> bytes | None:
     """Read one frame; None when the other end has closed. Never reads past the frame."""
-    head = read_exactly(fd, _LENGTH.size)
-    if head is None:
+    prefix = read_exactly(fd, _LENGTH.size)
+    if prefix is None:
         return None
-    (size,) = _LENGTH.unpack(head)
+    (size,) = _LENGTH.unpack(prefix)
     if size > MAX_FRAME:
         raise WireError(f"a frame of {size} bytes")
     body = read_exactly(fd, size)
@@ -115,9 +120,9 @@ class Reader:
         return True
 
 
-def send_json(fd: int, value: Any) -> None:
-    """Send a JSON value as one frame."""
-    send(fd, json.dumps(value).encode())
+def send_json(fd: int, value: Any, *payloads: bytes) -> None:
+    """Send a JSON value as one frame, and more frames after it."""
+    send(fd, json.dumps(value).encode(), *payloads)
 
 
 def receive_json(fd: int) -> Any:

@@ -1,9 +1,9 @@
-"""The worker: reads jobs, has each program run by a process that never held one, watches it.
+"""The worker: reads jobs, has each program run by a process that never read one, and watches it.
 
 Protocol on its own pipes: frames in (a job, then the input or, unless they are those of the job
 before, the tests), frames out (an account; for a program that ran alone its output). Four kinds of
-process: this one knows programs and inputs; the tests' process alone reads the tests (`tester`);
-one parses (`syntax`); one forks the programs, which inherit its memory, and knows nothing
+process: this one reads programs and inputs; the tests' process alone reads the tests (`tester`);
+one parses (`syntax`); one forks the programs, which inherit its memory, and reads nothing
 (`zygote`). None of the first three is an ancestor of a program after it has read its first job.
 """
 
@@ -19,11 +19,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import candidate, isolate, kernel, standard, syntax, tester, wire, zygote
 from .idle import CallCounter, IdleClock, cpu_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _POLL_SECONDS = 0.05
 _DEATH_GRACE = 2.0
@@ -119,8 +121,7 @@ class Worker:
         while (job := wire.receive_json(self.jobs)) is not None:
             if job["mode"] == "stdin":
                 account, output = _Run(self, job).alone(wire.receive(self.jobs) or b"")
-                wire.send_json(self.replies, account)
-                wire.send(self.replies, output)
+                wire.send_json(self.replies, account, output)
             else:
                 account = _Run(self, job).with_tests()
                 wire.send_json(self.replies, account)
@@ -136,7 +137,7 @@ class Worker:
 
 
 class _Run:
-    """One program: the watch over it, the account afterwards."""
+    """One program: watch it while it runs, report on it afterwards."""
 
     def __init__(self, worker: Worker, job: dict[str, Any]) -> None:
         self._worker, self._job = worker, job
@@ -149,10 +150,9 @@ class _Run:
     def alone(self, given: bytes) -> tuple[dict[str, Any], bytes]:
         """Run a program that reads its input and prints its answer."""
         pid = self._fork(given, [])
-        ended = os.pidfd_open(pid)
-        self._watch(ended, self._idle_clock(pid))
-        os.close(ended)
-        status, cpu = self._worker.zygote.bury()
+        zygote = self._worker.zygote
+        self._watch(zygote.fileno(), self._idle_clock(pid))
+        status, cpu = zygote.bury(pid)
         output, size = self._worker.streams.output(self._job["output"])
         return self._account(status, cpu, None, size), output
 
@@ -181,12 +181,10 @@ class _Run:
         if not self._killed_for:  # tests that fail before their first call are quick
             self._watch(self._report, clock)
         if answer is not None and answer.get("kind") == tester.DIED:
-            zygote.await_end(
-                pid, _DEATH_GRACE
-            )  # its pipes close a moment before its status is there
+            worker.zygote.await_end(_DEATH_GRACE)  # its pipes close a moment before it has ended
         elif answer is None and not self._killed_for:
             answer = {"outcome": "raised", "kind": tester.TIME_IS_UP}  # of the tests themselves
-        status, cpu = worker.zygote.bury()
+        status, cpu = worker.zygote.bury(pid)
         return self._account(status, cpu, answer, worker.streams.output(0)[1])
 
     def _fork(self, given: bytes, pipes: list[int]) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
-import types
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import types
 
 _NAME = "program"
 

@@ -26,7 +26,7 @@ _END = struct.Struct("<id")  # wait status, processor seconds
 _CREDENTIALS = struct.Struct("3i")
 _PROCESSES = {"namespaces": 256, "landlock": 4096, "rlimits": 64}
 _MOST_DESCRIPTORS = 6
-_FORKED, _NOT_FORKED, _BURY = b"forked", b"not forked", b"bury"
+_FORKED, _NOT_FORKED = b"forked", b"not forked"
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,18 @@ class Zygote:
             raise OSError(word.decode("utf-8", "replace"))
         raise ConnectionError("the forking process is gone")
 
-    def bury(self) -> tuple[int, float]:
-        """Kill the child and all that it left; its wait status and processor seconds."""
-        self._control.send(_BURY)
+    def fileno(self) -> int:
+        """A descriptor that is readable once the child has ended."""
+        return self._control.fileno()
+
+    def await_end(self, seconds: float) -> bool:
+        """Wait until the child has ended, but no longer than this; returns whether it has."""
+        return bool(select.select([self._control], [], [], seconds)[0])
+
+    def bury(self, pid: int) -> tuple[int, float]:
+        """Kill the child if it runs, with all that it left; its wait status, processor seconds."""
+        if not self.await_end(0):
+            kill(pid)
         answer = self._control.recv(_END.size)
         if len(answer) != _END.size:
             raise ConnectionError("the forking process is gone")
@@ -117,9 +126,7 @@ def serve(
             return _enter(order, descriptors, level, tmp, own_user, rules)
         for fd in descriptors:
             os.close(fd)
-        if control.recv(len(_BURY)) != _BURY:
-            os._exit(0)
-        control.send(_END.pack(*_bury(pid, level)))
+        control.send(_END.pack(*_end(pid, level)))
 
 
 def _enter(
@@ -151,8 +158,8 @@ def _enter(
     return Child(report, program, (pipes[0], pipes[1]) if pipes else None)
 
 
-def _bury(pid: int, level: str) -> tuple[int, float]:
-    kill(pid)
+def _end(pid: int, level: str) -> tuple[int, float]:
+    """Wait until a child has ended, then kill all that it left; its status, processor seconds."""
     _, status, usage = os.wait4(pid, 0)
     if level == "namespaces":
         kill(-1)  # as process 1: everyone else in here
@@ -166,13 +173,6 @@ def kill(pid: int) -> None:
     """Kill a process; no matter if it is dead."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def await_end(pid: int, seconds: float) -> None:
-    """Wait until a process has ended, but no longer than this."""
-    fd = os.pidfd_open(pid)
-    select.select([fd], [], [], seconds)
-    os.close(fd)
 
 
 def _reap() -> None:

@@ -1,13 +1,16 @@
 """Per-problem values to one number, each function with its own standard error.
 
-The host's mean propagates NaN and knows standard errors of its own functions only; the plug-in
-makes it use the attribute `stderr` of these.
+The harness's mean propagates NaN, and it computes standard errors of its own functions only; the
+plug-in makes it use the attribute `stderr` of these.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NAN = float("nan")
 

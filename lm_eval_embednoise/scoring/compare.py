@@ -8,9 +8,11 @@ standard library only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # -- printed answers: LiveCodeBench
 
@@ -82,7 +84,7 @@ def _rounded_sets(lines: list[str]) -> set[frozenset[float]]:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's arrays as the lists that they spell, also inside a list or tuple."""
+    """Arrays of numpy as the lists that they spell, also inside a list or tuple."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, (list, tuple)) and any(hasattr(item, "tolist") for item in value):
@@ -136,7 +138,7 @@ def check_plus(
     """Call `candidate`, the function `name`, and compare as EvalPlus 0.3.1 does.
 
     `tests` are pairs of arguments and what the reference solution returned. Some functions have
-    rules of their own. Once floats were expected, the tolerance holds for all later tests, as it
+    rules of their own. Once floats were expected, the tolerance applies to all later tests, as it
     does there.
     """
     for arguments, expected in tests:

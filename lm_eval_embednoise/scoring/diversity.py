@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .ngrams import MAX_ORDER, Order
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SELF_BLEU_SIGNATURE = "case:mixed|eff:yes|tok:none|smooth:exp|order:4|max over references|0-1"
 PREFIX_TOKENS = 5
@@ -100,7 +103,7 @@ def self_bleu_joint(samples: Sequence[Sequence[str]]) -> float:
             matches[len(gram) - 1] += min(count, limit)
             totals[len(gram) - 1] += count
         length = len(samples[index])
-        others = [n for n, held in lengths.items() if n != length or held > 1]
+        others = [n for n, times in lengths.items() if n != length or times > 1]
         closest = min(others, key=lambda n: (abs(n - length), n))
         total += _bleu(matches, totals, length, closest)
     return total / len(samples)
@@ -117,7 +120,7 @@ def _counts(sample: Sequence[str]) -> Counter[tuple[str, ...]]:
 def _two_highest(
     counts: Sequence[Counter[tuple[str, ...]]],
 ) -> tuple[dict[tuple[str, ...], int], dict[tuple[str, ...], int], dict[tuple[str, ...], int]]:
-    """For each n-gram its highest count, the highest among the others, and who holds the first."""
+    """For each n-gram: its highest count, its highest elsewhere, and the sample of the first."""
     best: dict[tuple[str, ...], int] = {}
     second: dict[tuple[str, ...], int] = {}
     holder: dict[tuple[str, ...], int] = {}

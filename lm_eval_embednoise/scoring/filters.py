@@ -12,9 +12,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.filter import Filter
 
@@ -25,6 +24,9 @@ from .judge import Candidate, Run, judge
 from .maths import form_of, target_of
 from .records import Record, code_record, math_records, pad
 from .verdicts import OFF, Verdicts, default_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 _SECONDS_BETWEEN_LINES = 30.0  # of progress, where no bar is shown
@@ -78,8 +80,8 @@ class CodeRecords(Filter):
             folder = None if self.verdicts == OFF else Path(self.verdicts)
         kept = Verdicts(docs, folder)
 
-        found = {c: kept.get(c.problem, c.program) for c in candidates}
-        missing = [candidate for candidate, outcome in found.items() if outcome is None]
+        known = {c: kept.get(c.problem, c.program) for c in candidates}
+        missing = [candidate for candidate, outcome in known.items() if outcome is None]
         log.info(
             "judging %d programs of %d problems in the sandbox (isolation level %s); %d were "
             "judged before",
@@ -96,7 +98,7 @@ class CodeRecords(Filter):
 
         outcomes = map_items(look, missing, workers=self.workers, progress=shown)
         new = dict(zip(missing, outcomes, strict=True))
-        return {c: outcome or new[c] for c, outcome in found.items()}
+        return {c: outcome or new[c] for c, outcome in known.items()}
 
 
 def _there(sample: str | None) -> str:
@@ -106,7 +108,7 @@ def _there(sample: str | None) -> str:
 
 
 def _say_rules(taken: Iterable[Taken]) -> None:
-    """Say how programs were found: by which rule, or that they are judged to the letter."""
+    """Log how programs were extracted: by which rule, or that they are judged to the letter."""
     rules = Counter(one.rule for one in taken)
     if rules:
         said = ", ".join(f"{rule}: {count}" for rule, count in rules.most_common())

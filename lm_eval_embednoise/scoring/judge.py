@@ -49,7 +49,7 @@ _DIGITS = "getattr(sys, 'set_int_max_str_digits', int)(50000)\n"
 _SECONDS = {"apps": 4.0, "livecodebench": 6.0}
 _PLUS = Limits(4.0, wall_seconds=300.0, memory_bytes=4 << 30)  # EvalPlus's: seconds for each call
 _REFERENCE = Limits(30.0, wall_seconds=600.0, memory_bytes=1 << 30)
-_MOST_VALUES = 100_000  # in one answer; an input with a longer one is not asked about
+_MOST_VALUES = 100_000  # in one answer; an input with a longer one is left out
 _MEMORY = 4 << 30
 _PRINTED = {"apps": compare.apps_printed, "livecodebench": compare.livecodebench_printed}
 _RETURNED = Path(compare.__file__).read_text(encoding="utf-8")
@@ -163,7 +163,7 @@ _answering = threading.Lock()
 
 
 def _plus_data(run: Run, doc: Mapping[str, Any], base_only: bool) -> list[Any]:
-    with _answering:  # one thread asks the reference solution, the others wait for its answers
+    with _answering:  # one thread runs the reference solution, the others wait for its answers
         return _paired(run, doc["grader"], doc["task_id"], doc["tests"], doc["entry_point"])[
             base_only
         ]

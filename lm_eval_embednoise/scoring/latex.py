@@ -15,9 +15,9 @@ _LONGEST = 1_000  # characters of an answer that can mean the same as a target
 
 
 def extract_boxed(text: str) -> str | None:
-    """The answer that a solution states; None when it states none.
+    r"""The answer that a solution states; None when it states none.
 
-    In this order, each at its last place: a whole `\\boxed{…}` or `\\fbox{…}`; what follows "answer
+    In this order, each at its last place: a whole `\boxed{…}` or `\fbox{…}`; what follows "answer
     is" or "Answer:"; a last line that ends in a formula, or is bold.
     """
     text = _THINKING.split(text)[-1]
@@ -28,14 +28,14 @@ def last_box(text: str) -> str | None:
     """The content of the last box that is not cut off."""
     closing: dict[int, int] = {}  # place of `{` → place of its `}`
     opened: list[int] = []
-    boxes = [found.end() for found in _BOX.finditer(text)]
+    boxes = [match.end() for match in _BOX.finditer(text)]
     if not boxes:
         return None
-    for found in _BRACE.finditer(text, boxes[0]):
-        if found.group() == "{":
-            opened.append(found.start())
-        elif found.group() == "}" and opened:
-            closing[opened.pop()] = found.start()
+    for match in _BRACE.finditer(text, boxes[0]):
+        if match.group() == "{":
+            opened.append(match.start())
+        elif match.group() == "}" and opened:
+            closing[opened.pop()] = match.start()
     for start in reversed(boxes):
         begin = start
         while begin < len(text) and text[begin] == " ":
@@ -51,8 +51,8 @@ def last_box(text: str) -> str | None:
 def said(text: str) -> str | None:
     """What follows the last "answer is" or "Answer:", up to the end of the sentence."""
     start = None
-    for found in _SAID.finditer(text):
-        start = found.end()
+    for match in _SAID.finditer(text):
+        start = match.end()
     if start is None:
         return None
     rest = re.sub(r"^[:\s]*(?:\*\*(?=\s))?\s*", "", text[start : start + _MOST])
@@ -84,10 +84,10 @@ def _last_formula(text: str) -> str | None:
 def _bare(answer: str) -> str | None:
     """An answer without the marks of a formula or of bold around it."""
     answer = answer.strip().rstrip(".").strip()
-    found = _WRAPPED.fullmatch(answer)
-    while found:
-        answer = next(part for part in found.groups() if part is not None).strip()
-        found = _WRAPPED.fullmatch(answer)
+    match = _WRAPPED.fullmatch(answer)
+    while match:
+        answer = next(part for part in match.groups() if part is not None).strip()
+        match = _WRAPPED.fullmatch(answer)
     return answer or None
 
 

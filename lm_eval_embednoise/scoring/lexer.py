@@ -2,7 +2,7 @@
 
 Code: the tokens of Python's own tokenizer without comments, line ends and indentation. The rule is
 a regular expression, the same for programs that parse and for those that don't and on every Python
-version (from 3.12 on the tokenizer takes f-strings apart); the tests hold it against `tokenize`.
+version (from 3.12 on the tokenizer takes f-strings apart); the tests compare it with `tokenize`.
 Prose: words, numbers, single other characters.
 """
 

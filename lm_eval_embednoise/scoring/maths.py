@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import latex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 # The pattern of openai/grade-school-math, dataset.py: the strict number, which decides.
 _MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -46,9 +48,9 @@ def flexible_answer(text: str) -> str | None:
     """
     text = _THINKING.split(text)[-1]
     for line in reversed(_LAST_LINE.findall(text)):
-        found = _only_number(line)
-        if found is not None:
-            return found
+        number = _only_number(line)
+        if number is not None:
+            return number
     for stated in (latex.last_box(text) or "", latex.said(text) or ""):
         numbers = _NUMBER.findall(stated)
         if numbers:  # "18 apples, not 20", but "5 + 13 = 18"
@@ -60,11 +62,11 @@ def flexible_answer(text: str) -> str | None:
 def _only_number(line: str) -> str | None:
     """The number of a line that states a number and at most its unit: no heading, no sentence."""
     plain = re.sub(r"[*$`_\\]|(?:text|mathrm|boxed)?[{}]", "", line).strip()
-    found = _NUMBER.match(plain)
-    if found is None or _HEADING.match(plain, found.end()):
+    match = _NUMBER.match(plain)
+    if match is None or _HEADING.match(plain, match.end()):
         return None
-    rest = plain[found.end() :].strip(" .%")
-    return normalise(found.group()) if len(rest.split()) <= 2 else None
+    rest = plain[match.end() :].strip(" .%")
+    return normalise(match.group()) if len(rest.split()) <= 2 else None
 
 
 def normalise(number: str) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_ORDER = 4
 
@@ -17,7 +20,7 @@ class Order:
 
     Attributes:
         ids: [grams] a number for each n-gram, equal for equal n-grams.
-        rows: [grams] the sample each one stands in.
+        rows: [grams] the sample each one is in.
         samples: number of samples.
         unique: number of different n-grams.
     """

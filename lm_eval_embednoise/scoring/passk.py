@@ -1,9 +1,17 @@
-"""pass@k: the chance that at least one of k samples is correct, estimated without bias.
+"""The pass@k estimator: the chance that at least one of k samples is correct, without bias.
 
 Chen et al., "Evaluating Large Language Models Trained on Code" (2021), equation 1.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -20,3 +28,21 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     for i in range(n - c + 1, n + 1):
         missed *= 1.0 - k / i if i > k else 0.0
     return 1.0 - missed
+
+
+def pass_at_every_k(correct: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """pass@k for every k from 1 to n, of problems with these numbers of correct samples.
+
+    Args:
+        correct: correct samples, [problems].
+        n: samples of each problem.
+
+    Returns:
+        pass@k, [problems, n].
+    """
+    return np.array([_row(n, int(c)) for c in correct]).reshape(-1, n)
+
+
+@lru_cache(maxsize=4096)
+def _row(n: int, c: int) -> tuple[float, ...]:
+    return tuple(pass_at_k(n, c, k) for k in range(1, n + 1))

@@ -1,21 +1,41 @@
-"""Records: one JSON-able dict for each sample, with what the model knew and what judging found."""
+"""Records: one JSON-able dict for each sample, with the model's measurements and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from lm_eval_embednoise.sandbox import Outcome
+import ast
+import json
+from typing import TYPE_CHECKING, Any
 
 from . import maths
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lm_eval_embednoise.sandbox import Outcome
 
 _MEASUREMENTS = ("tokens", "finish_reason", "nll", "nll_tokens", "rho", "sites", "seconds")
 _DETAIL_LENGTH = 200
 Record = dict[str, Any]
 
 
+def logged(written: Any) -> Record | None:
+    """A record as a samples file holds it: an object, its JSON, or (stock logger) its repr.
+
+    Returns:
+        None for anything else, such as the text of a task with other filters.
+    """
+    if isinstance(written, str) and written.startswith("{"):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                written = parse(written)
+                break
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+    return written if isinstance(written, dict) else None
+
+
 def pad(samples: Sequence[str], k: int) -> list[str | None]:
-    """Exactly k samples: the surplus of a padded shard is cut, None stands for a missing one.
+    """Exactly k samples: the surplus of a padded shard is cut, None marks a missing one.
 
     A model that has no sample to give (`replay`) says so by the finish reason `missing`.
     """
@@ -24,7 +44,7 @@ def pad(samples: Sequence[str], k: int) -> list[str | None]:
 
 
 def _common(sample: str | None, index: int) -> Record:
-    """The fields that every record has; a plain string has no measurements of its own."""
+    """The fields that every record has; a plain string has no measurements."""
     record: Record = {"index": index, "text": "" if sample is None else str(sample)}
     record["missing"] = sample is None
     return record | {name: getattr(sample, name, None) for name in _MEASUREMENTS}

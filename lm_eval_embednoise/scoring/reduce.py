@@ -1,11 +1,10 @@
-"""K records of a problem to its metrics: what the task files call as process_results."""
+"""From the K records of a problem to its metrics: the task files' `process_results`."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +14,11 @@ from .lexer import code_tokens, prose_tokens
 from .maths import majority, target_of, worked_text
 from .ngrams import count_orders
 from .passk import pass_at_k
-from .records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .records import Record
 
 PASS_AT = (1, 10, 100)
 PASS_AT_VARIABLE = "EMBEDNOISE_PASS_AT"  # more of them: 5,25
@@ -24,8 +27,11 @@ Metrics = dict[str, float]
 
 
 def plus_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) -> Metrics:
-    """Metrics of a problem with two sets of tests: those of `code_metrics`, decided by all tests,
-    and correctness by the base tests alone."""
+    """Metrics of a problem with two sets of tests.
+
+    Those of `code_metrics` are decided by all tests; metrics that end in `_base` by the base tests
+    alone.
+    """
     (records,) = results
     correct = sum(record["passed_base"] is True for record in records)
     trees = {record["ast"] for record in records if record["passed_base"]}
@@ -35,7 +41,7 @@ def plus_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
 
 
 def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) -> Metrics:
-    """Metrics of a programming problem; `results` holds the list that CodeRecords made."""
+    """Metrics of a programming problem; the one result is the list that CodeRecords made."""
     (records,) = results
     present = [record for record in records if not record["missing"]]
     solutions = [own_part(record["code"], doc) for record in present]
@@ -52,7 +58,7 @@ def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
 
 
 def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) -> Metrics:
-    """Metrics of a word problem; `results` holds the list that MathRecords made."""
+    """Metrics of a word problem; the one result is the list that MathRecords made."""
     (records,) = results
     present = [record for record in records if not record["missing"]]
     texts = [record["text"].strip() for record in present]
@@ -69,7 +75,7 @@ def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
 
 
 def own_part(program: str, doc: Mapping[str, Any]) -> str:
-    """The part of a program that the model wrote, as far as it can be told from the prompt."""
+    """The part of a program that the model wrote, as far as the prompt shows."""
     prompt = doc.get("prompt", "")
     for given in (prompt, preamble(prompt, doc.get("entry_point"))):
         if given and program.startswith(given):
@@ -78,13 +84,13 @@ def own_part(program: str, doc: Mapping[str, Any]) -> str:
 
 
 def _pass_at(n: int, c: int) -> Metrics:
-    """pass@k for the usual k up to n, and for those that were asked for.
+    """pass@k for the usual k up to n, and for those of EMBEDNOISE_PASS_AT.
 
     Raises:
-        ValueError: a k that was asked for is larger than n.
+        ValueError: a requested k is larger than n.
     """
-    asked = [int(k) for k in os.environ.get(PASS_AT_VARIABLE, "").split(",") if k]
-    ks = sorted({*(k for k in PASS_AT if k <= n), *asked})
+    requested = [int(k) for k in os.environ.get(PASS_AT_VARIABLE, "").split(",") if k]
+    ks = sorted({*(k for k in PASS_AT if k <= n), *requested})
     return {f"pass@{k}": pass_at_k(n, c, k) for k in ks}
 
 
@@ -140,7 +146,7 @@ def _rarefied(records: Sequence[Record], tokens: Sequence[list[str]], field: str
 
 
 def _language(records: Sequence[Record]) -> Metrics:
-    """What the clean model makes of the texts, and their length, from the model's own account."""
+    """Likelihood under the clean model, lengths and ends, as the model class reported them."""
     scored = [r for r in records if r["nll"] is not None and r["nll_tokens"]]
     nll = math.fsum(record["nll"] for record in scored)
     tokens = sum(record["nll_tokens"] for record in scored)
@@ -148,9 +154,9 @@ def _language(records: Sequence[Record]) -> Metrics:
     per_token = nll / tokens if tokens else NAN
     ended = [r["finish_reason"] for r in records if r["finish_reason"] is not None]
     return {
-        "perplexity": math.exp(per_token) if per_token < 700 else per_token * math.inf,
+        "clean_perplexity": math.exp(per_token) if per_token < 700 else per_token * math.inf,
         "nats_per_token": per_token,
-        "bits_per_byte": nll / math.log(2) / size if size else NAN,
+        "clean_bits_per_byte": nll / math.log(2) / size if size else NAN,
         "mean_tokens": _mean(record["tokens"] for record in records),
         "mean_seconds": _mean(record.get("seconds") for record in records),
         "truncated": _mean(reason == "length" for reason in ended),

@@ -2,8 +2,8 @@
 
 A verdict is a function of the program, the problem's tests, and the judge: limits, rules, sandbox,
 isolation level, Python. All of that is in its key, so nothing has to be cleared by hand: after a
-change the old verdicts are not found. A problem has a folder of its own, so its verdicts are found
-whichever problems stand beside it (`--limit`, a subset). Files are only
+change the old verdicts are not found. Each problem has its own folder, so its verdicts are found
+whichever other problems are scored (`--limit`, a subset). Files are only
 appended to, one for each process, a line for each verdict as it is made; a line cut short by a
 crash is skipped.
 """
@@ -17,16 +17,19 @@ import os
 import platform
 import socket
 import threading
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import sandbox
 from lm_eval_embednoise.problems import hidden_tests, plus_tests
 from lm_eval_embednoise.sandbox import Outcome
+from lm_eval_embednoise.written import cache_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 VARIABLE = "EMBEDNOISE_VERDICTS"
@@ -40,8 +43,7 @@ def default_folder() -> Path | None:
     named = os.environ.get(VARIABLE, "")
     if named == OFF:
         return None
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(named) if named else Path(cache) / "lm-eval-embednoise" / "verdicts"
+    return Path(named) if named else cache_folder("verdicts")
 
 
 @lru_cache
@@ -77,7 +79,7 @@ class Verdicts:
         return len(self._known)
 
     def get(self, problem: int, program: str) -> Outcome | None:
-        """What was found when this program was judged before."""
+        """The outcome of this program, where it was judged before."""
         return self._known.get(self._key(problem, program)) if self._folder else None
 
     def put(self, problem: int, program: str, outcome: Outcome) -> None:

@@ -11,10 +11,12 @@ training, merging or quantization shows; an edit of a few numbers between the bl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WHOLE = 16 << 20
 BLOCK = 4096

@@ -10,16 +10,15 @@
 | `harness` | samples_*.jsonl of lm_eval --log_samples | an answer |
 | `prompts` | objects of `prompt`, `samples` | an answer |
 
-Objects stand one a line or in one list, whatever the file's name ends in; `.gz` is unpacked. An
+Objects are one a line or in one list, whatever the file's name ends in; `.gz` is unpacked. An
 answer is what a model wrote: the task's stop strings and extraction apply to it. A finished
-completion and a program are judged as they stand (a completion behind its problem's prompt). Files
+completion and a program are judged as they are (a completion behind its problem's prompt). Files
 named `*.raw.jsonl` in EvalPlus's form hold answers. `null` in the place of a text is a sample that
 is missing.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import gzip
 import json
@@ -30,6 +29,7 @@ from typing import Any
 
 from lm_eval_embednoise.problems import datafiles
 from lm_eval_embednoise.problems.datafiles import BadData
+from lm_eval_embednoise.scoring.records import logged
 from lm_eval_embednoise.store.formats_write import write
 from lm_eval_embednoise.store.generation import FIELDS, MISSING, Generation
 from lm_eval_embednoise.store.problem import ANSWER, FINISHED, FORMS, PROGRAM, Problem
@@ -50,7 +50,7 @@ def read(path: str | Path, kind: str | None = None) -> list[Problem]:
 
     Args:
         path: the file, or EvalPlus's folder of programs.
-        kind: its format; told from the file's first entry if not given.
+        kind: its format; recognized by the file's first entry if not given.
 
     Raises:
         BadData: a wrong shape, with line and key.
@@ -92,7 +92,7 @@ def _entries(path: Path) -> list[Entry]:
     if path.name.removesuffix(".gz").endswith(".json") or len(lines) > 1:
         try:
             return _listed(json.loads(data), path)
-        except ValueError as error:  # lines of their own, whatever the file is called
+        except ValueError as error:  # JSON lines, whatever the file is called
             if isinstance(error, BadData):
                 raise
             if len(lines) < 2:
@@ -169,13 +169,13 @@ def _known(row: Mapping[str, Any], *keys: str) -> str | None:
 
 
 def _generation(text: str, row: Mapping[str, Any]) -> Generation:
-    """A text with what a mapping knows about it."""
+    """A text with the measurements that a mapping has for it."""
     known = {n: row[n] for n in FIELDS if n != "form" and row.get(n) is not None}
     return Generation(text, **known)
 
 
 def _sample(row: Mapping[str, Any], place: str, key: str) -> Generation:
-    """The text under a key with what else the row knows; a null is a sample that isn't there."""
+    """The text under a key with the row's measurements; null is a missing sample."""
     if key in row and row[key] is None:
         return Generation("", finish_reason=MISSING)
     return _generation(_text(row, place, key), row)
@@ -253,7 +253,7 @@ def _harness(row: dict[str, Any], place: str, path: Path) -> Problem:
     if not (isinstance(answers, list) and answers and isinstance(answers[0], list)):
         raise BadData(f"{place}: key 'resps' must be a list of lists of strings")
     texts = [_item(text, f"{place}: key 'resps'[{i}]") for i, text in enumerate(answers[0])]
-    records = [_record(record) for record in _first_list(row.get("filtered_resps"))]
+    records = [logged(record) or {} for record in _first_list(row.get("filtered_resps"))]
     if records and all("text" in record for record in records):  # this project's filter
         texts = [
             _generation(str(record["text"]), {**record, "sample_index": record.get("index")})
@@ -280,18 +280,6 @@ def _harness(row: dict[str, Any], place: str, path: Path) -> Problem:
 
 def _first_list(value: Any) -> list[Any]:
     return value[0] if isinstance(value, list) and value and isinstance(value[0], list) else []
-
-
-def _record(written: Any) -> dict[str, Any]:
-    """A record as the harness logged it: the dict, its JSON, or its Python repr."""
-    if isinstance(written, str) and written.startswith("{"):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                written = parse(written)
-                break
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-    return written if isinstance(written, dict) else {}
 
 
 def _prompt_of(arguments: Any) -> str | None:
@@ -343,20 +331,24 @@ def _number(file: Path) -> int:
 
 
 def _natural(name: str) -> list[Any]:
-    """Sorts HumanEval_2 before HumanEval_10."""
+    """Sort key by which HumanEval_2 comes before HumanEval_10."""
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 
 def _merged(problems: Iterable[Problem], first_only: bool) -> list[Problem]:
-    """One entry a problem: the lines of one problem put together, or only the first (the harness
-    repeats a document for every filter)."""
-    found: dict[tuple[Any, ...], list[Problem]] = {}
+    """Merge the lines of one problem into one entry.
+
+    Args:
+        problems: one entry a line of the file.
+        first_only: keep only the first line (the harness repeats a document for every filter).
+    """
+    by_problem: dict[tuple[Any, ...], list[Problem]] = {}
     for problem in problems:
         named = problem.task_id if problem.task_id is not None else problem.doc_hash
         key = (problem.task, named if named is not None else problem.prompt, problem.form)
-        found.setdefault(key, []).append(problem)
+        by_problem.setdefault(key, []).append(problem)
     merged = []
-    for position, lines in enumerate(found.values()):
+    for position, lines in enumerate(by_problem.values()):
         first = lines[0]
         samples = [text for line in lines[: 1 if first_only else None] for text in line.samples]
         if all(text.sample_index is not None for text in samples):

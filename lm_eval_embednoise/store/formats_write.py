@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lm_eval_embednoise.store.generation import FIELDS, MISSING, Generation
-from lm_eval_embednoise.store.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from lm_eval_embednoise.store.problem import Problem
 
 _MEASURED = tuple(name for name in FIELDS if name not in ("sample_index", "form"))
 
@@ -39,7 +42,7 @@ def write(problems: Iterable[Problem], kind: str, file: TextIO, measurements: bo
 
 
 def _check_positions(problems: list[Problem]) -> None:
-    """bigcode's file knows a problem by its place alone, so none may be missing."""
+    """Check that no problem is missing: bigcode's file identifies problems by position only."""
     places = [problem.position for problem in problems]
     for expected, problem in enumerate(problems):
         if problem.position != expected:

@@ -1,4 +1,4 @@
-"""One sample as a model returns it: its text, and what the model knows about it."""
+"""One sample as a model returns it: its text and its measurements."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whose samples are whose: the problems of a file found again among a task's documents.
+"""Match the problems of a file to the documents of a task.
 
 By the problem's id, the document's hash, its question or its prompt. A file that has none of these
 is matched by what its programs say (the prompt they begin with, the function they define); by its
-place in the file only where nothing else is told and nothing speaks against it.
+place in the file only where there is nothing else to go by and nothing contradicts it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Matches:
-    """The problem of every document that was asked for, or None; and how they were found."""
+    """The problem of each document, None where there is none, and how each was matched."""
 
     problems: list[Problem | None]
     ways: Counter[str]
@@ -85,24 +85,24 @@ def match(problems: Sequence[Problem], documents: Sequence[Asked]) -> Matches:
         ("question", _by(problems, _question, lambda d: _squeezed(d.text("question")))),
         ("question", _by_contained_question(problems)),
     ]
-    found: list[Problem | None] = []
+    matched: list[Problem | None] = []
     counted: Counter[str] = Counter()
     for document in documents:
         named = ((way, find(document)) for way, find in ways)
         way, problem = next(((w, p) for w, p in named if p is not None), ("", None))
-        found.append(problem)
+        matched.append(problem)
         if problem is not None:
             counted[way] += 1
-    _check_functions(found, documents)
-    return Matches(found, counted)
+    _check_functions(matched, documents)
+    return Matches(matched, counted)
 
 
 def id_of(text: str) -> Id:
     """A problem's id as (benchmark, rest): `Mbpp/2`, `MBPP/0002` and `mbpp/2` are the same."""
-    head, slash, rest = text.strip().casefold().partition("/")
-    if not slash or head not in _BENCHMARKS:
-        head, rest = "", text.strip().casefold()
-    return _BENCHMARKS.get(head), str(int(rest)) if rest.isdecimal() else rest
+    benchmark, slash, rest = text.strip().casefold().partition("/")
+    if not slash or benchmark not in _BENCHMARKS:
+        benchmark, rest = "", text.strip().casefold()
+    return _BENCHMARKS.get(benchmark), str(int(rest)) if rest.isdecimal() else rest
 
 
 def _by_id(problems: Sequence[Problem]) -> Callable[[Asked], Problem | None]:
@@ -118,8 +118,8 @@ def _by_id(problems: Sequence[Problem]) -> Callable[[Asked], Problem | None]:
         if named is None:
             return None
         benchmark, rest = id_of(named)
-        found = exact.get(named) or alike.get((benchmark, rest))
-        return found or (bare if benchmark is not None else unique).get(rest)
+        problem = exact.get(named) or alike.get((benchmark, rest))
+        return problem or (bare if benchmark is not None else unique).get(rest)
 
     return find
 
@@ -134,18 +134,18 @@ def _by(
 
 
 def _table(problems: Sequence[Problem], key: Callable[[Problem], Any]) -> dict[Any, Problem]:
-    """Problems by a key; what several have is left out where they are told apart otherwise.
+    """Problems by a key; a key that several have is left out if something else distinguishes them.
 
     Raises:
         ValueError: two problems of different samples have one key, and nothing else to go by.
     """
-    found: dict[Any, Problem] = {}
+    by_key: dict[Any, Problem] = {}
     several = set()
     for problem in problems:
         named = key(problem)
         if named is None:
             continue
-        other = found.setdefault(named, problem)
+        other = by_key.setdefault(named, problem)
         if other.samples == problem.samples:
             continue
         if _names(other) == _names(problem):
@@ -154,11 +154,11 @@ def _table(problems: Sequence[Problem], key: Callable[[Problem], Any]) -> dict[A
                 "give one file, or one task= or settings= of a store"
             )
         several.add(named)
-    return {named: problem for named, problem in found.items() if named not in several}
+    return {named: problem for named, problem in by_key.items() if named not in several}
 
 
 def _names(problem: Problem) -> tuple[Any, ...]:
-    """What tells a problem from others: its id, else its document's hash, else its prompt."""
+    """What distinguishes a problem: its id, else its document's hash, else its prompt."""
     if problem.task_id is not None:
         return (id_of(problem.task_id),)
     return (None, problem.doc_hash or problem.prompt)
@@ -178,7 +178,7 @@ def _question(problem: Problem) -> str | None:
 
 
 def _by_contained_question(problems: Sequence[Problem]) -> Callable[[Asked], Problem | None]:
-    """By the question (or code prompt) that stands in one problem's prompt, and in no other's."""
+    """By the question (or code prompt) that is part of one problem's prompt and of no other's."""
     prompts = [(problem, _squeezed(problem.prompt)) for problem in problems]
     texts = [(problem, text) for problem, text in prompts if text]
 
@@ -210,10 +210,12 @@ def _nameless(problems: Sequence[Problem], documents: Sequence[Asked]) -> Matche
 
     Raises:
         ValueError: there are fewer problems than places that are asked for; or what some programs
-            say stands against the place of the others.
+            say contradicts the place of the others.
     """
     said = _by_content(problems, documents)
-    found: list[Problem | None] = [said[i][1] if i in said else None for i in range(len(documents))]
+    matched: list[Problem | None] = [
+        said[i][1] if i in said else None for i in range(len(documents))
+    ]
     ways = Counter(way for way, _ in said.values())
     own_places = all(problem.position == documents[i].doc_id for i, (_, problem) in said.items())
     silent = [document for i, document in enumerate(documents) if i not in said]
@@ -229,11 +231,11 @@ def _nameless(problems: Sequence[Problem], documents: Sequence[Asked]) -> Matche
         taken = {id(problem) for _, problem in said.values()}
         for i, document in enumerate(documents):
             problem = by_place.get(document.doc_id)
-            if found[i] is None and problem is not None and id(problem) not in taken:
-                found[i] = problem
+            if matched[i] is None and problem is not None and id(problem) not in taken:
+                matched[i] = problem
                 ways["place alone"] += 1
-    _check_functions(found, documents)
-    return Matches(found, ways)
+    _check_functions(matched, documents)
+    return Matches(matched, ways)
 
 
 def _by_content(
@@ -269,7 +271,7 @@ def _by_content(
     return {i: made[0] for i, made in claims.items() if len(made) == 1}
 
 
-def _check_functions(found: Sequence[Problem | None], documents: Sequence[Asked]) -> None:
+def _check_functions(matched: Sequence[Problem | None], documents: Sequence[Asked]) -> None:
     """Refuse matches under which most programs define another document's function, not their own.
 
     Raises:
@@ -279,7 +281,7 @@ def _check_functions(found: Sequence[Problem | None], documents: Sequence[Asked]
     every = set(filter(None, points))
     wrong: list[str] = []
     looked = 0
-    for problem, document, name in zip(found, documents, points, strict=True):
+    for problem, document, name in zip(matched, documents, points, strict=True):
         if problem is None or not name or problem.form != PROGRAM:
             continue
         programs = _programs(problem)

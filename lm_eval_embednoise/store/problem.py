@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.scoring.extract import extract_program
-from lm_eval_embednoise.store.generation import Generation
 
-# What a problem's texts are (`form`; the words stand in stores and files): a model's answers, cut
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lm_eval_embednoise.store.generation import Generation
+
+# What a problem's texts are (`form`, as written in stores and files): a model's answers, cut
 # at the task's stop strings, whose program must be found; finished completions, whose program is
 # the problem's prompt and the text to the letter; whole finished programs.
 ANSWER, FINISHED, PROGRAM = FORMS = ("completion", "finished", "program")
@@ -22,7 +25,7 @@ class Problem:
 
     Attributes:
         samples: the generated texts, in the order of their index.
-        place: where they stand, for messages.
+        place: file and entry they come from, for messages.
         form: what its texts are, one of FORMS.
         task: the task's name.
         task_id: the problem's own id.
@@ -48,7 +51,7 @@ class Problem:
         return self.task_id or f"problem {self.position}"
 
     def program(self, text: str) -> str:
-        """The whole program that a sample stands for.
+        """The whole program of a sample.
 
         Raises:
             ValueError: the prompt isn't known.
@@ -67,7 +70,7 @@ class Problem:
         return extract_program(text, own, self.fields.get("entry_point") or None)
 
     def completion(self, text: str) -> str:
-        """What, after the problem's own prompt, makes the program that a sample stands for.
+        """The part of a sample's program that follows the problem's own prompt.
 
         Raises:
             ValueError: the prompt isn't known.

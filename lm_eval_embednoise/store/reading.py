@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.store.generation import Generation
 from lm_eval_embednoise.store.problem import Problem
-from lm_eval_embednoise.store.store import Store, Stored
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.store.store import Store, Stored
 
 
 def describe(settings: dict[str, Any]) -> str:
@@ -32,14 +34,16 @@ def choose(store: Store, start: str | None, task: str | None = None) -> str:
     """
     every = store.settings()
     methods = {run["settings"] for run in store.runs().values() if run.get("method") == start}
-    found = [h for h in every if h.startswith(start or "")] or [h for h in every if h in methods]
-    if task is not None and len(found) > 1:
-        found = [h for h in found if any(doc.task == task for doc in store.documents(h))] or found
-    if len(found) == 1:
-        return found[0]
-    listed = "; ".join(f"{hash[:8]} ({describe(every[hash])})" for hash in found or every)
+    matches = [h for h in every if h.startswith(start or "")] or [h for h in every if h in methods]
+    if task is not None and len(matches) > 1:
+        matches = [
+            h for h in matches if any(doc.task == task for doc in store.documents(h))
+        ] or matches
+    if len(matches) == 1:
+        return matches[0]
+    listed = "; ".join(f"{hash[:8]} ({describe(every[hash])})" for hash in matches or every)
     raise ValueError(
-        f"{store.folder} has {len(found) or 'no'} settings"
+        f"{store.folder} has {len(matches) or 'no'} settings"
         + (f" that begin with {start!r}" if start else "")
         + f"; name one with settings=HASH or --settings HASH: {listed or 'it is empty'}"
     )
@@ -49,7 +53,7 @@ def problems_of(store: Store, settings: str, task: str | None = None) -> list[Pr
     """The samples of one settings by problem, in the tasks' order.
 
     Raises:
-        ValueError: no document of that task was asked for; names those that were.
+        ValueError: the store has no document of that task; names the tasks it has.
     """
     documents = store.documents(settings)
     if task is not None:
@@ -64,10 +68,10 @@ def problems_of(store: Store, settings: str, task: str | None = None) -> list[Pr
     by_prompt: dict[tuple[str, str | None], list[Stored]] = {}
     for row in store.samples(settings).values():
         by_prompt.setdefault((row.prompt, row.problem), []).append(row)
-    found = []
+    problems = []
     for doc in documents:
         rows = sorted(by_prompt.get((doc.prompt, doc.problem), []), key=lambda row: row.sample)
-        found.append(
+        problems.append(
             Problem(
                 tuple(map(generation_of, rows)),
                 str(store.folder),
@@ -80,7 +84,7 @@ def problems_of(store: Store, settings: str, task: str | None = None) -> list[Pr
                 doc.fields,
             )
         )
-    return found
+    return problems
 
 
 def generation_of(row: Stored) -> Generation:

@@ -1,7 +1,7 @@
 """One process's part of a generation store: an SQLite file in WAL mode that only it appends to.
 
 The writer holds its file exclusively, so no shared memory is used and the folder may lie on a
-network file system. While a segment is being written everything stands in its write-ahead log,
+network file system. While a segment is being written everything is in its write-ahead log,
 which SQLite checks frame by frame; the log is folded into the file only when the segment is closed,
 after some thousand rows or at the end. So a reader copies first the file, then the log, and sees
 all that was committed, whatever the writer does meanwhile, and whenever it was killed.
@@ -45,7 +45,7 @@ class StoreError(OSError):
 
 
 class Writer:
-    """Appends to segments of its own in a folder, a new one after every ROWS_A_SEGMENT samples."""
+    """Appends to its own segments in a folder, a new one after every ROWS_A_SEGMENT samples."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -125,11 +125,11 @@ def rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple
             connection = sqlite3.connect(f"{readable.resolve().as_uri()}?{mode}", uri=True)
             with contextlib.closing(connection):
                 tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
-                found = {name for (name,) in connection.execute(tables)}
-                if not found:
+                names = {name for (name,) in connection.execute(tables)}
+                if not names:
                     return  # killed before its first commit
-                if not set(TABLES) <= found:
-                    raise sqlite3.DatabaseError(f"no table {min(set(TABLES) - found)!r}")
+                if not set(TABLES) <= names:
+                    raise sqlite3.DatabaseError(f"no table {min(set(TABLES) - names)!r}")
                 yield from connection.execute(query, values)
     except sqlite3.Error as error:
         raise StoreError(

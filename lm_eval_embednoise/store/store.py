@@ -1,14 +1,14 @@
-"""The generation store: a folder of segments, one row a sample, found again by its key.
+"""The generation store: a folder of segments with one row a sample, looked up by its key.
 
 A key is a hash of all that determines a sample: the settings (model, perturbation, sampling, …),
 the prompt's token ids and what is made of them (cuts, soft prompts, prefixes, dummies), the
-problem's name in the random streams and the sample index. What doesn't
-matter is left out: a deterministic method has no seed, no stream and no problem in its keys. Batch
-size, device and kernels are recorded with the run that made a sample, beside its key.
+problem's name in the random streams and the sample index. What has no influence is left out: a
+deterministic method has no seed, no stream and no problem in its keys. Batch size, device and
+kernels are recorded with the run that made a sample, beside its key.
 
-Knows no model and no harness. Several processes and hosts may share a folder: each writes segments
-of its own (lm_eval_embednoise.store.segments), and reading merges them, the oldest row of a key
-first.
+The store imports neither models nor the harness. Several processes and hosts may share a folder:
+each writes its own segments (lm_eval_embednoise.store.segments), and reading merges them, the
+oldest row of a key first.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.store.segments import Records, StoreError, Writer, rows, segment_paths
+from lm_eval_embednoise.written import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 FORMAT, VERSION = "embednoise-generations", 1
 MARKER = "store.json"
@@ -44,7 +47,7 @@ class Prompt:
 
     @property
     def hash(self) -> str:
-        """What stands for the prompt in keys; the text where a file gave no ids."""
+        """The prompt's hash in keys: of its token ids, or of its text if a file gave no ids."""
         return digest([list(self.ids), "" if self.ids else self.text])
 
 
@@ -83,7 +86,7 @@ class Stored:
         problem: its prompt's name in the random streams; None for deterministic methods.
         sample: the sample index.
         text: what was generated, up to a stop string.
-        ids: generated ids; `kept` of them stand before the stop string.
+        ids: generated ids; the first `kept` come before the stop string.
         finish_reason: as in `Generation`.
         nll: clean negative log-likelihood of `nll_tokens` tokens in nats; None if not computed.
         rho: site → measured ‖ε‖/‖h‖.
@@ -91,8 +94,8 @@ class Stored:
         seconds: share of the generation time.
         run: which run made it (batch, device, versions).
         input: hash of what the model was given, where that isn't the prompt alone: token ids with
-            all that is added or cut off, and the place of a soft prompt. Stands behind the
-            prompt's in its column.
+            all that is added or cut off, and the place of a soft prompt. Stored after the prompt's
+            hash in the same column.
     """
 
     settings: str
@@ -118,12 +121,12 @@ class Stored:
 
     @property
     def key(self) -> str:
-        """What finds this sample again."""
+        """The sample's key, 32 hexadecimal digits."""
         return digest([self.settings, self.place, self.problem, self.sample])
 
 
 class Store:
-    """A generation store in a folder, which is made if it isn't there.
+    """A generation store in a folder.
 
     Args:
         folder: the store's folder.
@@ -165,10 +168,7 @@ class Store:
         )
 
     def _make_marker(self, marker: Path) -> None:
-        """Written aside and linked into place, so that it is never seen half-written."""
-        aside = marker.with_name(f".{MARKER}-{os.getpid()}-{secrets.token_hex(4)}")
-        aside.write_text(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
-        os.replace(aside, marker)
+        write_text(marker, json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
 
     def _check(self, marker: Path) -> None:
         if not marker.is_file():
@@ -270,13 +270,13 @@ class Store:
 
     def samples(self, settings: str) -> dict[str, Stored]:
         """Key → sample, of all that was made under the given settings, sorted by key."""
-        found: dict[str, tuple[Any, ...]] = {}
+        samples: dict[str, tuple[Any, ...]] = {}
         nlls: dict[str, tuple[float, int]] = {}
         for values in self._select("samples", settings):
-            found.setdefault(values[0], values)
+            samples.setdefault(values[0], values)
         for key, _, nll, tokens in self._select("nlls", settings):
             nlls.setdefault(key, (nll, tokens))
-        return {key: _stored(found[key], nlls.get(key)) for key in sorted(found)}
+        return {key: _stored(samples[key], nlls.get(key)) for key in sorted(samples)}
 
     def find(self, start: str) -> Stored:
         """The one sample whose key begins like this.
@@ -285,13 +285,13 @@ class Store:
             ValueError: there is none, or more than one.
         """
         query = "SELECT key, settings FROM samples WHERE substr(key, 1, ?) = ?"
-        found = set(self._rows(query, (len(start), start)))
-        if len(found) != 1:
+        matches = set(self._rows(query, (len(start), start)))
+        if len(matches) != 1:
             raise ValueError(
-                f"{len(found) or 'no'} samples in {self.folder} have a key that begins with "
+                f"{len(matches) or 'no'} samples in {self.folder} have a key that begins with "
                 f"{start!r}; `embednoise generations export --to rows` lists the keys"
             )
-        ((key, settings),) = found
+        ((key, settings),) = matches
         return self.samples(settings)[key]
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -299,7 +299,7 @@ class Store:
         return {hash: json.loads(text) for hash, text in sorted(set(self._select("settings")))}
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """Name → what is known of each run, in the order in which they began."""
+        """Name → record of each run (batch, device, versions), in the order in which they began."""
         return {name: json.loads(text) for name, text in sorted(set(self._select("runs")))}
 
     def prompts(self) -> dict[str, Prompt]:
@@ -311,22 +311,22 @@ class Store:
 
     def documents(self, settings: str) -> list[Document]:
         """The documents that were asked for under the given settings, in the tasks' order."""
-        found: dict[tuple[Any, ...], Document] = {}
+        documents: dict[tuple[Any, ...], Document] = {}
         for values in self._select("documents", settings):
             _, task, doc_hash, doc_id, task_id, prompt, problem, form, fields = values
             document = Document(
                 task, doc_hash, doc_id, task_id, prompt, problem, form, json.loads(fields)
             )
             place = (document.task, document.doc_id, document.doc_hash, document.prompt)
-            found.setdefault(place, document)
-        return sorted(found.values(), key=lambda doc: (doc.task, doc.doc_id, doc.doc_hash))
+            documents.setdefault(place, document)
+        return sorted(documents.values(), key=lambda doc: (doc.task, doc.doc_id, doc.doc_hash))
 
     def counts(self) -> dict[str, int]:
         """Settings hash → number of different samples."""
         keys: dict[str, set[str]] = {}
         for key, settings in self._rows("SELECT key, settings FROM samples"):
             keys.setdefault(settings, set()).add(key)
-        return {settings: len(found) for settings, found in sorted(keys.items())}
+        return {settings: len(made) for settings, made in sorted(keys.items())}
 
     def _rows(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         for path in segment_paths(self.folder):

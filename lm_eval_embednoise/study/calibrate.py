@@ -10,21 +10,18 @@ finishes, so a killed search goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from tqdm import tqdm
 
 from lm_eval_embednoise.analysis.protocol import Protocol
-from lm_eval_embednoise.analysis.schema import write_text
 from lm_eval_embednoise.study.plan import (
     CALIBRATED,
     STAR,
@@ -39,6 +36,11 @@ from lm_eval_embednoise.study.plan import (
     parse_arguments,
 )
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness, shared
+from lm_eval_embednoise.written import write_text
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
 
 CURVE = ("pass@1", "compile_rate", "valid_rate", "distinct_2", "unique_correct", "rho")
 RECORD, POINTS = "calibration.json", "points.jsonl"
@@ -68,7 +70,7 @@ TEMPERATURE = Arm(TUNED, "temperature", start=0.8, factor=1.5, least=0.05, most=
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("--model_args", default="", metavar="K=V,…", help="pretrained=…")
     parser.add_argument("--noise", default="", metavar="K=V,…", help="depth=5,positions=prompt, …")
     parser.add_argument("--task", default="minicode_diverse")
@@ -103,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
         args.budget,
         parse_arguments("--noise", args.noise),
     )
-    found = calibrated(args.out, plan, model, protocol)
-    if found is None:
+    methods = calibrated(args.out, plan, model, protocol)
+    if methods is None:
         if args.processes > 1 and "RANK" not in os.environ:
             return launch(args.processes)
         with quiet_harness():
@@ -118,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 def calibrated(
     out: Path, plan: Calibration, model: Model, protocol: Protocol
 ) -> dict[str, Method] | None:
-    """What an earlier calibration in this folder found; None if there was none.
+    """What an earlier calibration in this folder chose; None if there was none.
 
     Raises:
         StudyError: it was made with other settings.
@@ -169,10 +171,10 @@ def calibrate(
     for arm in (NOISE, TEMPERATURE):
         best, met = choose(curves[arm.name], rule, floor)
         record["chosen"][arm.name] = {"dose": best, "constraint_met": met}
-        told = {key: record[key] for key in ("protocol", "task", "split", "k", "problems")}
-        found = arm.method(best, noise if arm is NOISE else {})
-        calibration = {"dose": best, "constraint_met": met, **told}
-        methods[arm.name] = Method(arm.name, found.perturbation, found.gen_kwargs, calibration)
+        provenance = {key: record[key] for key in ("protocol", "task", "split", "k", "problems")}
+        tuned = arm.method(best, noise if arm is NOISE else {})
+        calibration = {"dose": best, "constraint_met": met, **provenance}
+        methods[arm.name] = Method(arm.name, tuned.perturbation, tuned.gen_kwargs, calibration)
     if first_rank():
         for method in methods.values():
             write_text(out / f"{method.name}.yaml", _method_file(method, session.model))
@@ -262,10 +264,10 @@ def _point(key: str, method: Method, results: dict[str, Any]) -> dict[str, Any]:
 def _parsed(line: str) -> dict[str, Any] | None:
     """A finished point; None for a line that a kill cut off."""
     try:
-        found: dict[str, Any] = json.loads(line)
+        point: dict[str, Any] = json.loads(line)
     except ValueError:
         return None
-    return found
+    return point
 
 
 def _method_file(method: Method, model: Model) -> str:
@@ -276,8 +278,8 @@ def _method_file(method: Method, model: Model) -> str:
         "metadata": {"calibration": dict(method.calibration or {})},
     }
     given = ",".join(f"{key}={value}" for key, value in model.model_args.items())
-    head = f"# Chosen by `embednoise calibrate` for {given or 'the embedded model'}.\n"
-    return head + yaml.safe_dump(content, sort_keys=False)
+    comment = f"# Chosen by `embednoise calibrate` for {given or 'the embedded model'}.\n"
+    return comment + yaml.safe_dump(content, sort_keys=False)
 
 
 def search(

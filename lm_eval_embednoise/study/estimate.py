@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.study.plan import Cell, Method, Model, Study, Task
 from lm_eval_embednoise.study.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # A method of each kind; those of one kind cost about the same.
 _KINDS = {
@@ -136,6 +140,6 @@ def _measured(
 
 
 def _kind(method: Method) -> str:
-    if method.pending or method.noisy:
+    if method.pending or input_change(method.perturbation) == "noise":
         return "noise"
     return "drawn" if method.gen_kwargs.get("do_sample") else "clean"

@@ -1,6 +1,6 @@
 """What a study is: models × tasks × methods × seeds, as its file says, and each cell's settings.
 
-Knows the files and nothing of the harness; study.py runs the cells.
+It reads the files only; run.py runs the cells through the harness.
 """
 
 from __future__ import annotations
@@ -40,17 +40,6 @@ class Method:
     seeds: tuple[int, ...] | None = None  # instead of the study's
     pending: bool = False  # its dose is not known before the study has calibrated the model
 
-    @property
-    def noisy(self) -> bool:
-        """Whether the model's input is perturbed (or has dummies, the control's, added to it)."""
-        given = self.perturbation
-        doses, dummies = given.get("depth"), str(given.get("positions")).startswith("dummy")
-        return (
-            any(given.get(key) for key in ("sigma", "rsp", "prefix"))
-            or isinstance(doses, Mapping)
-            or dummies
-        )
-
     @classmethod
     def load(cls, name: str, beside: Path | None = None) -> Method:
         """Read a method file by packaged name or by path (also relative to the study file).
@@ -64,8 +53,8 @@ class Method:
         if "noise" in perturbation:
             noise = str(perturbation.pop("noise"))
             near = path.parent / noise
-            found = near if near.is_file() else Path(noise)
-            perturbation = with_noise_file(found, perturbation, Perturbation.names())
+            noise_path = near if near.is_file() else Path(noise)
+            perturbation = with_noise_file(noise_path, perturbation, Perturbation.names())
         return cls(
             name=path.stem,
             perturbation=perturbation,
@@ -98,7 +87,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How each model's σ* and T* are found before its methods are run."""
+    """How each model's σ* and T* are searched before its methods are run."""
 
     task: Task
     budget: int = 8
@@ -116,7 +105,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where its results lie below the study's folder."""
+        """Where its results are, relative to the study's folder."""
         label = self.method.name if self.seed == 0 else f"{self.method.name}@{self.seed}"
         return Path("results") / self.model.name / label / Path(self.task.name).stem
 
@@ -198,11 +187,11 @@ class Study:
         """Every run, model by model (each is loaded once), then task by task.
 
         Args:
-            calibrated: model name → method name → what `calibrate` found for that model.
+            calibrated: model name → method name → what `calibrate` chose for that model.
         """
-        found = calibrated or {}
+        by_model = calibrated or {}
         return [
-            Cell(model, task, found.get(model.name, {}).get(method.name, method), seed)
+            Cell(model, task, by_model.get(model.name, {}).get(method.name, method), seed)
             for model in self.models
             for task in self.tasks
             for method in self.methods
@@ -217,7 +206,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def _with_text_keys(value: Any) -> Any:
-    """The same with text as keys: a mapping of sites may have `embed` beside block 5."""
+    """The value with strings as keys: a mapping of sites may have `embed` beside block 5."""
     if isinstance(value, Mapping):
         return {str(key): _with_text_keys(item) for key, item in value.items()}
     return value
@@ -225,13 +214,13 @@ def _with_text_keys(value: Any) -> Any:
 
 def parse_arguments(flag: str, text: str) -> dict[str, Any]:
     """Read `NAME=VALUE,NAME=VALUE`, values as YAML reads them."""
-    found = {}
+    arguments = {}
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
         if not equals:
             raise StudyError(f"{flag} {item!r}: write NAME=VALUE, separated by commas")
-        found[name] = yaml.safe_load(value)
-    return found
+        arguments[name] = yaml.safe_load(value)
+    return arguments
 
 
 def _model(item: Any) -> Model:
@@ -300,7 +289,7 @@ def find_file(name: str, kind: str, beside: Path | None) -> Path:
     """A file given by path, or a packaged one by name.
 
     Args:
-        name: a path, as it stands or relative to `beside`, or a packaged file's name.
+        name: a path, as it is or relative to `beside`, or a packaged file's name.
         kind: the folder of the packaged ones: methods, studies, or "" for the models' run files.
         beside: another folder to look in.
 

@@ -6,7 +6,6 @@ writes them (results_*.json, samples_*.jsonl), whole or not at all, and are not 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import json
@@ -16,7 +15,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -27,7 +26,6 @@ from lm_eval_embednoise.analysis.compare import write_outputs
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
-from lm_eval_embednoise.analysis.schema import write_text
 from lm_eval_embednoise.analysis.statement import wrapped
 from lm_eval_embednoise.study import calibrate
 from lm_eval_embednoise.study.estimate import Estimate, duration, estimate
@@ -42,17 +40,21 @@ from lm_eval_embednoise.study.plan import (
     parse_arguments,
 )
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
+from lm_eval_embednoise.written import whole, write_text
+
+if TYPE_CHECKING:
+    import argparse
 
 _PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "numpy", "scipy")
 _DONE = "cell.json"  # written last into a cell's folder: its settings and their fingerprint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "study", metavar="STUDY", help="a study file, or the name of a packaged one: quick, …"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="results/NAME unless told")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/NAME")
     parser.add_argument(
         "--model_args", metavar="K=V,…", help="added to every model of the study: pretrained=…"
     )
@@ -137,7 +139,7 @@ def check(study: Study, out: Path) -> None:
 
 
 class Runner:
-    """The cells of one study and where they stand.
+    """The cells of one study, done or left.
 
     Args:
         study: what to run.
@@ -145,7 +147,7 @@ class Runner:
         protocol: its hash goes into every result.
 
     Raises:
-        StudyError: `out` holds results of other settings.
+        StudyError: `out` has results of other settings.
     """
 
     def __init__(self, study: Study, out: Path, protocol: Protocol) -> None:
@@ -153,11 +155,11 @@ class Runner:
         self.calibrated: dict[str, dict[str, Method]] = {}
         for model in study.models if study.calibrate else ():
             assert study.calibrate is not None
-            found = calibrate.calibrated(
+            methods = calibrate.calibrated(
                 self._calibration_folder(model), study.calibrate, model, protocol
             )
-            if found:
-                self.calibrated[model.name] = found
+            if methods:
+                self.calibrated[model.name] = methods
         self.cells = study.cells(self.calibrated)
         self.left = [cell for cell in self.cells if not self._finished(cell)]
 
@@ -218,7 +220,7 @@ class Runner:
                 bar.set_description("done")
 
     def _calibrate(self, session: Session) -> None:
-        """Find the model's σ* and T*, where the study asks for them and they are not known yet."""
+        """Search the model's σ* and T*, if the study wants them and they are not there yet."""
         if self.study.calibrate is None or session.model.name in self.calibrated:
             return
         folder = self._calibration_folder(session.model)
@@ -263,17 +265,15 @@ class Runner:
     def seconds(self) -> float:
         """Time that the finished runs took to generate and score, calibration left out."""
         markers = [self.out / cell.folder / _DONE for cell in self.cells]
-        told = [json.loads(path.read_text(encoding="utf-8")) for path in markers if path.is_file()]
-        return float(sum(marker.get("seconds", 0.0) for marker in told))
+        done = [json.loads(path.read_text(encoding="utf-8")) for path in markers if path.is_file()]
+        return float(sum(marker.get("seconds", 0.0) for marker in done))
 
     def _write(self, cell: Cell, results: dict[str, Any], seconds: float) -> None:
         """Write a cell's results under another name, then move them into place at once."""
         from lm_eval.loggers import EvaluationTracker
 
-        target = self.out / cell.folder
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
         info = results["config"]["embednoise"]
-        try:
+        with whole(self.out / cell.folder) as partial:
             tracker = EvaluationTracker(output_path=str(partial))
             # The model's name, not the object: the tracker deep-copies what it is given.
             tracker.general_config_tracker.log_experiment_args(
@@ -299,10 +299,6 @@ class Runner:
             (partial / _DONE).write_text(json.dumps(marker, indent=1), encoding="utf-8")
             for folder in [path for path in partial.iterdir() if path.is_dir()]:
                 shutil.rmtree(folder)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _with_arguments(model: Model, added: dict[str, Any], options: dict[str, Any]) -> Model:

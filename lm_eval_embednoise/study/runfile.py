@@ -7,13 +7,16 @@ run file.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import early
+from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.study.plan import Method, find_file, parse_arguments, read_file
+
+if TYPE_CHECKING:
+    import argparse
 
 DEFAULT_MODEL = "hf-embednoise"
 
@@ -37,7 +40,7 @@ def merge(args: argparse.Namespace, method: str | None = None) -> argparse.Names
     args.model = args.model or content.get("model") or DEFAULT_MODEL
     ours = args.model == DEFAULT_MODEL
     chosen = Method.load(method) if method else Method("", {}, {})
-    if chosen.noisy and not ours:
+    if input_change(chosen.perturbation) != "none" and not ours:
         raise ValueError(
             f"--method {method}: model {args.model!r} can't be perturbed; use {DEFAULT_MODEL}, or "
             "a method without noise, such as greedy or temp-0.8"

@@ -8,15 +8,18 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import plugin
+from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.launch import own_command, run_in_processes
 from lm_eval_embednoise.problems.task_files import task_dir
 from lm_eval_embednoise.study.plan import Cell, Model, StudyError, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _TORCH_SEED = 1234  # the harness's own
 
@@ -26,7 +29,7 @@ class Session:
 
     Args:
         model: which model.
-        tasks: the tasks that will be asked for.
+        tasks: the tasks that will be evaluated.
         store: folder that keeps every sample as it finishes, so that a killed run loses no more
             than what was in flight; for hf-embednoise, unless the model's arguments name another.
     """
@@ -72,9 +75,9 @@ class Session:
         info["method"] = cell.method.name
         info["protocol"] = protocol
         info["calibration"] = cell.method.calibration
-        told = info.setdefault("perturbation", arguments)
+        perturbation = info.setdefault("perturbation", arguments)
         if arguments:
-            told["seed"] = cell.seed
+            perturbation["seed"] = cell.seed
         if self.model.apply_chat_template:  # for the file's hash of it, as the harness's command
             info["chat_template"] = self.lm.chat_template(self.model.apply_chat_template)
         named = {"name": cell.model.name}
@@ -103,7 +106,7 @@ class Session:
 
             self.lm.set_perturbation(Perturbation.from_args(arguments), method=cell.method.name)
             return arguments
-        if any(cell.method.perturbation.values()):
+        if input_change(cell.method.perturbation) != "none":
             raise StudyError(
                 f"model {self.model.model!r} can't be perturbed, so it can't run "
                 f"{cell.method.name}; use hf-embednoise"
