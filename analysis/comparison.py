@@ -13,10 +13,12 @@ import scipy
 
 import lm_eval_embednoise
 from lm_eval_embednoise.analysis import pareto, records, verdict
+from lm_eval_embednoise.analysis.departures import Compared, deviations
 from lm_eval_embednoise.analysis.identity import by_method, models_apart, signature
-from lm_eval_embednoise.analysis.measures import headline, measure, ordered
+from lm_eval_embednoise.analysis.intervals import mean_intervals
+from lm_eval_embednoise.analysis.measures import headline, ordered
 from lm_eval_embednoise.analysis.methods import family, input_change, method_order
-from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs
+from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs, support
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import align, combine
 from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes, interval
@@ -144,13 +146,12 @@ def _groups(runs: list[Run], draws: int, seed: int, intersect: bool) -> list[Gro
 
 def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
     cells = [(run, name) for run in group.methods.values() for name in ordered(run.metrics)]
-    means = group.resampler.means(np.stack([run.metrics[name] for run, name in cells], axis=1))
+    table = np.stack([run.metrics[name] for run, name in cells], axis=1)
+    supports = [support(name) for _, name in cells]
     estimates: dict[str, dict[str, Any]] = defaultdict(dict)
-    for column, (run, name) in enumerate(cells):
-        bounds = (0.0, 1.0) if measure(name).unit else None
-        estimates[run.method][name] = as_json(
-            bca(*means.column(column), level=level, bounds=bounds)
-        )
+    told = mean_intervals(table, group.resampler, supports, level=level)
+    for (run, name), estimate in zip(cells, told, strict=True):
+        estimates[run.method][name] = as_json(estimate)
     return [
         {
             "model": group.model,
@@ -312,15 +313,12 @@ def _verdicts(
         mine = [group for group in groups if group.model == model]
         tasks = [
             verdict.task_verdict(g.methods[candidate], g.methods[baseline], g.resampler, protocol)
+            | {"curve": verdict.curve_verdict(candidate, g.methods, g.resampler, protocol)}
             for g in mine
         ]
-        departures = verdict.deviations(
-            [run for g in mine for run in g.replicates[candidate]],
-            protocol,
-            {g.task: list(g.methods) for g in mine},
+        departures = deviations(
+            [Compared(g.replicates[candidate], g.methods) for g in mine], protocol, baseline
         )
-        if baseline != protocol["baseline"]:
-            departures.append(f"the baseline is {baseline}, not {protocol['baseline']}")
         value, why = verdict.overall(tasks)
         verdicts.append(
             {

@@ -14,18 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from lm_eval_embednoise.analysis.arms import Ablation, dose, sweeps
+from lm_eval_embednoise.analysis.bands import Band, cover, mean_band
 from lm_eval_embednoise.analysis.figures import RC, STYLES, shades
 from lm_eval_embednoise.analysis.gallery import KINDS, Digest
+from lm_eval_embednoise.analysis.intervals import Support
 from lm_eval_embednoise.analysis.measures import PAIRED, measure
 from lm_eval_embednoise.analysis.methods import family as kind
 from lm_eval_embednoise.analysis.methods import method_order
-from lm_eval_embednoise.analysis.resample import Array
+from lm_eval_embednoise.analysis.resample import Array, Resampler, cluster_codes
 from lm_eval_embednoise.analysis.runs import Run
 from lm_eval_embednoise.scoring.passk import pass_at_every_k
 
 WIDTH = 5.6
+_DRAWS = 2_000  # of a band that is drawn
 _RESPONSES = ("pass@1", "pass@10", "compile_rate", "valid_rate", "distinct_2", "unique_correct")
 # Okabe & Ito again, light to dark, and hatched so that print in grey tells them apart.
 _KIND_STYLES = {
@@ -123,17 +127,29 @@ def paired_differences(pairs: list[dict[str, Any]], metric: str) -> Figure | Non
 
 
 def pass_at_k(runs: Iterable[Run]) -> Figure | None:
-    """pass@k for every k up to K, from each problem's number of correct samples."""
+    """pass@k for every k up to K, with a band that holds for all k at once."""
     found = [run for run in runs if "pass@1" in run.metrics]
     if not found or found[0].k < 2:
         return None
-    curves = {}
-    for run in found:
-        correct = np.rint(run.metrics["pass@1"] * run.k).astype(int)
-        curves[run.method] = pass_at_every_k(correct, run.k).mean(0)
-    figure, axis = _lines(curves, "k", "pass@k")
+    ks = np.arange(1.0, found[0].k + 1)
+    bands = {run.method: _band(run, pass_at_every_k(_correct(run), run.k)) for run in found}
+    figure, axis = _lines({m: band.value for m, band in bands.items()}, "k", "pass@k")
+    _shade(axis, ks, bands)
     axis.set(ylim=(0, 1.02), xscale="log")
     _plain_ticks(axis, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= found[0].k])
+    return figure
+
+
+def cover_at(runs: Iterable[Run]) -> Figure | None:
+    """cover@τ: the share of problems solved by a share τ of the samples or more, with bands."""
+    found = [run for run in runs if "pass@1" in run.metrics]
+    if not found or found[0].k < 2:
+        return None
+    shares = np.arange(1, found[0].k + 1) / found[0].k
+    bands = {run.method: _band(run, cover(_correct(run), run.k, shares)) for run in found}
+    figure, axis = _lines({m: b.value for m, b in bands.items()}, "τ", "cover@τ", at=shares)
+    _shade(axis, shares, bands)
+    axis.set(ylim=(0, 1.02))
     return figure
 
 
@@ -191,8 +207,30 @@ def _bar(
         axis.hlines(height, estimate["low"], estimate["high"], color)
 
 
-def _lines(curves: dict[str, Array], xlabel: str, ylabel: str) -> tuple[Figure | None, Any]:
-    """A line for each method against 1 … K: colour and marker by family, shade by dose."""
+def _correct(run: Run) -> NDArray[np.int64]:
+    """Correct samples of each problem."""
+    return np.rint(run.metrics["pass@1"] * run.k).astype(np.int64)
+
+
+def _band(run: Run, values: Array) -> Band:
+    resampler = Resampler(cluster_codes(run.clusters, run.n), draws=_DRAWS)
+    return mean_band(values, resampler, Support(0.0, 1.0, decides=True))
+
+
+def _shade(axis: Axes, x: Array, bands: dict[str, Band]) -> None:
+    """The bands behind the lines of the same methods."""
+    colors = shades(sorted(bands, key=method_order))
+    for method, band in bands.items():
+        axis.fill_between(x, band.low, band.high, color=colors[method], alpha=0.08, linewidth=0)
+
+
+def _lines(
+    curves: dict[str, Array], xlabel: str, ylabel: str, at: Array | None = None
+) -> tuple[Figure | None, Any]:
+    """A line for each method against 1 … K: colour and marker by family, shade by dose.
+
+    `at`: other places than 1 … K.
+    """
     if not curves:
         return None, None
     ordered = sorted(curves, key=method_order)
@@ -202,7 +240,7 @@ def _lines(curves: dict[str, Array], xlabel: str, ylabel: str) -> tuple[Figure |
     for method in ordered:
         y = curves[method]
         axis.plot(
-            np.arange(1, len(y) + 1),
+            np.arange(1, len(y) + 1) if at is None else at,
             y,
             color=colors[method],
             marker=STYLES[kind(method)][1],

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lm_eval_embednoise.analysis.verdict import sentence
+from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
 
 @dataclass(frozen=True)
@@ -44,4 +44,5 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters["sentence"] = sentence
+    environment.filters["curve_sentence"] = curve_sentence
     return environment

@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lm_eval_embednoise.analysis import stats
+from lm_eval_embednoise.analysis.intervals import (
+    Support,
+    lower_tail,
+    mean_intervals,
+    ratio_intervals,
+)
 from lm_eval_embednoise.analysis.measures import better, measure
-from lm_eval_embednoise.analysis.resample import Array, Estimate, Means, Resampler, interval
+from lm_eval_embednoise.analysis.resample import Array, Estimate, Resampler
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.analysis.runs import Run
@@ -48,48 +55,61 @@ def compare_pairs(
     ]
     if not wanted:
         return [{} for _ in pairs]
-    columns = []
-    for index, metric in wanted:
-        left, right = (run.metrics[metric] for run in pairs[index])
-        both = np.isfinite(left) & np.isfinite(right)
-        columns += [np.where(both, left, np.nan), np.where(both, right, np.nan)]
-    table = np.stack(columns, axis=1)
-    means = resampler.means(table)
-    compared: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
-    for position, (index, metric) in enumerate(wanted):
-        a, b = table[:, 2 * position], table[:, 2 * position + 1]
-        columns_of_pair = slice(2 * position, 2 * position + 2)
-        two = Means(
-            means.value[columns_of_pair],
-            means.boot[:, columns_of_pair],
-            means.jack[:, columns_of_pair],
-            means.n[columns_of_pair],
-        )
+    sides = [[run.metrics[metric] for run in pairs[index]] for index, metric in wanted]
+    left, right = (np.stack(columns, axis=1) for columns in zip(*sides, strict=True))
+    both = np.isfinite(left) & np.isfinite(right)
+    left, right = np.where(both, left, np.nan), np.where(both, right, np.nan)
+    d = stats.settle(left - right)
+    supports = [support(metric, difference=True) for _, metric in wanted]
+    differences = mean_intervals(d, resampler, supports, level=level)
+    ratios = ratio_intervals(left, right, resampler, level=level)
+    flips = sign_flips(d, resampler.clusters)
+    found: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
+    for j, (index, metric) in enumerate(wanted):
         direction = better(pairs[index][0], metric)
-        compared[index][metric] = _statistics(
-            metric, a, b, two, resampler, direction, level=level, comparisons=comparisons
-        )
-        compared[index][metric]["noninferiority"] = None
+        known = both[:, j]
+        told = {
+            "n": int(known.sum()),
+            "n_undefined": int((~known).sum()),
+            "difference": as_json(differences[j]),
+            "ratio": as_json(ratios[j]),
+            **_tests(
+                left[known, j],
+                right[known, j],
+                resampler.clusters[known],
+                float(flips[j]),
+                direction,
+                level=level,
+                comparisons=comparisons,
+            ),
+            "noninferiority": None,
+        }
         if margin is not None and measure(metric).rate and direction > 0:
-            compared[index][metric]["noninferiority"] = _noninferiority(
-                compared[index][metric], a - b, resampler, margin, level, comparisons
+            told["noninferiority"] = _noninferiority(
+                differences[j], d[:, j], resampler, margin, level, comparisons
             )
-    return compared
+        found[index][metric] = told
+    return found
 
 
-def difference(metric: str, means: Means, *, level: float) -> Estimate:
-    """Mean paired difference of two columns with its BCa interval."""
-    bounds = (-1.0, 1.0) if measure(metric).unit else None
-    n = int(means.n[0])
-    return interval(means, lambda m: m[..., 0] - m[..., 1], n=n, level=level, bounds=bounds)
+def support(metric: str, *, difference: bool = False) -> Support:
+    """What a problem's value of a metric, or the difference of two, can be."""
+    known = measure(metric)
+    return Support(-1.0 if difference else 0.0, 1.0, known.rate) if known.unit else Support()
 
 
-def ratio(means: Means, *, level: float) -> Estimate:
-    """Ratio of the two columns' means with its BCa interval; undefined for a baseline of 0."""
-    n = int(means.n[0])
-    if n and not means.value[1] > 0:
-        return Estimate(np.nan, np.nan, np.nan, n, "the baseline's mean is not above 0")
-    return interval(means, lambda m: m[..., 0] / m[..., 1], n=n, level=level)
+def sign_flips(d: Array, clusters: NDArray[np.int64]) -> Array:
+    """Sign-flip p-values of the columns of d [n, m]; NaN where fewer than two clusters are left."""
+    found = np.full(d.shape[1], np.nan)
+    whole = np.isfinite(d).all(0)
+    alone = [np.array([j]) for j in np.flatnonzero(~whole)]
+    for columns in [np.flatnonzero(whole), *alone]:
+        known = np.isfinite(d[:, columns]).all(1)
+        part, codes = d[np.ix_(known, columns)], clusters[known]
+        if len(columns) and len(np.unique(codes)) > 1:
+            sizes = stats.cluster_sums(np.ones((len(codes), 1)), codes)[:, 0]
+            found[columns] = stats.sign_flip_p(stats.cluster_sums(part, codes), sizes)
+    return found
 
 
 def add_holm(pairs: list[dict[str, dict[str, Any]]]) -> None:
@@ -111,7 +131,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def _noninferiority(
-    statistics: dict[str, Any],
+    told: Estimate,
     d: Array,
     resampler: Resampler,
     margin: float,
@@ -119,71 +139,62 @@ def _noninferiority(
     comparisons: int,
 ) -> dict[str, Any]:
     """Whether a rate is worse by less than the margin, by the interval of the difference."""
-    estimate, defined = statistics["difference"], np.isfinite(d)
-    clusters, d = resampler.clusters[defined], d[defined]
-    se = stats.standard_error(d, clusters) if len(d) else np.nan
-    status = None
-    if estimate["low"] is not None:
+    defined, status, chance, p = np.isfinite(d), None, None, None
+    if np.isfinite(told.low):
         status = "open"
-        if estimate["low"] > -margin:
+        if told.low > -margin:
             status = "non-inferior"
-        elif estimate["high"] < -margin:
+        elif told.high < -margin:
             status = "inferior"
-    p = stats.noninferiority_p(d, margin, clusters) if np.isfinite(se) else None
-    chance = (
-        stats.chance_if_equal(se, margin, alpha=(1 - level) / 2 / comparisons)
-        if np.isfinite(se)
-        else None
-    )
+        se = stats.standard_error(d[defined], resampler.clusters[defined])
+        asked = 1 - (1 - level) / comparisons
+        [strict] = mean_intervals(
+            d[:, None], resampler, [Support(-1.0, 1.0, decides=True)], level=asked
+        )
+        chance = stats.chance_if_equal(
+            se, margin, alpha=(1 - asked) / 2, reach=strict.value - strict.low
+        )
+        p = lower_tail(d, resampler, -margin, -1.0)
     return {"margin": margin, "status": status, "p": p, "chance_if_equal": chance}
 
 
-def _statistics(
-    metric: str,
+def _tests(
     a: Array,
     b: Array,
-    means: Means,
-    resampler: Resampler,
+    clusters: NDArray[np.int64],
+    flips: float,
     direction: int,
     *,
     level: float,
     comparisons: int,
 ) -> dict[str, Any]:
-    defined = np.isfinite(a)
-    n = int(defined.sum())
-    out: dict[str, Any] = {
-        "n": n,
-        "n_undefined": len(a) - n,
-        "difference": as_json(difference(metric, means, level=level)),
-        "ratio": as_json(ratio(means, level=level)),
-    }
-    a, b, clusters = a[defined], b[defined], resampler.clusters[defined]
-    d = stats.settle(a - b)
-    out["shift"] = as_json(stats.hodges_lehmann(d, clusters, level=level))
+    """What the tests say of two columns without undefined values."""
+    d, binary = stats.settle(a - b), bool(len(a)) and bool(np.isin([a, b], (0, 1)).all())
     # No test from a single problem or cluster: one sign has no distribution to speak of.
-    testable = n > 1 and len(np.unique(clusters)) > 1
+    testable = np.isfinite(flips)
     test = stats.signed_rank(d, clusters) if testable else None
-    flips = float(stats.sign_flip_p(stats.cluster_sums(d[:, None], clusters))[0]) if test else None
     p = test.p if test else None
-    out["p_wilcoxon"] = p
-    out["p_permutation"] = flips
-    out["p_bonferroni"] = float(stats.bonferroni([p], comparisons)[0]) if p is not None else None
-    out["p_holm"] = None
-    out["tests_disagree"] = (
-        (p < 1 - level) != (flips < 1 - level) if p is not None and flips is not None else None
-    )
-    out["effect"] = test.rank_biserial if test else None
     signs = np.sign(d) * (direction or 1)
-    out["wins"], out["ties"], out["losses"] = (
-        int(np.sum(signs > 0)),
-        int(np.sum(signs == 0)),
-        int(np.sum(signs < 0)),
-    )
-    out["mcnemar"] = None
-    if n and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
-        only_a, only_b, exact = stats.mcnemar_exact(a, b)
-        out["mcnemar"] = {"only_method": only_a, "only_baseline": only_b, "p": exact}
+    only_a, only_b, exact = stats.mcnemar_exact(a, b)
     se = stats.standard_error(d, clusters) if testable else np.nan
     reach = stats.detectable_difference(se, alpha=1 - level, power=POWER)
-    out["detectable"] = float(reach) if np.isfinite(reach) else None
-    return out
+    return {
+        "shift": as_json(
+            Estimate(np.nan, np.nan, np.nan, len(d), "the median of 0/1 differences says nothing")
+            if binary
+            else stats.hodges_lehmann(d, clusters, level=level)
+        ),
+        "p_wilcoxon": p,
+        "p_permutation": flips if testable else None,
+        "p_bonferroni": float(stats.bonferroni([p], comparisons)[0]) if p is not None else None,
+        "p_holm": None,
+        "tests_disagree": None if p is None else (p < 1 - level) != (flips < 1 - level),
+        "effect": test.rank_biserial if test else None,
+        "wins": int(np.sum(signs > 0)),
+        "ties": int(np.sum(signs == 0)),
+        "losses": int(np.sum(signs < 0)),
+        "mcnemar": (
+            {"only_method": only_a, "only_baseline": only_b, "p": exact} if binary else None
+        ),
+        "detectable": float(reach) if np.isfinite(reach) else None,
+    }

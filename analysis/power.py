@@ -1,42 +1,41 @@
-"""`embednoise power`: problems needed to find a difference, from a pilot's paired differences.
+"""`embednoise power`: problems needed, from a pilot's paired differences (and planning.py).
 
-By simulation: the pilot's clusters are drawn with replacement under weights that make the mean
-difference the one asked for, and the protocol's test is run on each draw. The weights tilt the
-pilot exponentially (Efron 1981), so zeros stay zeros and no value appears that no problem showed;
-shifting all differences instead would turn ties into wins. The normal approximation stands beside.
+A difference by simulation: the pilot's clusters are drawn with replacement under weights that make
+the mean difference the one asked for, and the paper's test is run on each draw. The weights tilt
+the pilot exponentially (Efron 1981), so zeros stay zeros and no value appears that no problem
+showed; shifting all differences instead would turn ties into wins. The normal approximation stands
+beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 from scipy import stats as _scipy
 
 from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.measures import measure
+from lm_eval_embednoise.analysis.planning import (
+    MOST,
+    Needed,
+    least_groups,
+    noninferiority_needed,
+    ratio_needed,
+    tilted,
+    variance_parts,
+)
 from lm_eval_embednoise.analysis.records import align, combine, read_runs
 from lm_eval_embednoise.analysis.resample import Array, cluster_codes
 from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.written import write_text
 
 TRIALS = 1_000
-MOST = 20_000
+SAMPLED = ("pass@1", "accuracy", "compile_rate", "valid_rate")  # means over samples
 _BATCH = 4_000_000  # differences simulated at a time
-
-
-@dataclass(frozen=True)
-class Needed:
-    """Problems needed; None: more than `MOST`."""
-
-    simulated: int | None
-    approximate: int
-    power: float  # simulated, at that size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", required=True, help="the method, such as embednoise-0.1")
     parser.add_argument("--baseline", default="temp-0.8", metavar="METHOD")
     parser.add_argument("--metric", default="pass@10")
-    parser.add_argument(
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument(
         "--difference",
         type=float,
         default=0.05,
         help="smallest difference worth finding (0.05: 5 percentage points of a rate)",
+    )
+    asked.add_argument(
+        "--margin", type=float, help="show instead that a rate is worse by less than this"
+    )
+    asked.add_argument("--ratio", type=float, help="show instead that the ratio is above this")
+    parser.add_argument(
+        "--expected",
+        type=float,
+        help="the true difference (with --margin; 0) or ratio (with --ratio; the pilot's)",
+    )
+    parser.add_argument(
+        "--samples", metavar="K,K,…", help="also: problems needed with so many samples of each"
     )
     parser.add_argument(
         "--alpha", type=float, default=0.01, help="two-sided (0.05 / 5 comparisons)"
@@ -69,22 +81,24 @@ def run(args: argparse.Namespace) -> int:
         raise ResultError(f"no results of {args.method!r}; there are: {known}")
     found = []
     for model, task in pilots:
-        sides = []
+        sides, samples = [], []
         for name in (args.method, args.baseline):
             mine = [r for r in runs if (r.model, r.task, r.method) == (model, task, name)]
             if not mine or args.metric not in mine[0].metrics:
                 raise ResultError(f"{name} has no {args.metric} for {model} on {task}")
             sides.append(combine(mine))
+            samples.append(mine[0].k * len(mine))
         a, b = align(sides)
-        d = a.metrics[args.metric] - b.metrics[args.metric]
-        codes = cluster_codes(a.clusters, a.n)
-        keep = np.isfinite(d)
-        d, codes = d[keep], codes[keep]
-        needed = problems_needed(
-            d, codes, difference=args.difference, alpha=args.alpha, power=args.power
-        )
-        found.append({"model": model, "task": task, **needed.__dict__})
-        print(_sentence(f"{task} · {model}", args, d, codes, needed))
+        left, right = a.metrics[args.metric], b.metrics[args.metric]
+        keep = np.isfinite(left) & np.isfinite(right)
+        left, right = left[keep], right[keep]
+        codes = cluster_codes(a.clusters, a.n)[keep]
+        needed, aim = _asked(args, left, right, codes)
+        told = {"model": model, "task": task, **needed.__dict__}
+        print(_sentence(f"{task} · {model}", args, aim, left - right, codes, needed))
+        if args.samples:
+            told["samples"] = _by_samples(args, left, right, min(samples), codes)
+        found.append(told)
     if args.json:
         write_text(args.json, json.dumps(found, indent=1) + "\n")
     return 0
@@ -130,42 +144,8 @@ def problems_needed(
             blocks, weights, clusters_drawn, alpha=alpha, trials=trials, seed=seed
         )
 
-    low, high = 1, max(groups, 2)
-    while simulated(high) < power:
-        low, high = high, 2 * high
-        if high * per_cluster > MOST:
-            return Needed(None, approximate, simulated(low))
-    while high - low > max(1, high // 50):  # to 2 %: the simulation is no more exact than that
-        middle = (low + high) // 2
-        low, high = (low, middle) if simulated(middle) >= power else (middle, high)
-    return Needed(int(np.ceil(high * per_cluster)), approximate, simulated(high))
-
-
-def tilted(blocks: list[Array], difference: float) -> Array:
-    """Weights of the clusters, ∝ exp(λ · mean difference), that give this mean over problems."""
-    sums = np.array([block.sum() for block in blocks])
-    sizes = np.array([len(block) for block in blocks])
-    means = sums / sizes
-    if len(blocks) < 2 or not means.min() < difference < means.max():
-        raise ResultError(
-            f"the pilot's differences ({means.min():.3g} to {means.max():.3g}, {len(blocks)} "
-            f"clusters) can't average {difference:g}: use a larger pilot or another difference"
-        )
-    scale = np.abs(means - difference).max()
-
-    def weights(slope: float) -> Array:
-        exponent = slope * (means - difference) / scale
-        raw = np.exp(exponent - exponent.max())
-        return np.asarray(raw / raw.sum())
-
-    def excess(slope: float) -> float:
-        w = weights(slope)
-        return float(w @ (sums - difference * sizes))
-
-    limit = 1.0
-    while excess(-limit) * excess(limit) > 0 and limit < 1e4:
-        limit *= 2
-    return weights(float(optimize.brentq(excess, -limit, limit)))
+    found, reached = least_groups(simulated, groups, power, per_cluster)
+    return Needed(found and int(np.ceil(found * per_cluster)), approximate, reached)
 
 
 def rejection_rate(
@@ -206,11 +186,65 @@ def _blocks(d: Array, clusters: NDArray[np.int64] | None) -> list[Array]:
     return [d[clusters == code] for code in np.unique(clusters)]
 
 
+def _asked(
+    args: argparse.Namespace, a: Array, b: Array, codes: NDArray[np.int64]
+) -> tuple[Needed, str]:
+    """What is to be planned, and the aim in words."""
+    level = {"alpha": args.alpha, "power": args.power}
+    between = f"{args.metric} between {args.method} and {args.baseline}"
+    rate = measure(args.metric).rate
+    if args.margin is not None:
+        if not rate:
+            raise ResultError(f"--margin is for rates, {args.metric} is none")
+        expected = args.expected or 0.0
+        needed = noninferiority_needed(
+            stats.settle(a - b), codes, margin=args.margin, expected=expected, **level
+        )
+        return needed, (
+            f"show that {args.method} is less than {100 * args.margin:g} points of {args.metric} "
+            f"worse than {args.baseline} if the true difference is {100 * expected:+g}"
+        )
+    if args.ratio is not None:
+        expected = float(a.mean() / b.mean()) if args.expected is None else args.expected
+        needed = ratio_needed(a, b, codes, limit=args.ratio, expected=expected, **level)
+        return needed, f"show a ratio above {args.ratio:g} of {between} if it is {expected:.3g}"
+    needed = problems_needed(a - b, codes, difference=args.difference, **level)
+    size = f"{100 * args.difference:g} points" if rate else f"{args.difference:g}"
+    return needed, f"find {size} of {between}"
+
+
+def _by_samples(
+    args: argparse.Namespace, a: Array, b: Array, k: int, codes: NDArray[np.int64]
+) -> dict[str, int]:
+    """Problems needed for the difference with other numbers of samples; printed as well."""
+    if args.metric not in SAMPLED:
+        known = ", ".join(SAMPLED)
+        raise ResultError(f"--samples is for means over samples ({known}), not for {args.metric}")
+    try:
+        wanted = [int(part) for part in args.samples.split(",")]
+    except ValueError:
+        wanted = [0]
+    if min(wanted) < 1:
+        raise ResultError(f"--samples {args.samples}: whole numbers ≥ 1, such as 10,20,50")
+    parts = variance_parts(a, b, k, codes)
+    level = {"alpha": args.alpha, "power": args.power}
+    found = {str(n): parts.problems(args.difference, n, **level) for n in wanted}
+    print(
+        f"  of the difference's variance {parts.between:.4f} lies between problems, "
+        f"{parts.within:.4f} / K within; a difference of {100 * args.difference:g} points takes "
+        + ", ".join(f"{n} problems at K = {k}" for k, n in found.items())
+    )
+    return found
+
+
 def _sentence(
-    pilot: str, args: argparse.Namespace, d: Array, codes: NDArray[np.int64], needed: Needed
+    pilot: str,
+    args: argparse.Namespace,
+    aim: str,
+    d: Array,
+    codes: NDArray[np.int64],
+    needed: Needed,
 ) -> str:
-    unit = " points" if measure(args.metric).rate else ""
-    size = f"{100 * args.difference:g}" if unit else f"{args.difference:g}"
     groups = len(np.unique(codes))
     families = f" in {groups} families" if groups < len(d) else ""
     answer = (
@@ -219,8 +253,7 @@ def _sentence(
         else f"more than {MOST} problems"
     )
     return (
-        f"{pilot}: to find {size}{unit} of {args.metric} between {args.method} and {args.baseline} "
-        f"with {100 * args.power:g} % power at {args.alpha:g} takes {answer}; the normal "
-        f"approximation says {needed.approximate}. Pilot: {len(d)} problems{families}, mean "
-        f"difference {d.mean():+.3f}, SD {d.std(ddof=1) if len(d) > 1 else float('nan'):.3f}."
+        f"{pilot}: to {aim} with {100 * args.power:g} % power at {args.alpha:g} takes {answer}; "
+        f"the normal approximation says {needed.approximate}. Pilot: {len(d)} problems{families}, "
+        f"mean difference {d.mean():+.3f}, SD {d.std(ddof=1) if len(d) > 1 else float('nan'):.3f}."
     )

@@ -13,6 +13,7 @@ import yaml
 
 from lm_eval_embednoise.analysis.runs import ResultError
 
+VERSION = 2
 _KEYS = {
     "name",
     "baseline",
@@ -26,6 +27,25 @@ _KEYS = {
     "plane",
     "curve",
 }
+_SINCE_2 = {"version", "contents", "against"}
+# What version 1 says of the curve: nothing, so the verdict's second line follows this.
+_AGAINST = {
+    "quality": "pass@1",
+    "outcomes": ["unique_correct"],
+    "decides": "unique_correct",
+    "least_doses": 8,
+    "level": 0.95,
+}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One thing that must hold: a difference above −margin, or a ratio above a limit."""
+
+    name: str
+    statistic: str  # difference or ratio
+    metric: str
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class Protocol:
         """Read a protocol file, the packaged one unless told.
 
         Raises:
-            ResultError: the file is missing or lacks a key.
+            ResultError: the file is missing, lacks a key or is of a later version.
         """
         packaged = resources.files("lm_eval_embednoise.analysis") / "protocol.yaml"
         try:
@@ -48,11 +68,15 @@ class Protocol:
         except (OSError, yaml.YAMLError) as error:
             raise ResultError(f"cannot read the protocol {path}: {error}") from None
         given = set(content) if isinstance(content, dict) else set()
-        if given != _KEYS:
+        keys = _KEYS | _SINCE_2 if "version" in given else _KEYS
+        if given != keys:
             raise ResultError(
-                f"protocol {path}: missing {sorted(_KEYS - given)}, unknown {sorted(given - _KEYS)}"
+                f"protocol {path}: missing {sorted(keys - given)}, unknown {sorted(given - keys)}"
             )
-        return cls(content)
+        found = cls(content)
+        if found.version not in range(1, VERSION + 1):
+            raise ResultError(f"protocol {path}: version {found.version}; known: 1 to {VERSION}")
+        return found
 
     @property
     def hash(self) -> str:
@@ -61,9 +85,44 @@ class Protocol:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
+    def version(self) -> int:
+        """Which rules decide; files from before they were counted are version 1."""
+        return int(self.content.get("version", 1))
+
+    @property
     def level(self) -> float:
         """Confidence level of the intervals that decide: 1 − α/|family|."""
         return 1 - self.content["alpha"] / len(self.content["family"])
+
+    @property
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Label → the settings that it must stand for."""
+        return dict(self.content.get("contents", {}))
+
+    @property
+    def curve_rule(self) -> dict[str, Any]:
+        """How the candidate is held against the temperature curve."""
+        return dict(self.content.get("against", _AGAINST))
+
+    def endpoints(self, domain: str) -> list[Endpoint]:
+        """What must hold in a domain, the harms and the forms of the gain."""
+        rule, coherence = self.content["endpoints"], self.content["coherence"]
+        correctness, diversity = rule["correctness"], rule["diversity"]
+        least = diversity["ratio"]
+        found = [
+            Endpoint("correctness", "difference", correctness["metric"], -correctness["margin"]),
+            Endpoint("diversity", "ratio", diversity["metric"], least),
+            Endpoint("diversity, gated", "ratio", diversity["gated"], least),
+        ]
+        if "rarefied" in diversity:
+            found.append(Endpoint("diversity, rarefied", "ratio", diversity["rarefied"], least))
+        if "solutions" in rule:
+            solutions = rule["solutions"]
+            found.append(Endpoint("solutions", "ratio", solutions["metric"], solutions["ratio"]))
+        if domain in coherence["metric"]:
+            metric = coherence["metric"][domain]
+            found.append(Endpoint("coherence", "difference", metric, -coherence["margin"]))
+        return found
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]

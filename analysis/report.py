@@ -228,7 +228,12 @@ class Report:
                 self._figure(
                     curves.pass_at_k(by_method[m] for m in featured if m in by_method),
                     f"pass-at-k-{name}",
-                    "pass@k, unbiased, mean over problems",
+                    "pass@k, unbiased, mean over problems; 95 % bands for all k at once",
+                ),
+                self._figure(
+                    curves.cover_at(by_method[m] for m in featured if m in by_method),
+                    f"cover-{name}",
+                    "cover@τ: problems solved by a share τ of the samples or more; 95 % bands",
                 ),
                 self._figure(
                     curves.solutions_by_samples(lines),

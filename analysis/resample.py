@@ -77,12 +77,21 @@ class Resampler:
         even = np.full(self.groups, 1.0 / self.groups)
         return rng.multinomial(self.groups, even, size=self.draws).astype(np.int32)
 
+    @cached_property
+    def weights(self) -> Array:
+        """Weights of the clusters and of one further cluster in each draw, [draws, clusters + 1].
+
+        Exponential, so that a row over its sum is uniform on the simplex.
+        """
+        rng = np.random.default_rng([self.seed, 1])
+        return rng.standard_exponential((self.draws, self.groups + 1))
+
     def means(self, values: Array) -> Means:
         """Means of each column of `values` [n, m] over its defined entries."""
         values = np.asarray(values, dtype=np.float64)
         defined = np.isfinite(values)
-        sums = _by_cluster(np.where(defined, values, 0.0), self.clusters, self.groups)
-        ns = _by_cluster(defined.astype(np.float64), self.clusters, self.groups)
+        sums = cluster_totals(np.where(defined, values, 0.0), self.clusters, self.groups)
+        ns = cluster_totals(defined.astype(np.float64), self.clusters, self.groups)
         whole = bool(defined.all())  # then one column of counts serves all
         boot = np.empty((self.draws, values.shape[1]))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -194,7 +203,8 @@ def _adjusted(bias: float, acceleration: float, z: float) -> float:
     return float(special.ndtr(bias + shifted / shrink))
 
 
-def _by_cluster(values: Array, clusters: NDArray[np.int64], groups: int) -> Array:
+def cluster_totals(values: Array, clusters: NDArray[np.int64], groups: int) -> Array:
+    """Sums of the rows of `values` [n, m] within each of so many clusters, [groups, m]."""
     if groups == len(values) and np.array_equal(clusters, np.arange(groups)):
         return values
     out = np.zeros((groups, values.shape[1]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from lm_eval_embednoise.analysis.measures import PAIRED, headline, ordered, printed
-from lm_eval_embednoise.analysis.verdict import sentence
+from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,6 +225,7 @@ def _verdict_text(verdict: dict[str, Any]) -> str:
     for task in verdict["tasks"]:
         lines.append(f"  {task['task']}: {task['outcome']}")
         lines += [f"    {sentence(endpoint)}" for endpoint in task["endpoints"]]
+        lines += [f"    {curve_sentence(task['curve'])}"] if "curve" in task else []
     lines += [f"  exploratory because {reason}" for reason in verdict["deviations"]]
     return "\n".join(lines)
 

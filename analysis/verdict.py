@@ -1,9 +1,8 @@
-"""The verdict: each endpoint met, refuted or open; each task and the whole by the protocol's rule.
+"""The verdict: harm first, then every endpoint in every form, then the whole temperature curve.
 
 A missing difference is never evidence of none: what neither holds nor fails at the protocol's level
-is inconclusive. A task whose endpoints fail in another way than the protocol's null (correctness
-lost, or no gain on valid samples) is called refuted; the whole has four values only. Anything that
-departs from the protocol makes the verdict exploratory.
+is inconclusive. Protocols of version 1 are judged by their own rule, with fewer endpoints and a
+task's fifth outcome, `refuted`.
 """
 
 from __future__ import annotations
@@ -13,26 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_embednoise.analysis.pairs import as_json, difference, ratio
-from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.families import families, plain_temperatures
+from lm_eval_embednoise.analysis.intervals import mean_intervals, ratio_intervals
+from lm_eval_embednoise.analysis.matched import against
+from lm_eval_embednoise.analysis.pairs import as_json, support
+from lm_eval_embednoise.analysis.protocol import Endpoint, Protocol
 from lm_eval_embednoise.analysis.resample import Estimate, Resampler
 from lm_eval_embednoise.analysis.runs import Run
 
 SUCCESS, PARTIAL, NULL, INCONCLUSIVE = "success", "partial", "null", "inconclusive"
-REFUTED = "refuted"  # of a task only
-_SUCCESS_NEEDS = ("correctness", "diversity", "diversity, gated")
-
-
-def endpoint_metrics(protocol: Protocol, domain: str) -> list[str]:
-    """The metrics that decide in a domain."""
-    endpoints = protocol["endpoints"]
-    named = [
-        endpoints["correctness"]["metric"],
-        endpoints["diversity"]["metric"],
-        endpoints["diversity"]["gated"],
-        protocol["coherence"]["metric"].get(domain),
-    ]
-    return [name for name in named if name]
+REFUTED = "refuted"  # of a task, by protocols of version 1 only
 
 
 def endpoint_status(estimate: Estimate, threshold: float) -> str:
@@ -46,49 +35,85 @@ def task_verdict(
     candidate: Run, baseline: Run, resampler: Resampler, protocol: Protocol
 ) -> dict[str, Any]:
     """Endpoints and outcome of one candidate on one task, against the protocol's baseline."""
-    rule, coherence = protocol["endpoints"], protocol["coherence"]
-    correctness, diversity = rule["correctness"], rule["diversity"]
-    asked = [
-        ("correctness", "difference", correctness["metric"], -correctness["margin"]),
-        ("diversity", "ratio", diversity["metric"], diversity["ratio"]),
-        ("diversity, gated", "ratio", diversity["gated"], diversity["ratio"]),
-    ]
-    if candidate.domain in coherence["metric"]:
-        metric = coherence["metric"][candidate.domain]
-        asked.append(("coherence", "difference", metric, -coherence["margin"]))
-    endpoints = []
-    for name, statistic, metric, threshold in asked:
-        estimate = _estimate(candidate, baseline, metric, statistic, resampler, protocol.level)
+    endpoints: list[dict[str, Any]] = []
+    for asked in protocol.endpoints(candidate.domain):
+        estimate = _estimate(candidate, baseline, asked, resampler, protocol)
         endpoints.append(
             {
-                "name": name,
-                "metric": metric,
-                "statistic": statistic,
-                "threshold": threshold,
+                "name": asked.name,
+                "metric": asked.metric,
+                "statistic": asked.statistic,
+                "threshold": asked.threshold,
                 "estimate": as_json(estimate),
-                "status": endpoint_status(estimate, threshold),
+                "status": endpoint_status(estimate, asked.threshold),
             }
         )
-    status = {endpoint["name"]: endpoint["status"] for endpoint in endpoints}
+    status: dict[str, str] = {endpoint["name"]: endpoint["status"] for endpoint in endpoints}
     return {
         "task": candidate.task,
         "domain": candidate.domain,
         "baseline": baseline.method,
         "n": candidate.n,
-        "outcome": task_outcome(status),
+        "outcome": task_outcome_1(status) if protocol.version == 1 else task_outcome(status),
         "endpoints": endpoints,
     }
 
 
 def task_outcome(status: dict[str, str]) -> str:
-    """`success`, `null`, `refuted` or `inconclusive`, from each endpoint's status by its name."""
-    if all(status[name] == "met" for name in _SUCCESS_NEEDS):
+    """`null`, `success` or `inconclusive`, from each endpoint's status by its name.
+
+    Null where harm is shown (correctness or coherence refuted) or that a form of the gain is not
+    there; success where all hold; a gain never outweighs a harm.
+    """
+    if "refuted" in status.values():
+        return NULL
+    return SUCCESS if set(status.values()) == {"met"} else INCONCLUSIVE
+
+
+def task_outcome_1(status: dict[str, str]) -> str:
+    """The same by version 1 of the protocol: success first, and `refuted` for other failures."""
+    needs = [status[name] for name in ("correctness", "diversity", "diversity, gated")]
+    if set(needs) == {"met"}:
         return SUCCESS
     if "refuted" in (status["diversity"], status.get("coherence")):
         return NULL
-    if "refuted" in (status[name] for name in _SUCCESS_NEEDS):
-        return REFUTED
-    return INCONCLUSIVE
+    return REFUTED if "refuted" in needs else INCONCLUSIVE
+
+
+def curve_verdict(
+    candidate: str, runs: dict[str, Run], resampler: Resampler, protocol: Protocol
+) -> dict[str, Any]:
+    """The candidate against the whole temperature curve at its own quality.
+
+    Returns:
+        `says` (above, below, not distinguishable, or null with the `reason`), `metric`, `quality`,
+        `difference` and `transposed` with simultaneous bands, `placebo`, and the curve's `doses`.
+    """
+    rule = protocol.curve_rule
+    quality, metric = rule["quality"], rule["decides"]
+    nothing = Estimate(np.nan, np.nan, np.nan, 0)
+    told: dict[str, Any] = {"says": None, "metric": metric, "quality": quality, "reason": None}
+    empty = {"difference": nothing, "transposed": nothing}
+    family = plain_temperatures(families(runs.values()))
+    doses = list(family.doses) if family else []
+    told |= {"placebo": None, "doses": doses}
+    if family is None or candidate in family.methods:
+        reason = "no temperature curve" if family is None else f"{candidate} is on the curve itself"
+        return _reasoned(told, empty, reason)
+    wanted = {name: runs[name] for name in (*family.methods, candidate)}
+    found = against(
+        family, wanted, rule["outcomes"], resampler, quality=quality, level=rule["level"]
+    )
+    claim = next((claim for claim in found.claims if claim.outcome == metric), None)
+    if claim is None:
+        return _reasoned(told, empty, f"{metric} or {quality} was not measured for all")
+    estimates = {"difference": claim.difference, "transposed": claim.transposed}
+    told["placebo"] = claim.placebo if np.isfinite(claim.placebo) else None
+    if len(doses) < rule["least_doses"]:
+        reason = f"the curve has {len(doses)} temperatures, {rule['least_doses']} are asked"
+        return _reasoned(told, estimates, reason)
+    told["says"] = claim.says
+    return _reasoned(told, estimates, None if claim.says else claim.difference.reason)
 
 
 def overall(tasks: list[dict[str, Any]]) -> tuple[str, str]:
@@ -100,48 +125,12 @@ def overall(tasks: list[dict[str, Any]]) -> tuple[str, str]:
     said = ", ".join(f"{outcome} on {domain}" for domain, outcome in domains.items())
     outcomes = set(domains.values())
     if outcomes == {SUCCESS}:
-        return SUCCESS, f"both endpoints hold: {said}"
+        return SUCCESS, f"all endpoints hold: {said}"
     if domains.get("code") == SUCCESS:
         return PARTIAL, said
     if outcomes == {NULL}:
         return NULL, said
     return INCONCLUSIVE, said or "no task was compared"
-
-
-def deviations(
-    candidate: list[Run], protocol: Protocol, families: dict[str, list[str]]
-) -> list[str]:
-    """What departs from the protocol; any of it makes the verdict exploratory.
-
-    Args:
-        candidate: the candidate's runs, one a task.
-        protocol: the protocol in force.
-        families: methods found on each task.
-    """
-    found: dict[str, None] = {}
-    for run in candidate:
-        for key, value in protocol["primary"].items():
-            actual = run.perturbation.get(key)
-            if actual != value:
-                found[f"{run.method} has {key}={actual}, the primary arm {key}={value}"] = None
-        if run.protocol is None:
-            found["no protocol was stored with the results before generation"] = None
-        elif run.protocol != protocol.hash:
-            found[f"results carry protocol {run.protocol}, not {protocol.hash}"] = None
-        calibration = run.info.get("calibration")
-        if not calibration:
-            found[f"{run.method} was not chosen by `embednoise calibrate`"] = None
-        else:
-            seen = len(set(run.hashes) & set(calibration["problems"]))
-            if seen:
-                found[f"{run.method} was calibrated on {seen} of the problems of {run.task}"] = None
-        for metric in endpoint_metrics(protocol, run.domain):
-            if metric not in run.metrics:
-                found[f"{metric} was not measured on {run.task} (K = {run.k})"] = None
-        missing = [name for name in protocol["family"] if name not in families[run.task]]
-        if missing:
-            found[f"the family lacks {', '.join(missing)}"] = None
-    return list(found)
 
 
 def sentence(endpoint: dict[str, Any]) -> str:
@@ -159,26 +148,54 @@ def sentence(endpoint: dict[str, Any]) -> str:
     return f"{named} {value} [{low}, {high}]{unit}, limit {limit}: {endpoint['status']}"
 
 
+def curve_sentence(curve: dict[str, Any]) -> str:
+    """The second line of a verdict in words: against the whole temperature curve."""
+    named = f"against all temperatures at equal {curve['quality']}, {curve['metric']}"
+    if curve["says"] is None:
+        return f"{named}: no answer ({curve['reason']})"
+    value, low, high = (curve["difference"][key] for key in ("value", "low", "high"))
+    placebo = curve["placebo"]
+    beside = "none" if placebo is None else f"{placebo:.3f}"
+    return (
+        f"{named}: {curve['says']}, {value:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"largest placebo {beside} ({len(curve['doses'])} temperatures)"
+    )
+
+
 def _agreed(outcomes: list[str]) -> str:
     return outcomes[0] if len(set(outcomes)) == 1 else INCONCLUSIVE
 
 
+def _reasoned(
+    told: dict[str, Any], estimates: dict[str, Estimate], reason: str | None
+) -> dict[str, Any]:
+    written = {
+        key: as_json(replace(e, reason=e.reason or (None if np.isfinite(e.value) else reason)))
+        for key, e in estimates.items()
+    }
+    return {**told, **written, "reason": reason}
+
+
 def _estimate(
-    a: Run, b: Run, metric: str, statistic: str, resampler: Resampler, level: float
+    a: Run, b: Run, asked: Endpoint, resampler: Resampler, protocol: Protocol
 ) -> Estimate:
+    metric, level = asked.metric, protocol.level
     if metric not in a.metrics or metric not in b.metrics:
         return Estimate(np.nan, np.nan, np.nan, 0, f"{metric} was not measured (K = {a.k})")
     left, right = a.metrics[metric], b.metrics[metric]
+    if protocol.version > 1 and asked.statistic == "ratio" and np.isfinite(left).any():
+        # Where too few of the candidate's samples count, it has shown no diversity among them:
+        # to break a problem on which it has little must not help it.
+        left = np.where(np.isnan(left) & np.isfinite(right), 0.0, left)
     both = np.isfinite(left) & np.isfinite(right)
     if not both.any():
         return Estimate(np.nan, np.nan, np.nan, 0, f"{metric} is undefined on every problem")
-    pair = np.stack([np.where(both, left, np.nan), np.where(both, right, np.nan)], axis=1)
-    means = resampler.means(pair)
-    told = (
-        ratio(means, level=level)
-        if statistic == "ratio"
-        else difference(metric, means, level=level)
-    )
+    left, right = (np.where(both, side, np.nan)[:, None] for side in (left, right))
+    if asked.statistic == "ratio":
+        [told] = ratio_intervals(left, right, resampler, level=level)
+    else:
+        supports = [support(metric, difference=True)]
+        [told] = mean_intervals(left - right, resampler, supports, level=level)
     # Fewer clusters than an exact sign test needs to reach this level decide nothing.
     groups = len(np.unique(resampler.clusters[both]))
     if 2.0 ** (1 - groups) > 1 - level:

@@ -296,23 +296,33 @@ def test_overall_verdict(code, maths, expected):
     assert f"{maths} on maths" in why
 
 
-def verdict_for(tmp_path, candidate: Method, **settings):
+def verdict_for(tmp_path, candidate: Method, protocol=None, **settings):
     """The verdict on one synthetic method, with everything the protocol asks for in place."""
-    protocol = Protocol.load()
+    protocol = protocol or Protocol.load()
     for name in ("greedy", "temp-0.8", "temp-1.5", "nucleus-0.95"):
         write_study(tmp_path, {name: METHODS[name]}, protocol=protocol.hash, **settings)
     write_study(tmp_path, {"temp-tuned": METHODS["temp-0.8"]}, protocol=protocol.hash, **settings)
     write_study(tmp_path, {"star": candidate}, protocol=protocol.hash, **settings)
-    for path in (tmp_path / "star").rglob("results_*.json"):
-        content = json.loads(path.read_text())
-        content["config"]["embednoise"]["calibration"] = {"problems": []}
-        path.write_text(json.dumps(content))
-    [found] = compare(read_runs([tmp_path]), candidate="star", draws=DRAWS)["verdicts"]
-    return found
+    for name, dose in (("star", candidate.sigma), ("temp-tuned", 0.8)):
+        for path in (tmp_path / name).rglob("results_*.json"):
+            content = json.loads(path.read_text())
+            [(task, config)] = content["configs"].items()
+            content["config"]["embednoise"]["calibration"] = {
+                "problems": [],
+                "dose": dose,
+                "constraint_met": True,
+                "protocol": protocol.hash,
+                "task": task,
+                "k": config["repeats"],
+            }
+            path.write_text(json.dumps(content))
+    found = compare(read_runs([tmp_path]), candidate="star", draws=DRAWS, protocol=protocol)
+    schema.validate(found)
+    return found["verdicts"][0]
 
 
 def test_a_better_method_succeeds_and_is_confirmatory(tmp_path):
-    found = verdict_for(tmp_path, Method(1.0, 0.3, sigma=0.1), n=150, families=None)
+    found = verdict_for(tmp_path, Method(1.0, 0.3, sigma=0.1), n=220, families=None)
     assert (found["verdict"], found["status"]) == ("success", "confirmatory")
     assert found["deviations"] == []
 
@@ -322,13 +332,31 @@ def test_no_gain_in_diversity_is_null(tmp_path):
     assert found["verdict"] == "null"
 
 
-def test_a_loss_of_correctness_is_refuted_but_no_null(tmp_path):
+def test_a_loss_of_correctness_is_null(tmp_path):
     lossy = Method(-6.0, 0.5, sigma=0.1)
     found = verdict_for(tmp_path, lossy, n=60, families=None)
-    assert found["verdict"] == "inconclusive"
-    assert "refuted on code" in found["why"]
+    assert found["verdict"] == "null"
+    assert "null on code" in found["why"]
     correctness = found["tasks"][0]["endpoints"][0]
     assert (correctness["name"], correctness["status"]) == ("correctness", "refuted")
+
+
+def test_version_1_is_read_and_judged_as_such(tmp_path):
+    """A loss of correctness was `refuted` then, and no null."""
+    data = Path(__file__).parent / "data"
+    old = Protocol.load(data / "protocol-1.yaml")
+    assert old.version == 1 and old.hash == "4cb42a85223804e5"  # as the results of then carry it
+    lossy = Method(-6.0, 0.5, sigma=0.1)
+    found = verdict_for(tmp_path, lossy, protocol=old, n=60, families=None)
+    assert found["verdict"] == "inconclusive" and "refuted on code" in found["why"]
+    assert found["status"] == "confirmatory" and found["deviations"] == []
+    assert [e["name"] for e in found["tasks"][0]["endpoints"]] == [
+        *("correctness", "diversity", "diversity, gated", "coherence")
+    ]
+    later = json.dumps({**Protocol.load().content, "version": 3})
+    (tmp_path / "later.yaml").write_text(later)
+    with pytest.raises(ResultError, match="version 3; known: 1 to 2"):
+        Protocol.load(tmp_path / "later.yaml")
 
 
 def test_a_loss_of_coherence_is_null(tmp_path):
@@ -350,9 +378,23 @@ def test_a_loss_of_coherence_is_null(tmp_path):
         ("open", "open", "open", "open", "inconclusive"),
     ],
 )
-def test_the_outcome_of_a_task(correctness, diversity, gated, coherence, outcome):
+def test_the_outcome_of_a_task_by_version_1(correctness, diversity, gated, coherence, outcome):
     status = {"correctness": correctness, "diversity": diversity, "diversity, gated": gated}
-    assert verdict.task_outcome({**status, "coherence": coherence}) == outcome
+    assert verdict.task_outcome_1({**status, "coherence": coherence}) == outcome
+
+
+NAMES = ("correctness", "coherence", "diversity", "diversity, rarefied", "solutions")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_harm_first_and_every_form(name):
+    """One endpoint refuted is null whatever the others say; one open keeps from success."""
+    met = dict.fromkeys(NAMES, "met")
+    assert verdict.task_outcome(met) == "success"
+    assert verdict.task_outcome({**met, name: "refuted"}) == "null"
+    assert verdict.task_outcome({**met, name: "open"}) == "inconclusive"
+    rest = dict.fromkeys(NAMES, "open")
+    assert verdict.task_outcome({**rest, name: "refuted"}) == "null"
 
 
 def test_three_problems_decide_nothing(tmp_path):

@@ -110,7 +110,7 @@ def test_every_figure_is_saved_as_png_and_svg(page):
     stems = {path.stem for path in folder.glob("*.svg")}
     assert stems == {path.stem for path in folder.glob("*.png")}
     kinds = ("pareto-distinct_2-", "pareto-distinct_2_valid-", "differences-pass@10-", "dose-")
-    for kind in (*kinds, "pass-at-k-", "solutions-", "diversity-", "failures-"):
+    for kind in (*kinds, "pass-at-k-", "cover-", "solutions-", "diversity-", "failures-"):
         assert {f"{kind}{task}_diverse-minicoder" for task in ("minicode", "minimath")} <= stems
     assert not list(folder.glob(".*"))
     for path in folder.glob("*.svg"):

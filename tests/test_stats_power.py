@@ -7,9 +7,13 @@ import json
 
 import numpy as np
 import pytest
+from errorbars.power import questions_needed
+from errorbars.stats import within_between_variance
 from scipy import stats as scipy_stats
 
-from lm_eval_embednoise.analysis import power, stats
+from lm_eval_embednoise.analysis import planning, power, stats
+from lm_eval_embednoise.analysis.intervals import Support, mean_intervals
+from lm_eval_embednoise.analysis.resample import Resampler
 from lm_eval_embednoise.analysis.runs import ResultError
 from tests.support.synthetic import write_run
 
@@ -92,7 +96,87 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     shown = capsys.readouterr().out
     [needed] = json.loads(out.read_text())
     assert f"takes {needed['simulated']} problems" in shown and "normal approximation" in shown
+    with pytest.raises(ResultError, match="--margin is for rates, distinct_2 is none"):
+        power.run(parser.parse_args([*arguments[:3], "--metric", "distinct_2", "--margin", "0.1"]))
+    assert power.run(parser.parse_args([*arguments, "--margin", "0.2", "--samples", "1,20"])) == 0
+    shown = capsys.readouterr().out
+    assert "less than 20 points of pass@1 worse than temp-0.8 if the true difference is +0" in shown
+    assert "problems at K = 1, " in shown and "/ K within" in shown
+    ratio = [*arguments[:3], "--metric", "distinct_2", "--ratio", "1.1", "--power", "0.5"]
+    assert power.run(parser.parse_args([*ratio, "--expected", "1.3"])) == 0
+    assert "show a ratio above 1.1 of distinct_2" in capsys.readouterr().out
+    with pytest.raises(ResultError, match="whole numbers"):
+        power.run(parser.parse_args([*arguments, "--samples", "many"]))
+    with pytest.raises(ResultError, match="not for pass@10"):
+        power.run(parser.parse_args([*arguments[:3], "--metric", "pass@10", "--samples", "5"]))
     with pytest.raises(ResultError, match="there are: nucleus"):
         power.run(parser.parse_args([str(tmp_path), "--method", "x"]))
     with pytest.raises(ResultError, match="has no pass@7 for minicoder on minicode"):
         power.run(parser.parse_args([*arguments[:3], "--metric", "pass@7"]))
+
+
+# ---- non-inferiority, ratio, problems against samples
+
+
+def test_noninferiority_of_equal_methods_needs_what_its_interval_needs():
+    """The simulated size reaches the power by the analysis' own interval, and not half of it."""
+    d = np.random.default_rng(6).choice([-0.4, 0.0, 0.4], 400, p=[0.2, 0.6, 0.2])
+    settings = {"margin": 0.1, "alpha": 0.05}
+    needed = planning.noninferiority_needed(d, **settings)
+    # 1/(n + 1) of the weight at −1 costs about a point at this size: more than the t test needs.
+    assert needed.approximate < needed.simulated < 2.5 * needed.approximate
+    rng = np.random.default_rng(7)
+    weights = planning.tilted([d[i : i + 1] for i in range(400)], 0.0)
+    for size, low, high in ((needed.simulated, 0.7, 0.9), (needed.simulated // 2, 0.0, 0.7)):
+        drawn = rng.choice(d, size=(size, 200), p=weights)
+        told = mean_intervals(
+            drawn,
+            Resampler(np.arange(size), draws=1000),
+            [Support(-1.0, 1.0, decides=True)] * 200,
+        )
+        assert low < np.mean([e.low > -0.1 for e in told]) < high
+
+
+def test_a_ratio_needs_more_problems_the_nearer_it_is_to_its_limit():
+    rng = np.random.default_rng(8)
+    b = rng.gamma(8, 0.025, 150)
+    a = b * rng.gamma(20, 1.4 / 20, 150)
+    clusters = np.arange(150) // 3
+    near, far = (
+        planning.ratio_needed(a, b, limit=1.2, expected=ratio, alpha=0.01, trials=200)
+        for ratio in (1.3, 1.45)
+    )
+    assert near.simulated > 2 * far.simulated > 0 and near.power >= 0.8
+    together = planning.ratio_needed(
+        a, b, clusters, limit=1.2, expected=1.3, alpha=0.01, trials=200
+    )
+    assert together.simulated >= near.simulated * 0.8
+    with pytest.raises(ResultError, match=r"true ratio of 1\.1 is not above 1\.2"):
+        planning.ratio_needed(a, b, limit=1.2, expected=1.1, alpha=0.01)
+    with pytest.raises(ResultError, match=r"no less than 0\.05 worse"):
+        planning.noninferiority_needed(a - b, margin=0.05, expected=-0.05, alpha=0.01)
+
+
+def test_variance_between_and_within_problems_is_found_and_errorbars_own():
+    rng = np.random.default_rng(9)
+    n, k = 3000, 8
+    easy, gain = rng.beta(2, 2, n), rng.normal(0, 0.1, n)
+    samples = [rng.random((n, k)) < np.clip(rate, 0, 1)[:, None] for rate in (easy + gain, easy)]
+    a, b = (side.mean(1) for side in samples)
+    parts = planning.variance_parts(a, b, k)
+    rates = [np.clip(easy + gain, 0, 1), easy]
+    assert parts.within == pytest.approx(sum(np.mean(r * (1 - r)) for r in rates), rel=0.05)
+    assert parts.between == pytest.approx(np.var(rates[0] - rates[1]), rel=0.25)
+    within, _ = within_between_variance(
+        samples[0].ravel().astype(float), np.repeat(np.arange(n), k)
+    )
+    other, _ = within_between_variance(samples[1].ravel().astype(float), np.repeat(np.arange(n), k))
+    assert parts.within == pytest.approx(within + other, rel=1e-9)
+    # More samples help until what lies between problems is left; the formula is errorbars' own.
+    few, many = (parts.problems(0.05, at, alpha=0.05) for at in (1, 1000))
+    assert few > 5 * many
+    alone = planning.Parts(0.0, 0.5)
+    theirs = questions_needed(0.05, variance=0.25, alpha=0.05, power=0.8, samples_per_question=10)
+    assert alone.problems(0.05, 10, alpha=0.05) == pytest.approx(theirs.n_questions, abs=1)
+    with pytest.raises(ResultError, match="one sample a problem"):
+        planning.variance_parts(a, b, 1)

@@ -131,6 +131,7 @@ def _line(
         "success@K": float(c > 0),
         "distinct_1": diversity / 2,
         "distinct_2": diversity,
+        "distinct_2_rarefied": diversity * 1.05,
         "distinct_2_valid": diversity * 1.1 if c > 1 else float("nan"),
         "self_bleu": 1 - diversity,
         "valid_rate": method.compile_rate,

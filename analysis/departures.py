@@ -1,0 +1,120 @@
+"""What departs from the protocol, by content and not by label; any of it: exploratory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lm_eval_embednoise.analysis.identity import method_of
+from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.runs import Run
+
+TUNED = "temp-tuned"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The runs of one task: the candidate's replicates, and one run of every method by label."""
+
+    candidate: list[Run]
+    methods: dict[str, Run]
+
+
+def deviations(tasks: list[Compared], protocol: Protocol, baseline: str) -> list[str]:
+    """All departures over the tasks, each once.
+
+    Args:
+        tasks: what was compared.
+        protocol: the protocol in force.
+        baseline: the method that the candidate was held against.
+    """
+    found: dict[str, None] = {}
+    if baseline != protocol["baseline"]:
+        found[f"the baseline is {baseline}, not {protocol['baseline']}"] = None
+    for task in tasks:
+        for run in task.candidate:
+            found |= dict.fromkeys(_of_the_candidate(run, protocol))
+        if protocol.version > 1:
+            found |= dict.fromkeys(_of_the_others(task, protocol))
+        task_name = task.candidate[0].task
+        missing = [name for name in protocol["family"] if name not in task.methods]
+        if missing:
+            found[f"the family lacks {', '.join(missing)}"] = None
+        for run in [*task.candidate, *filter(None, [task.methods.get(baseline)])]:
+            lost = run.metrics.get("missing")
+            if lost is not None and lost.sum() > 0:
+                number = int(lost.sum())
+                found[f"{run.method} lacks {number} samples on {task_name}"] = None
+    return list(found)
+
+
+def _of_the_candidate(run: Run, protocol: Protocol) -> Iterator[str]:
+    for key, value in protocol["primary"].items():
+        actual = run.perturbation.get(key)
+        if actual != value:
+            yield f"{run.method} has {key}={actual}, the primary arm {key}={value}"
+    yield from _protocol(run, protocol)
+    calibration = run.info.get("calibration")
+    if not calibration:
+        yield f"{run.method} was not chosen by `embednoise calibrate`"
+    else:
+        yield from _chosen(run, protocol)
+    for endpoint in protocol.endpoints(run.domain):
+        if endpoint.metric not in run.metrics:
+            yield f"{endpoint.metric} was not measured on {run.task} (K = {run.k})"
+
+
+def _of_the_others(task: Compared, protocol: Protocol) -> Iterator[str]:
+    """Whether the family's labels stand for what the protocol says, on the candidate's model."""
+    first = task.candidate[0]
+    for name in protocol["family"]:
+        run = task.methods.get(name)
+        if run is None:
+            continue
+        asked = protocol.contents.get(name)
+        settings = {k: v for k, v in method_of(run).items() if k not in ("engine", "top_k")}
+        if asked is not None and settings != asked:
+            yield f"{name} on {run.task} is {_said(settings)}, the protocol's {_said(asked)}"
+        if name == TUNED:
+            if not run.info.get("calibration"):
+                yield f"{name} was not chosen by `embednoise calibrate`"
+            else:
+                yield from _chosen(run, protocol)
+        yield from _protocol(run, protocol)
+        ours, theirs = (r.settings.get("model fingerprint") for r in (first, run))
+        if ours != theirs:
+            yield f"{name} ran on another model than {first.method}"
+
+
+def _protocol(run: Run, protocol: Protocol) -> Iterator[str]:
+    if run.protocol is None:
+        yield "no protocol was stored with the results before generation"
+    elif run.protocol != protocol.hash:
+        yield f"results carry protocol {run.protocol}, not {protocol.hash}"
+
+
+def _chosen(run: Run, protocol: Protocol) -> Iterator[str]:
+    """Whether a method is what calibration chose for this task, on problems it isn't judged on."""
+    told = run.info["calibration"]
+    seen = len(set(run.hashes) & set(told["problems"]))
+    if seen:
+        yield f"{run.method} was calibrated on {seen} of the problems of {run.task}"
+    if protocol.version == 1:
+        return
+    method = method_of(run)
+    sites = method.get("sites") or {}
+    dose = max(sites.values()) if sites else method.get("temperature")
+    if told.get("dose") != dose:
+        yield f"{run.method} has dose {dose}, calibration chose {told.get('dose')}"
+    if told.get("task") != run.task:
+        yield f"{run.method} was calibrated on {told.get('task')}, not on {run.task}"
+    if told.get("k") != run.k:
+        yield f"{run.method} was calibrated with K = {told.get('k')}, not {run.k}"
+    if not told.get("constraint_met"):
+        yield f"no dose of {run.method} met the constraint of the calibration"
+    if told.get("protocol") != protocol.hash:
+        yield f"{run.method} was calibrated under protocol {told.get('protocol')}"
+
+
+def _said(settings: dict[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(settings.items())) or "greedy"

@@ -1,0 +1,89 @@
+"""Families: methods that differ along one dose only, such as the temperatures or one site's σ.
+
+Greedy decoding is dose 0 of every family and has no place on a logarithmic axis: it is in none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_embednoise.analysis.identity import method_of
+from lm_eval_embednoise.analysis.runs import Run
+
+TEMPERATURE = "temperature"
+_SAMPLING = (TEMPERATURE, "min_p", "top_p")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Methods along one dose, in its order.
+
+    Attributes:
+        axis: which dose: `temperature`, `min_p`, `top_p`, `sigma` or `rsp_scale`.
+        fixed: what its methods share beside the dose, as canonical JSON.
+        doses: positive, rising.
+        methods: their labels.
+    """
+
+    axis: str
+    fixed: str
+    doses: tuple[float, ...]
+    methods: tuple[str, ...]
+
+    def without(self, method: str) -> Family:
+        """The family less one method."""
+        kept = [(d, m) for d, m in zip(self.doses, self.methods, strict=True) if m != method]
+        doses, methods = zip(*kept, strict=True) if kept else ((), ())
+        return Family(self.axis, self.fixed, doses, methods)
+
+
+def families(runs: Iterable[Run], least: int = 3) -> list[Family]:
+    """All sets of at least so many methods along one dose; a method may be in several.
+
+    Two methods at one dose of one family (a tuned temperature that is also on the grid) are one
+    point of it: the first by label.
+    """
+    found: dict[tuple[str, str], dict[float, str]] = {}
+    for run in sorted(runs, key=lambda run: run.method):
+        for axis, fixed, dose in _places(run):
+            if dose > 0:
+                found.setdefault((axis, fixed), {}).setdefault(dose, run.method)
+    made = [
+        Family(axis, fixed, tuple(sorted(points)), tuple(points[d] for d in sorted(points)))
+        for (axis, fixed), points in found.items()
+        if len(points) >= least
+    ]
+    return sorted(made, key=lambda family: (family.axis != TEMPERATURE, -len(family.doses)))
+
+
+def plain_temperatures(found: Iterable[Family]) -> Family | None:
+    """The reference: temperature and nothing else."""
+    for family in found:
+        fixed: dict[str, Any] = json.loads(family.fixed)
+        if family.axis == TEMPERATURE and not set(fixed) - {"engine", "top_k"}:
+            return family
+    return None
+
+
+def _places(run: Run) -> Iterator[tuple[str, str, float]]:
+    """Each axis on which the method has a dose, with all that the dose leaves fixed."""
+    method = method_of(run)
+    for axis in _SAMPLING:
+        if isinstance(method.get(axis), (int, float)):
+            yield axis, _canonical({k: v for k, v in method.items() if k != axis}), method[axis]
+    sites = method.get("sites")
+    if sites:
+        rest = {k: v for k, v in method.items() if k != "sigma"}
+        largest = max(sites.values())
+        rest["sites"] = {site: sigma / largest for site, sigma in sites.items()} if largest else {}
+        yield "sigma", _canonical(rest), largest
+    elif method.get("rsp"):
+        rest = {k: v for k, v in method.items() if k != "rsp_scale"}
+        yield "rsp_scale", _canonical(rest), float(method.get("rsp_scale", 1.0))
+
+
+def _canonical(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, default=str)
