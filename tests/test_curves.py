@@ -64,6 +64,15 @@ def test_families_are_what_differs_in_its_dose_only(runs):
     assert plain_temperatures(found.values()) == found["temperature", "temp-0.2"]
 
 
+def test_temperature_with_top_k_is_another_family(runs):
+    drawn = [run for run in runs.values() if run.method.startswith("temp-")]
+    cut = [replace(r, method=f"k-{r.method}", sampling={**r.sampling, "top_k": 50}) for r in drawn]
+    assert plain_temperatures(families(cut)) is None
+    found = families([*cut, *drawn])
+    assert len(found) == 2
+    assert plain_temperatures(found).methods == tuple(sorted(run.method for run in drawn))
+
+
 def test_two_names_of_one_dose_are_one_point_and_labels_decide_nothing(runs):
     extra = [
         replace(runs["temp-0.8"], method="temp-tuned"),

@@ -254,7 +254,7 @@ def test_columns_with_gaps_are_tested_on_what_they_have(tmp_path):
 
 @pytest.mark.parametrize("name", coverage.CONDITIONS)
 def test_the_promises_are_kept(name):
-    trials = 250
+    trials = 200
     for groups in (8, 20, 100):
         row = coverage.simulate(name, groups, trials=trials, draws=1000)
         assert row["missed"] <= 0.06 + 3 * np.sqrt(0.06 * 0.94 / trials), row
