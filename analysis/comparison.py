@@ -14,8 +14,10 @@ import scipy
 import lm_eval_embednoise
 from lm_eval_embednoise.analysis import pareto, records, verdict
 from lm_eval_embednoise.analysis.departures import Compared, deviations
+from lm_eval_embednoise.analysis.families import families, plain_temperatures
 from lm_eval_embednoise.analysis.identity import by_method, models_apart, signature
 from lm_eval_embednoise.analysis.intervals import mean_intervals
+from lm_eval_embednoise.analysis.matched import against, described
 from lm_eval_embednoise.analysis.measures import headline, ordered
 from lm_eval_embednoise.analysis.methods import family, input_change, method_order
 from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs, support
@@ -24,6 +26,7 @@ from lm_eval_embednoise.analysis.records import align, combine
 from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes, interval
 from lm_eval_embednoise.analysis.runs import ResultError, Run
 
+_CURVE_DRAWS = 2_000  # one band for all methods needs the middle of the distribution only
 SCHEMA = "lm-eval-embednoise/comparison/1"
 
 
@@ -115,6 +118,7 @@ def compare(
         "pairs": pairs,
         "planes": [plane for group in groups for plane in _planes(group, protocol, level)],
         "verdicts": _verdicts(groups, baseline, candidate, protocol) if candidate else [],
+        "curves": [entry for group in groups for entry in _curves(group, protocol)],
         "floor": [entry for group in groups for entry in _floor(group, level)],
     }
 
@@ -332,6 +336,26 @@ def _verdicts(
             }
         )
     return verdicts
+
+
+def _curves(group: Group, protocol: Protocol) -> list[dict[str, Any]]:
+    """Every method against the temperature curve, if there is one; other families by area."""
+    found = families(group.methods.values())
+    reference, rule = plain_temperatures(found), protocol.curve_rule
+    if reference is None:
+        return []
+    resampler = group.resampler
+    fewer = Resampler(resampler.clusters, min(resampler.draws, _CURVE_DRAWS), resampler.seed)
+    curve = against(
+        reference,
+        group.methods,
+        rule["outcomes"],
+        fewer,
+        others=[one for one in found if one is not reference],
+        quality=rule["quality"],
+        level=rule["level"],
+    )
+    return [{"model": group.model, "task": group.task} | entry for entry in described(curve)]
 
 
 def _floor(group: Group, level: float) -> list[dict[str, Any]]:

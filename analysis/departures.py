@@ -72,7 +72,7 @@ def _of_the_others(task: Compared, protocol: Protocol) -> Iterator[str]:
         if run is None:
             continue
         asked = protocol.contents.get(name)
-        settings = {k: v for k, v in method_of(run).items() if k not in ("engine", "top_k")}
+        settings = {k: v for k, v in method_of(run).items() if k != "engine"}
         if asked is not None and settings != asked:
             yield f"{name} on {run.task} is {_said(settings)}, the protocol's {_said(asked)}"
         if name == TUNED:

@@ -63,7 +63,9 @@ def plain_temperatures(found: Iterable[Family]) -> Family | None:
     """The reference: temperature and nothing else."""
     for family in found:
         fixed: dict[str, Any] = json.loads(family.fixed)
-        if family.axis == TEMPERATURE and not set(fixed) - {"engine", "top_k"}:
+        unknown = {key for key, value in fixed.items() if isinstance(value, str)}
+        # Another engine's top_k is a phrase: what that engine does unless told.
+        if family.axis == TEMPERATURE and set(fixed) <= {"engine", *({"top_k"} & unknown)}:
             return family
     return None
 

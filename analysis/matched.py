@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from lm_eval_embednoise.analysis.bands import max_t_band, replicated_means
 from lm_eval_embednoise.analysis.envelope import area, envelope, path
 from lm_eval_embednoise.analysis.families import Family
 from lm_eval_embednoise.analysis.intervals import LEAST_CLUSTERS
+from lm_eval_embednoise.analysis.pairs import as_json
 from lm_eval_embednoise.analysis.resample import Array, Estimate, Resampler
 from lm_eval_embednoise.analysis.runs import Run
 
@@ -90,6 +92,39 @@ def against(
         claims.append(Claim(name, y, up, sideways, largest, says(up, largest, len(family.doses))))
     areas = {y: _areas(family, others, runs, quality, y, resampler, level) for y in known}
     return Curve(family, quality, tuple(claims), placebos, areas)
+
+
+def described(curve: Curve) -> list[dict[str, Any]]:
+    """A curve as comparison.json holds it, one entry an outcome."""
+    return [
+        {
+            "axis": curve.family.axis,
+            "doses": list(curve.family.doses),
+            "methods": list(curve.family.methods),
+            "quality": curve.quality,
+            "outcome": outcome,
+            "placebos": {name: as_json(e) for name, e in placebos.items()},
+            "against": {
+                claim.method: {
+                    "says": claim.says,
+                    "difference": as_json(claim.difference),
+                    "transposed": as_json(claim.transposed),
+                }
+                for claim in curve.claims
+                if claim.outcome == outcome
+            },
+            "placebo": next(
+                (
+                    claim.placebo
+                    for claim in curve.claims
+                    if claim.outcome == outcome and np.isfinite(claim.placebo)
+                ),
+                None,
+            ),
+            "areas": {name: as_json(e) for name, e in curve.areas[outcome].items()},
+        }
+        for outcome, placebos in curve.placebos.items()
+    ]
 
 
 def says(difference: Estimate, placebo: float, doses: int) -> str | None:

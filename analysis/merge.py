@@ -68,6 +68,7 @@ def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "candidate": candidates.pop() if len(candidates) == 1 else None,
         },
         **lists,
+        "curves": _curves([entry for c in comparisons.values() for entry in c.get("curves", [])]),
         "planes": _planes([p for c in comparisons.values() for p in c["planes"]], lists),
     }
 
@@ -78,6 +79,20 @@ def _once(items: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, 
     for item in items:
         kept.setdefault(tuple(item[key] for key in keys), item)
     return list(kept.values())
+
+
+def _curves(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One curve for each model, task and outcome: files with the same one hold more methods."""
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for curve in curves:
+        key = (curve["model"], curve["task"], curve["outcome"], *curve["doses"])
+        one = merged.setdefault(key, curve)
+        merged[key] = {
+            **one,
+            "against": {**curve["against"], **one["against"]},
+            "areas": {**curve["areas"], **one["areas"]},
+        }
+    return list(merged.values())
 
 
 def _planes(planes: list[dict[str, Any]], lists: dict[str, Any]) -> list[dict[str, Any]]:

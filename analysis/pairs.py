@@ -113,12 +113,16 @@ def sign_flips(d: Array, clusters: NDArray[np.int64]) -> Array:
 
 
 def add_holm(pairs: list[dict[str, dict[str, Any]]]) -> None:
-    """Set `p_holm` in place: per metric, over the methods compared with the same baseline."""
+    """Set Holm's p-values in place, of both tests.
+
+    Per metric, over the methods compared with the same baseline.
+    """
     for metric in {name for pair in pairs for name in pair}:
         members = [pair[metric] for pair in pairs if metric in pair]
-        raw = [np.nan if m["p_wilcoxon"] is None else m["p_wilcoxon"] for m in members]
-        for member, p in zip(members, stats.holm(raw), strict=True):
-            member["p_holm"] = float(p) if np.isfinite(p) else None
+        for raw_key, key in (("p_wilcoxon", "p_holm"), ("p_permutation", "p_permutation_holm")):
+            raw = [np.nan if m[raw_key] is None else m[raw_key] for m in members]
+            for member, p in zip(members, stats.holm(raw), strict=True):
+                member[key] = float(p) if np.isfinite(p) else None
 
 
 def as_json(estimate: Estimate) -> dict[str, Any]:
@@ -188,6 +192,7 @@ def _tests(
         "p_permutation": flips if testable else None,
         "p_bonferroni": float(stats.bonferroni([p], comparisons)[0]) if p is not None else None,
         "p_holm": None,
+        "p_permutation_holm": None,
         "tests_disagree": None if p is None else (p < 1 - level) != (flips < 1 - level),
         "effect": test.rank_biserial if test else None,
         "wins": int(np.sum(signs > 0)),

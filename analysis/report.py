@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from lm_eval_embednoise.analysis import arms, curves, gallery, page, schema, tables
+from lm_eval_embednoise.analysis.curve_plane import claims, curve_plane
 from lm_eval_embednoise.analysis.figures import pareto_figure, save
 from lm_eval_embednoise.analysis.identity import as_compared
 from lm_eval_embednoise.analysis.measures import PAIRED, headline
@@ -192,6 +193,16 @@ class Report:
                 f"dose-{name}",
                 "dose–response of the noise; dashed: greedy",
             )
+        ]
+        drawn += [
+            self._figure(
+                curve_plane(entry, rows),
+                f"curve-{entry['outcome']}-{name}",
+                f"{entry['outcome']} against {entry['quality']}, the temperature curve and the "
+                f"noise's; {claims(entry)}",
+            )
+            for entry in self.comparison.get("curves", [])
+            if (entry["model"], entry["task"]) == _where(rows)
         ]
         references = [row for row in rows if row["method"] in ("greedy", self.baseline)]
         drawn += [

@@ -105,7 +105,7 @@ def paired_title(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> str
     level = f"{100 * comparison['analysis']['level']:.0f} %"
     return (
         f"paired difference from {pairs[0]['baseline']} [{level} interval]; rates in points; "
-        f"* p < {ALPHA} (Wilcoxon, Holm over the methods), ? Wilcoxon and permutation disagree"
+        f"* p < {ALPHA} (sign flips of the mean, Holm over the methods), ? Wilcoxon differs"
     )
 
 
@@ -213,7 +213,8 @@ def _difference_cell(metric: str, test: dict[str, Any], marks: bool = True) -> s
         return f"{value} ({'all equal' if test['wins'] + test['losses'] == 0 else 'no interval'})"
     if not marks:
         return f"{value} [{low}, {high}]"
-    mark = "*" if test["p_holm"] is not None and test["p_holm"] < ALPHA else ""
+    p = test.get("p_permutation_holm", test["p_holm"])  # the mean's test; files of before lack it
+    mark = "*" if p is not None and p < ALPHA else ""
     return f"{value} [{low}, {high}]{mark}{'?' if test['tests_disagree'] else ''}"
 
 

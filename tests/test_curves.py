@@ -11,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
+from lm_eval_embednoise.analysis import schema
 from lm_eval_embednoise.analysis.bands import cover, max_t_band, mean_band, replicated_means
+from lm_eval_embednoise.analysis.comparison import compare
+from lm_eval_embednoise.analysis.curve_plane import claims, curve_plane
 from lm_eval_embednoise.analysis.envelope import area, envelope, path
 from lm_eval_embednoise.analysis.families import Family, families, plain_temperatures
 from lm_eval_embednoise.analysis.intervals import Support
 from lm_eval_embednoise.analysis.matched import ABOVE, BELOW, OPEN, against, says
+from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.resample import Estimate, Resampler
 from lm_eval_embednoise.scoring.passk import pass_at_every_k
@@ -58,6 +62,15 @@ def test_families_are_what_differs_in_its_dose_only(runs):
     assert found["sigma", "embed-0.05"].methods == ("embed-0.05", "embed-0.1", "embed-0.5")
     assert found["rsp_scale", "rsp-0.5"].doses == (0.5, 1.0, 2.0)
     assert plain_temperatures(found.values()) == found["temperature", "temp-0.2"]
+
+
+def test_temperature_with_top_k_is_another_family(runs):
+    drawn = [run for run in runs.values() if run.method.startswith("temp-")]
+    cut = [replace(r, method=f"k-{r.method}", sampling={**r.sampling, "top_k": 50}) for r in drawn]
+    assert plain_temperatures(families(cut)) is None
+    found = families([*cut, *drawn])
+    assert len(found) == 2
+    assert plain_temperatures(found).methods == tuple(sorted(run.method for run in drawn))
 
 
 def test_two_names_of_one_dose_are_one_point_and_labels_decide_nothing(runs):
@@ -299,3 +312,39 @@ def test_cover_counts_problems_solved_by_a_share_of_samples():
     weight = 5 * (1 - tau) ** 4
     covered = (rates[:, None] >= tau).mean(0)
     assert np.sum(covered * weight) / 2000 == pytest.approx(np.mean(1 - (1 - rates) ** 5), abs=1e-3)
+
+
+# ---- in a comparison
+
+
+def test_a_comparison_holds_its_curves_and_merging_joins_them(tmp_path):
+    names = {f"temp-{t}": Method(0.3 - t, t / 4, temperature=t) for t in (0.2, 0.5, 0.8, 1.2)}
+    noise = {f"noise-{s}": Method(0.3 - 2 * s, s, sigma=s) for s in (0.1, 0.2, 0.4)}
+    for name, method in (names | noise | {"greedy": METHODS["greedy"]}).items():
+        write_run(tmp_path / "one", name, method, n=30, families=None)
+    write_run(tmp_path / "two", "later", METHODS["nucleus-0.95"], n=30, families=None)
+    one = compare(read_runs([tmp_path / "one"]), draws=200)
+    schema.validate(one)
+    assert [curve["outcome"] for curve in one["curves"]] == ["unique_correct", "pass@10"]
+    [first, _] = one["curves"]
+    assert first["methods"] == list(names) and first["doses"] == [0.2, 0.5, 0.8, 1.2]
+    assert set(first["against"]) == {*noise, "greedy"} and list(first["areas"]) == ["noise-0.1"]
+    assert set(first["placebos"]) == {"temp-0.5", "temp-0.8"}
+    assert {told["says"] for told in first["against"].values()} <= {OPEN, None}  # four doses
+    drawn = curve_plane(first, one["leaderboard"])
+    [axis] = drawn.axes
+    # The temperatures' curve and the noise's, and a point for each of the eight methods.
+    assert sorted(len(line.get_xdata()) for line in axis.lines) == [*[1] * 8, 33, 49]
+    through = axis.lines[0].get_xydata()[::16]
+    means = [row["metrics"] for row in one["leaderboard"] if row["method"] in names]
+    told = [(m["pass@1"]["value"], m["unique_correct"]["value"]) for m in means]
+    np.testing.assert_allclose(through, told)
+    assert claims(first).startswith("above the curve: none")
+    temperatures = [tmp_path / "one" / name for name in names]
+    two = compare(read_runs([*temperatures, tmp_path / "two"]), draws=200)
+    joined = merge({"one": one, "two": two})
+    schema.validate(joined)
+    assert len(joined["curves"]) == 2
+    assert set(joined["curves"][0]["against"]) == {*noise, "greedy", "later"}
+    few = compare(read_runs([tmp_path / "one" / name for name in ("temp-0.8", "greedy")]), draws=50)
+    assert few["curves"] == []

@@ -221,6 +221,17 @@ def test_the_median_of_binary_differences_is_null_with_the_reason(tmp_path):
     assert pair["metrics"]["pass@10"]["shift"]["value"] is not None
 
 
+def test_holm_is_given_for_both_tests(tmp_path):
+    for name in ("temp-0.8", "greedy", "temp-1.5", "nucleus-0.95"):
+        write_run(tmp_path, name, METHODS[name], n=24, families=None)
+    pairs = compare(read_runs([tmp_path]), draws=200)["pairs"]
+    for metric in ("pass@1", "unique_correct"):
+        tests = [pair["metrics"][metric] for pair in pairs]
+        for raw, holm in (("p_permutation", "p_permutation_holm"), ("p_wilcoxon", "p_holm")):
+            expected = stats.holm([test[raw] for test in tests])
+            assert [test[holm] for test in tests] == pytest.approx(list(expected))
+
+
 def test_columns_with_gaps_are_tested_on_what_they_have(tmp_path):
     for name in ("temp-0.8", "temp-1.5"):
         write_run(tmp_path, name, METHODS[name], n=24, families=None)
@@ -243,7 +254,7 @@ def test_columns_with_gaps_are_tested_on_what_they_have(tmp_path):
 
 @pytest.mark.parametrize("name", coverage.CONDITIONS)
 def test_the_promises_are_kept(name):
-    trials = 250
+    trials = 200
     for groups in (8, 20, 100):
         row = coverage.simulate(name, groups, trials=trials, draws=1000)
         assert row["missed"] <= 0.06 + 3 * np.sqrt(0.06 * 0.94 / trials), row

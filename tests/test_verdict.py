@@ -253,6 +253,10 @@ def test_nothing_departs_where_all_is_in_place():
             {"temp-0.8": replace(TEMPERATURES["temp-1.5"], method="temp-0.8")},
             "temp-0.8 on code is temperature 1.5, the protocol's temperature 0.8",
         ),
+        (
+            {"temp-0.8": replace(BASE, sampling={**BASE.sampling, "top_k": 50})},
+            "temp-0.8 on code is temperature 0.8, top_k 50, the protocol's temperature 0.8",
+        ),
         ({"greedy": replace(BASE, method="greedy")}, "greedy on code is temperature 0.8"),
         ({"star": star(dose=0.2)}, "star has dose 0.1, calibration chose 0.2"),
         ({"star": star(task="maths")}, "star was calibrated on maths, not on code"),
