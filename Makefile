@@ -34,7 +34,7 @@ mini: install
 	$(BIN)/embednoise report results/mini/comparison.json
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
