@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_embednoise.engine import graphs
-from lm_eval_embednoise.engine.attention import attend, fused
+from lm_eval_embednoise.engine.attention import fused
 from lm_eval_embednoise.engine.batch import Batch
 from lm_eval_embednoise.engine.graphs import StepGraphs, rounded
+from lm_eval_embednoise.kernels.attention import softmax_attention
 from tests.differential import Result, check, draw
 
 
@@ -89,4 +90,4 @@ def test_fused_attention_is_attention(rows: int, queries: int, width: int, maske
         seen = torch.rand(rows, 1, 1, width) < 0.5
         seen[..., 0] = True
         mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-    torch.testing.assert_close(fused(q, k, v, mask, 0.3), attend(q, k, v, mask, 0.3)[0])
+    torch.testing.assert_close(fused(q, k, v, mask, 0.3), softmax_attention(q, k, v, mask, 0.3)[0])

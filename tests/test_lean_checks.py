@@ -252,9 +252,7 @@ def test_a_replaced_class_method_is_named(
 ) -> None:
     monkeypatch.setattr(modeling_qwen2.Qwen2MLP, "forward", lambda self, x: -x)
     assert sampled(plain(model)) == greedy(model)
-    assert "model.layers.0.mlp (Qwen2MLP) has the forward of test_lean_checks" in str(
-        obstacle(model)
-    )
+    assert f"model.layers.0.mlp (Qwen2MLP) has the forward of {__name__}" in str(obstacle(model))
 
 
 def test_dropout_counts_in_training_alone(model: PreTrainedModel) -> None:

@@ -222,6 +222,29 @@ def test_rarefaction_is_the_mean_over_all_subsets(samples: list[list[str]], draw
     assert value == pytest.approx(unique / total)
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(words, min_size=1, max_size=3), st.integers(1, 4))
+def test_rarefaction_to_bigrams_is_the_mean_over_all_draws(
+    samples: list[list[str]], grams: int
+) -> None:
+    value = diversity.distinct_among(count_orders(samples, 2)[1], grams)
+    pooled = [gram for sample in samples for gram in itertools.pairwise(sample)]
+    if len(pooled) < grams:
+        assert math.isnan(value)
+        return
+    draws = itertools.combinations(pooled, grams)
+    assert value == pytest.approx(np.mean([len(set(draw)) for draw in draws]) / grams)
+
+
+def test_rarefied_to_bigrams_longer_or_more_samples_gain_nothing() -> None:
+    def value(samples: list[list[str]]) -> float:
+        return diversity.distinct_among(count_orders(samples, 2)[1], 10)
+
+    loop = ["a", "b", "c", "d"] * 25
+    assert value([loop] * 3) == pytest.approx(value([loop] * 30), rel=0.05)
+    assert value([loop]) == pytest.approx(value([loop * 10]), rel=0.1)
+
+
 def test_repetition_is_within_a_sample_only() -> None:
     loop, fresh = ["x", "=", "x", "+"] * 3, ["def", "f", "(", "x", ")", ":"]
     assert diversity.repetition(count_orders([fresh, fresh])[3]) == 0.0

@@ -189,6 +189,26 @@ def rarefied_distinct(order: Order, draws: int = RAREFY_TO) -> float:
     return expected / (order.total * draws / order.samples)
 
 
+def distinct_among(order: Order, grams: int) -> float:
+    """distinct_n expected of `grams` n-grams drawn without replacement from all of a problem's.
+
+    An n-gram that occurs c times among T is missed with the chance C(T−c, N)/C(T, N)
+    (rarefaction, Hurlbert 1971). Neither more samples nor longer ones change what is compared.
+    NaN with fewer n-grams than are drawn.
+    """
+    total = order.total
+    if total < grams:
+        return NAN
+    by_count = np.bincount(np.bincount(order.ids))
+    everything = math.comb(total, grams)
+    expected = sum(
+        int(number) * (1 - math.comb(total - count, grams) / everything)
+        for count, number in enumerate(by_count)
+        if number and count
+    )
+    return expected / grams
+
+
 def repetition(order: Order) -> float:
     """1 − different/total n-grams within a sample, mean over the samples that have any."""
     totals = order.totals

@@ -49,6 +49,7 @@ METRICS = {  # in the order of tables
     "distinct_1": _SHARE,
     "distinct_2": _SHARE,
     "distinct_3": _SHARE,
+    "distinct_2_rarefied": _SHARE,
     "ead_2": _SHARE,
     "distinct_2_valid": _SHARE,
     "distinct_2_correct": _SHARE,
@@ -88,7 +89,8 @@ _OF_MATHS = (
 _OF_TEXTS = (
     *("distinct_1", "distinct_2", "distinct_3", "ead_2"),
     *("self_bleu", "self_bleu_joint", "edit_distance"),
-    *("distinct_2_valid", "distinct_2_correct", "prefix_entropy", "distinct_prefixes"),
+    *("distinct_2_rarefied", "distinct_2_valid", "distinct_2_correct"),
+    *("prefix_entropy", "distinct_prefixes"),
     *("clean_perplexity", "nats_per_token", "clean_bits_per_byte", "rep_4"),
     *("mean_tokens", "mean_seconds", "mean_chars", "truncated", "numeric", "rho", "missing"),
 )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .records import Record
 
 PASS_AT = (1, 10, 100)
+# What distinct_2_rarefied draws from all samples of a problem; less than ten short answers have.
+BIGRAMS_OF_CODE, BIGRAMS_OF_MATHS = 200, 100
 PASS_AT_VARIABLE = "EMBEDNOISE_PASS_AT"  # more of them: 5,25
 NAN = float("nan")
 Metrics = dict[str, float]
@@ -48,7 +50,7 @@ def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
     compiled = [record for record in present if record["compiled"]]
     return {
         **_correctness(records),
-        **_diversity(present, solutions, code_tokens),
+        **_diversity(present, solutions, code_tokens, BIGRAMS_OF_CODE),
         **_language(present),
         "compile_rate": len(compiled) / len(records),
         "unique_ast": float(len({record["ast"] for record in compiled})),
@@ -68,7 +70,7 @@ def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
         "accuracy": float(np.mean([record["passed"] for record in records])),
         "maj@K": majority([record["answer"] for record in records], target_of(doc)),
         **_flexible(records, target_of(doc)),
-        **_diversity(present, texts, prose_tokens),
+        **_diversity(present, texts, prose_tokens, BIGRAMS_OF_MATHS),
         **_language(present),
         "unique_correct": float(len(correct)),
     }
@@ -116,9 +118,12 @@ def _correctness(records: Sequence[Record]) -> Metrics:
 
 
 def _diversity(
-    records: Sequence[Record], texts: Sequence[str], tokenise: Callable[[str], list[str]]
+    records: Sequence[Record],
+    texts: Sequence[str],
+    tokenise: Callable[[str], list[str]],
+    bigrams: int,
 ) -> Metrics:
-    """Differences among the samples that are there."""
+    """Differences among the samples that are there; `bigrams` to rarefy to."""
     tokens = [tokenise(text) for text in texts]
     orders = count_orders(tokens)
     lengths = np.array([len(sample) for sample in tokens])
@@ -127,6 +132,7 @@ def _diversity(
         "distinct_1": diversity.distinct(orders[0]),
         "distinct_2": diversity.distinct(orders[1]),
         "distinct_3": diversity.distinct(orders[2]),
+        "distinct_2_rarefied": diversity.distinct_among(orders[1], bigrams),
         "ead_2": diversity.expectation_adjusted_distinct(orders[1], orders[0].unique),
         "self_bleu": diversity.self_bleu(orders, lengths),
         "self_bleu_joint": diversity.self_bleu_joint(tokens),
