@@ -70,24 +70,23 @@ def mean_band(
 ) -> Band:
     """A band for the means of the columns of `values` [n, m], none undefined.
 
-    A column in which too few clusters differ for a standard error gets its range's own interval, at
-    a level divided by the number of columns.
+    Where the values' range is known, the band also holds each column's own interval (at this
+    level; where too few clusters differ for a standard error, at its share of it): near an end of
+    the range the means of few clusters are skewed, and max |t| alone covers too little.
     """
-    value = values.mean(0)
+    value, columns = values.mean(0), values.shape[1]
     drawn = replicated_means(values, resampler)
     sparse = differing_clusters(values, resampler) < LEAST_DIFFERING
     found = max_t_band(np.where(sparse, np.nan, value), drawn, resampler.groups, level=level)
-    low, high = found.low.copy(), found.high.copy()
-    if sparse.any():
-        each = mean_intervals(
-            values[:, sparse],
-            resampler,
-            [Support(support.low, support.high, decides=True)] * int(sparse.sum()),
-            level=1 - (1 - level) / len(value),
-        )
-        low[sparse], high[sparse] = [e.low for e in each], [e.high for e in each]
+    low, high = found.low, found.high
     if support.low is not None and support.high is not None:
-        low, high = np.maximum(low, support.low), np.minimum(high, support.high)
+        alone = [Support(support.low, support.high, decides=True)] * columns
+        share = 1 - (1 - level) / columns
+        plain = mean_intervals(values, resampler, alone, level=level)
+        strict = mean_intervals(values, resampler, alone, level=share) if sparse.any() else plain
+        own = [strict[j] if sparse[j] else plain[j] for j in range(columns)]
+        low = np.maximum(np.fmin(low, [e.low for e in own]), support.low)
+        high = np.minimum(np.fmax(high, [e.high for e in own]), support.high)
     return Band(value, low, high, found.critical)
 
 

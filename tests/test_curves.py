@@ -281,6 +281,19 @@ def test_a_band_holds_for_all_its_columns_at_once():
     assert missed / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials) < pointwise / trials
 
 
+@pytest.mark.parametrize("groups", [12, 40])
+def test_pass_at_k_bands_cover_all_k_with_few_problems(groups):
+    """Difficulties from Beta(½, 0.7), K = 20: the band leaves out a true pass@k in 5 % at most."""
+    rates = np.random.default_rng(0).beta(0.5, 0.7, 200_000)
+    truth = np.array([np.mean(1 - (1 - rates) ** k) for k in range(1, 21)])
+    trials, missed = 200, 0
+    for seed in range(trials):
+        resampler = Resampler(np.arange(groups), draws=400)
+        band = mean_band(pass_at_every_k(counts(groups, 20, [seed, groups]), 20), resampler, UNIT)
+        missed += bool(np.any((band.low > truth) | (band.high < truth)))
+    assert missed / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
+
+
 def test_columns_without_variation_get_their_range():
     rows = np.column_stack([np.arange(40) % 2, np.ones(40)]).astype(float)
     band = mean_band(rows, Resampler(np.arange(40)), UNIT)
