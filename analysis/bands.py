@@ -8,9 +8,9 @@ error. Both carry the corrections for few clusters that benchmarks/coverage.py m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
 from lm_eval_embednoise.analysis.intervals import (
@@ -20,6 +20,9 @@ from lm_eval_embednoise.analysis.intervals import (
     mean_intervals,
 )
 from lm_eval_embednoise.analysis.resample import Array, Resampler, cluster_totals
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def mean_band(
     value, columns = values.mean(0), values.shape[1]
     drawn = replicated_means(values, resampler)
     sparse = differing_clusters(values, resampler) < LEAST_DIFFERING
-    found = max_t_band(np.where(sparse, np.nan, value), drawn, resampler.groups, level=level)
-    low, high = found.low, found.high
+    band = max_t_band(np.where(sparse, np.nan, value), drawn, resampler.groups, level=level)
+    low, high = band.low, band.high
     if support.low is not None and support.high is not None:
         alone = [Support(support.low, support.high, decides=True)] * columns
         share = 1 - (1 - level) / columns
@@ -87,7 +90,7 @@ def mean_band(
         own = [strict[j] if sparse[j] else plain[j] for j in range(columns)]
         low = np.maximum(np.fmin(low, [e.low for e in own]), support.low)
         high = np.minimum(np.fmax(high, [e.high for e in own]), support.high)
-    return Band(value, low, high, found.critical)
+    return Band(value, low, high, band.critical)
 
 
 def cover(correct: NDArray[np.int64], k: int, shares: Array) -> Array:

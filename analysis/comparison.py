@@ -153,8 +153,8 @@ def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
     table = np.stack([run.metrics[name] for run, name in cells], axis=1)
     supports = [support(name) for _, name in cells]
     estimates: dict[str, dict[str, Any]] = defaultdict(dict)
-    told = mean_intervals(table, group.resampler, supports, level=level)
-    for (run, name), estimate in zip(cells, told, strict=True):
+    intervals = mean_intervals(table, group.resampler, supports, level=level)
+    for (run, name), estimate in zip(cells, intervals, strict=True):
         estimates[run.method][name] = as_json(estimate)
     return [
         {
@@ -340,8 +340,8 @@ def _verdicts(
 
 def _curves(group: Group, protocol: Protocol) -> list[dict[str, Any]]:
     """Every method against the temperature curve, if there is one; other families by area."""
-    found = families(group.methods.values())
-    reference, rule = plain_temperatures(found), protocol.curve_rule
+    all_families = families(group.methods.values())
+    reference, rule = plain_temperatures(all_families), protocol.curve_rule
     if reference is None:
         return []
     resampler = group.resampler
@@ -351,7 +351,7 @@ def _curves(group: Group, protocol: Protocol) -> list[dict[str, Any]]:
         group.methods,
         rule["outcomes"],
         fewer,
-        others=[one for one in found if one is not reference],
+        others=[one for one in all_families if one is not reference],
         quality=rule["quality"],
         level=rule["level"],
     )

@@ -6,7 +6,7 @@ greedy is a point, and no line goes to it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +17,9 @@ from lm_eval_embednoise.analysis.arms import dose, sweeps
 from lm_eval_embednoise.analysis.envelope import path
 from lm_eval_embednoise.analysis.figures import RC, STYLES
 from lm_eval_embednoise.analysis.methods import family
-from lm_eval_embednoise.analysis.resample import Array
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.analysis.resample import Array
 
 WIDTH = 5.6
 Row = dict[str, Any]
@@ -58,7 +60,7 @@ def curve_plane(entry: dict[str, Any], rows: list[Row]) -> Figure | None:
 
 def claims(entry: dict[str, Any]) -> str:
     """Which methods stand above the curve, in words, with the placebo."""
-    above = [name for name, told in entry["against"].items() if told["says"] == "above"]
+    above = [name for name, claim in entry["against"].items() if claim["says"] == "above"]
     placebo = "" if entry["placebo"] is None else f"; largest placebo {entry['placebo']:.3f}"
     return f"above the curve: {', '.join(above) or 'none'}{placebo}"
 

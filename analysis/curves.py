@@ -5,16 +5,13 @@ Each is at most `WIDTH` inches wide, so that a phone shows it without shrinking 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from lm_eval_embednoise.analysis.arms import Ablation, dose, sweeps
 from lm_eval_embednoise.analysis.bands import Band, cover, mean_band
@@ -25,8 +22,15 @@ from lm_eval_embednoise.analysis.measures import PAIRED, measure
 from lm_eval_embednoise.analysis.methods import family as kind
 from lm_eval_embednoise.analysis.methods import method_order
 from lm_eval_embednoise.analysis.resample import Array, Resampler, cluster_codes
-from lm_eval_embednoise.analysis.runs import Run
 from lm_eval_embednoise.scoring.passk import pass_at_every_k
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from lm_eval_embednoise.analysis.runs import Run
 
 WIDTH = 5.6
 _DRAWS = 2_000  # of a band that is drawn
@@ -86,14 +90,14 @@ def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
     return figure
 
 
-def ablation(found: Ablation, references: list[dict[str, Any]]) -> Figure | None:
+def ablation(sweep: Ablation, references: list[dict[str, Any]]) -> Figure | None:
     """The levels of one ablation, a panel for each metric; references as vertical lines."""
-    rows = list(found.levels.values())
+    rows = list(sweep.levels.values())
     shown = [name for name in PAIRED if any(name in row["metrics"] for row in rows)]
     if not shown:
         return None
     figure, axes = _panels(len(shown), height=1.3 + 0.3 * len(rows), share=True)
-    names = list(found.levels)
+    names = list(sweep.levels)
     for axis, metric in zip(axes, shown, strict=True):
         for row in references:
             value = row["metrics"].get(metric, {}).get("value")
@@ -128,25 +132,25 @@ def paired_differences(pairs: list[dict[str, Any]], metric: str) -> Figure | Non
 
 def pass_at_k(runs: Iterable[Run]) -> Figure | None:
     """pass@k for every k up to K, with a band that holds for all k at once."""
-    found = [run for run in runs if "pass@1" in run.metrics]
-    if not found or found[0].k < 2:
+    measured = [run for run in runs if "pass@1" in run.metrics]
+    if not measured or measured[0].k < 2:
         return None
-    ks = np.arange(1.0, found[0].k + 1)
-    bands = {run.method: _band(run, pass_at_every_k(_correct(run), run.k)) for run in found}
+    ks = np.arange(1.0, measured[0].k + 1)
+    bands = {run.method: _band(run, pass_at_every_k(_correct(run), run.k)) for run in measured}
     figure, axis = _lines({m: band.value for m, band in bands.items()}, "k", "pass@k")
     _shade(axis, ks, bands)
     axis.set(ylim=(0, 1.02), xscale="log")
-    _plain_ticks(axis, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= found[0].k])
+    _plain_ticks(axis, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= measured[0].k])
     return figure
 
 
 def cover_at(runs: Iterable[Run]) -> Figure | None:
     """cover@τ: the share of problems solved by a share τ of the samples or more, with bands."""
-    found = [run for run in runs if "pass@1" in run.metrics]
-    if not found or found[0].k < 2:
+    measured = [run for run in runs if "pass@1" in run.metrics]
+    if not measured or measured[0].k < 2:
         return None
-    shares = np.arange(1, found[0].k + 1) / found[0].k
-    bands = {run.method: _band(run, cover(_correct(run), run.k, shares)) for run in found}
+    shares = np.arange(1, measured[0].k + 1) / measured[0].k
+    bands = {run.method: _band(run, cover(_correct(run), run.k, shares)) for run in measured}
     figure, axis = _lines({m: b.value for m, b in bands.items()}, "τ", "cover@τ", at=shares)
     _shade(axis, shares, bands)
     axis.set(ylim=(0, 1.02))
@@ -155,13 +159,13 @@ def cover_at(runs: Iterable[Run]) -> Figure | None:
 
 def solutions_by_samples(digests: Iterable[Digest]) -> Figure | None:
     """Expected distinct correct solutions among the first m of K samples."""
-    curves = {found.method: found.solutions for found in digests}
+    curves = {digest.method: digest.solutions for digest in digests}
     return _lines(curves, "samples of a problem", "distinct correct solutions")[0]
 
 
 def diversity_by_samples(digests: Iterable[Digest]) -> Figure | None:
     """Expected distinct-2 of m samples: it falls with m for every method."""
-    curves = {found.method: found.distinct for found in digests}
+    curves = {digest.method: digest.distinct for digest in digests}
     return _lines(curves, "samples of a problem", "distinct_2")[0]
 
 
@@ -191,8 +195,8 @@ def failure_kinds(digests: list[Digest], rhos: dict[str, float]) -> Figure | Non
 def _response(row: dict[str, Any], metric: str) -> dict[str, Any] | None:
     """An entry's estimate; ρ as the model class measured it, without interval."""
     if metric != "rho":
-        found: dict[str, Any] | None = row["metrics"].get(metric)
-        return found
+        estimate: dict[str, Any] | None = row["metrics"].get(metric)
+        return estimate
     return {"value": max(row["rho"].values()), "low": None} if row["rho"] else None
 
 

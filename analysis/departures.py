@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lm_eval_embednoise.analysis.identity import method_of
-from lm_eval_embednoise.analysis.protocol import Protocol
-from lm_eval_embednoise.analysis.runs import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lm_eval_embednoise.analysis.protocol import Protocol
+    from lm_eval_embednoise.analysis.runs import Run
 
 TUNED = "temp-tuned"
 
@@ -28,24 +32,24 @@ def deviations(tasks: list[Compared], protocol: Protocol, baseline: str) -> list
         protocol: the protocol in force.
         baseline: the method that the candidate was held against.
     """
-    found: dict[str, None] = {}
+    departures: dict[str, None] = {}
     if baseline != protocol["baseline"]:
-        found[f"the baseline is {baseline}, not {protocol['baseline']}"] = None
+        departures[f"the baseline is {baseline}, not {protocol['baseline']}"] = None
     for task in tasks:
         for run in task.candidate:
-            found |= dict.fromkeys(_of_the_candidate(run, protocol))
+            departures |= dict.fromkeys(_of_the_candidate(run, protocol))
         if protocol.version > 1:
-            found |= dict.fromkeys(_of_the_others(task, protocol))
+            departures |= dict.fromkeys(_of_the_others(task, protocol))
         task_name = task.candidate[0].task
         missing = [name for name in protocol["family"] if name not in task.methods]
         if missing:
-            found[f"the family lacks {', '.join(missing)}"] = None
+            departures[f"the family lacks {', '.join(missing)}"] = None
         for run in [*task.candidate, *filter(None, [task.methods.get(baseline)])]:
             lost = run.metrics.get("missing")
             if lost is not None and lost.sum() > 0:
                 number = int(lost.sum())
-                found[f"{run.method} lacks {number} samples on {task_name}"] = None
-    return list(found)
+                departures[f"{run.method} lacks {number} samples on {task_name}"] = None
+    return list(departures)
 
 
 def _of_the_candidate(run: Run, protocol: Protocol) -> Iterator[str]:
@@ -95,8 +99,8 @@ def _protocol(run: Run, protocol: Protocol) -> Iterator[str]:
 
 def _chosen(run: Run, protocol: Protocol) -> Iterator[str]:
     """Whether a method is what calibration chose for this task, on problems it isn't judged on."""
-    told = run.info["calibration"]
-    seen = len(set(run.hashes) & set(told["problems"]))
+    record = run.info["calibration"]
+    seen = len(set(run.hashes) & set(record["problems"]))
     if seen:
         yield f"{run.method} was calibrated on {seen} of the problems of {run.task}"
     if protocol.version == 1:
@@ -104,16 +108,16 @@ def _chosen(run: Run, protocol: Protocol) -> Iterator[str]:
     method = method_of(run)
     sites = method.get("sites") or {}
     dose = max(sites.values()) if sites else method.get("temperature")
-    if told.get("dose") != dose:
-        yield f"{run.method} has dose {dose}, calibration chose {told.get('dose')}"
-    if told.get("task") != run.task:
-        yield f"{run.method} was calibrated on {told.get('task')}, not on {run.task}"
-    if told.get("k") != run.k:
-        yield f"{run.method} was calibrated with K = {told.get('k')}, not {run.k}"
-    if not told.get("constraint_met"):
+    if record.get("dose") != dose:
+        yield f"{run.method} has dose {dose}, calibration chose {record.get('dose')}"
+    if record.get("task") != run.task:
+        yield f"{run.method} was calibrated on {record.get('task')}, not on {run.task}"
+    if record.get("k") != run.k:
+        yield f"{run.method} was calibrated with K = {record.get('k')}, not {run.k}"
+    if not record.get("constraint_met"):
         yield f"no dose of {run.method} met the constraint of the calibration"
-    if told.get("protocol") != protocol.hash:
-        yield f"{run.method} was calibrated under protocol {told.get('protocol')}"
+    if record.get("protocol") != protocol.hash:
+        yield f"{run.method} was calibrated under protocol {record.get('protocol')}"
 
 
 def _said(settings: dict[str, object]) -> str:

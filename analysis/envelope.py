@@ -9,10 +9,13 @@ axis holds the replicates of the bootstrap, so what is observed and what is draw
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from lm_eval_embednoise.analysis.resample import Array
+if TYPE_CHECKING:
+    from lm_eval_embednoise.analysis.resample import Array
 
 STEPS = 16  # points of the path on each segment between two doses
 _SHARE = 24  # levels of q over which an area is averaged

@@ -6,12 +6,15 @@ Greedy decoding is dose 0 of every family and has no place on a logarithmic axis
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.analysis.identity import method_of
-from lm_eval_embednoise.analysis.runs import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from lm_eval_embednoise.analysis.runs import Run
 
 TEMPERATURE = "temperature"
 _SAMPLING = (TEMPERATURE, "min_p", "top_p")
@@ -46,25 +49,25 @@ def families(runs: Iterable[Run], least: int = 3) -> list[Family]:
     Two methods at one dose of one family (a tuned temperature that is also on the grid) are one
     point of it: the first by label.
     """
-    found: dict[tuple[str, str], dict[float, str]] = {}
+    by_axis: dict[tuple[str, str], dict[float, str]] = {}
     for run in sorted(runs, key=lambda run: run.method):
         for axis, fixed, dose in _places(run):
             if dose > 0:
-                found.setdefault((axis, fixed), {}).setdefault(dose, run.method)
+                by_axis.setdefault((axis, fixed), {}).setdefault(dose, run.method)
     made = [
         Family(axis, fixed, tuple(sorted(points)), tuple(points[d] for d in sorted(points)))
-        for (axis, fixed), points in found.items()
+        for (axis, fixed), points in by_axis.items()
         if len(points) >= least
     ]
     return sorted(made, key=lambda family: (family.axis != TEMPERATURE, -len(family.doses)))
 
 
-def plain_temperatures(found: Iterable[Family]) -> Family | None:
+def plain_temperatures(candidates: Iterable[Family]) -> Family | None:
     """The reference: temperature and nothing else."""
-    for family in found:
+    for family in candidates:
         fixed: dict[str, Any] = json.loads(family.fixed)
         unknown = {key for key, value in fixed.items() if isinstance(value, str)}
-        # Another engine's top_k is a phrase: what that engine does unless told.
+        # Another engine's top_k is a phrase: what that engine does by default.
         if family.axis == TEMPERATURE and set(fixed) <= {"engine", *({"top_k"} & unknown)}:
             return family
     return None

@@ -11,14 +11,18 @@ Which of them keeps which promise from how many clusters on: benchmarks/coverage
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
 from lm_eval_embednoise.analysis.resample import Array, Estimate, Resampler, cluster_totals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
 LEAST_CLUSTERS = 12  # for ratios and values without a known range; 8 skewed ones cover 90 %
 LEAST_DIFFERING = 5  # clusters that are not at the commonest value
@@ -52,11 +56,11 @@ def mean_intervals(
         supports: what a value of each column can be.
         level: coverage of the two-sided interval.
     """
-    found: list[Estimate] = []
+    estimates: list[Estimate] = []
     for start in range(0, values.shape[1], _COLUMNS):
         part = slice(start, start + _COLUMNS)
-        found += _means(values[:, part], resampler, supports[part], level)
-    return found
+        estimates += _means(values[:, part], resampler, supports[part], level)
+    return estimates
 
 
 def ratio_intervals(
@@ -67,11 +71,11 @@ def ratio_intervals(
     The further cluster has no a and b's root mean square for the lower limit, the largest a seen
     and b's mean for the upper one. Both metrics must not be negative.
     """
-    found: list[Estimate] = []
+    estimates: list[Estimate] = []
     for start in range(0, a.shape[1], _COLUMNS):
         part = slice(start, start + _COLUMNS)
-        found += _ratios(a[:, part], b[:, part], resampler, level)
-    return found
+        estimates += _ratios(a[:, part], b[:, part], resampler, level)
+    return estimates
 
 
 def lower_limits(
@@ -145,12 +149,12 @@ def _means(
     low = np.where(bounded, low, np.fmin(low, mean - reach))
     high = np.where(bounded, high, np.fmax(high, mean + reach))
     stated = np.array((groups > 1) & (bounded | ~sparse))
-    found = []
+    estimates = []
     for j in range(values.shape[1]):
         reason = _reason(int(groups[j]), int(differing[j]), bool(bounded[j]))
         limits = (float(low[j]), float(high[j])) if stated[j] else (np.nan, np.nan)
-        found.append(Estimate(float(mean[j]), *limits, int(n[j]), reason))
-    return found
+        estimates.append(Estimate(float(mean[j]), *limits, int(n[j]), reason))
+    return estimates
 
 
 def _ratios(a: Array, b: Array, resampler: Resampler, level: float) -> list[Estimate]:
@@ -167,19 +171,19 @@ def _ratios(a: Array, b: Array, resampler: Resampler, level: float) -> list[Esti
         above = _weighted(over, sizes, largest, resampler)
         high = _quantile(above / _weighted(under, sizes, base, resampler), 1 - tail)
     negative = np.array((np.where(both, np.minimum(a, b), 0.0) < 0).any(0))
-    found = []
+    estimates = []
     for j in range(a.shape[1]):
-        reason, told = None, (float(value[j]), float(low[j]), float(high[j]))
+        reason, limits = None, (float(value[j]), float(low[j]), float(high[j]))
         if not n[j]:
-            reason, told = "undefined on these problems", (np.nan, np.nan, np.nan)
+            reason, limits = "undefined on these problems", (np.nan, np.nan, np.nan)
         elif not base[j] > 0:
-            reason, told = "the baseline's mean is not above 0", (np.nan, np.nan, np.nan)
+            reason, limits = "the baseline's mean is not above 0", (np.nan, np.nan, np.nan)
         elif negative[j]:
-            reason, told = "a ratio of negative values", (told[0], np.nan, np.nan)
+            reason, limits = "a ratio of negative values", (limits[0], np.nan, np.nan)
         elif groups[j] < LEAST_CLUSTERS:
-            reason, told = _reason(int(groups[j]), 1, False), (told[0], np.nan, np.nan)
-        found.append(Estimate(*told, int(n[j]), reason))
-    return found
+            reason, limits = _reason(int(groups[j]), 1, False), (limits[0], np.nan, np.nan)
+        estimates.append(Estimate(*limits, int(n[j]), reason))
+    return estimates
 
 
 def _reason(groups: int, differing: int, bounded: bool) -> str | None:

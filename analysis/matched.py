@@ -7,19 +7,22 @@ own front, where the truth is no difference), and enough doses for a curve.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_eval_embednoise.analysis.bands import max_t_band, replicated_means
 from lm_eval_embednoise.analysis.envelope import area, envelope, path
-from lm_eval_embednoise.analysis.families import Family
 from lm_eval_embednoise.analysis.intervals import LEAST_CLUSTERS
 from lm_eval_embednoise.analysis.pairs import as_json
 from lm_eval_embednoise.analysis.resample import Array, Estimate, Resampler
-from lm_eval_embednoise.analysis.runs import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lm_eval_embednoise.analysis.families import Family
+    from lm_eval_embednoise.analysis.runs import Run
 
 ABOVE, BELOW, OPEN = "above", "below", "not distinguishable"
 LEAST_DOSES = 8
@@ -40,7 +43,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Curve:
-    """A family as the reference of other methods, with what was found."""
+    """A family as the reference of other methods, and what came of it."""
 
     family: Family
     quality: str
@@ -82,9 +85,9 @@ def against(
     names = [name for name in runs if name not in family.methods]
     known = [y for y in outcomes if all(_has(runs[m], quality, y) for m in family.methods)]
     rows = [(name, y) for y in known for name in names if _has(runs[name], quality, y)]
-    found = [_matched(family, runs, name, quality, y, resampler) for name, y in rows]
-    straight = _banded([d for d, _ in found], resampler, level)
-    across = _banded([d for _, d in found], resampler, level)
+    matched = [_matched(family, runs, name, quality, y, resampler) for name, y in rows]
+    straight = _banded([d for d, _ in matched], resampler, level)
+    across = _banded([d for _, d in matched], resampler, level)
     placebos = {y: _placebos(family, runs, quality, y, resampler, level) for y in known}
     claims = []
     for (name, y), up, sideways in zip(rows, straight, across, strict=True):
@@ -184,10 +187,10 @@ def _placebos(
 ) -> dict[str, Estimate]:
     """Each interior method of the family against the curve of the others."""
     interior = family.methods[1:-1] if len(family.methods) > 3 else ()
-    found = [
+    replicates = [
         _matched(family.without(name), runs, name, quality, y, resampler)[0] for name in interior
     ]
-    return dict(zip(interior, _banded(found, resampler, level), strict=True))
+    return dict(zip(interior, _banded(replicates, resampler, level), strict=True))
 
 
 def _areas(
@@ -201,14 +204,14 @@ def _areas(
 ) -> dict[str, Estimate]:
     """Mean of E_other − E over the common range of quality, for each other family."""
     kept: list[str] = []
-    found: list[Replicates] = []
+    gaps: list[Replicates] = []
     for other in others:
         if not all(_has(runs[name], quality, y) for name in other.methods):
             continue
         drawn = _draw([*other.methods, *family.methods], runs, quality, y, resampler)
         kept.append(other.methods[0])
         if isinstance(drawn, str):
-            found.append((np.array([np.nan]), 0, drawn))
+            gaps.append((np.array([np.nan]), 0, drawn))
             continue
         cut = len(other.methods)
         ours, theirs = (
@@ -217,8 +220,8 @@ def _areas(
         )
         gap = area(ours, theirs)
         reason = None if np.isfinite(gap[0]) else f"the curves share no range of {quality}"
-        found.append((gap, drawn.n, reason))
-    return dict(zip(kept, _banded(found, resampler, level), strict=True))
+        gaps.append((gap, drawn.n, reason))
+    return dict(zip(kept, _banded(gaps, resampler, level), strict=True))
 
 
 def _draw(
@@ -247,19 +250,19 @@ def _draw(
     return _Drawn(x, y_, int(common.sum()))
 
 
-def _banded(found: Sequence[Replicates], resampler: Resampler, level: float) -> list[Estimate]:
+def _banded(replicates: Sequence[Replicates], resampler: Resampler, level: float) -> list[Estimate]:
     """Estimates with one band for all that are defined."""
-    defined = [i for i, (_, _, reason) in enumerate(found) if reason is None]
-    out = [Estimate(np.nan, np.nan, np.nan, n, reason) for _, n, reason in found]
+    defined = [i for i, (_, _, reason) in enumerate(replicates) if reason is None]
+    out = [Estimate(np.nan, np.nan, np.nan, n, reason) for _, n, reason in replicates]
     if not defined:
         return out
-    table = np.stack([found[i][0] for i in defined])
+    table = np.stack([replicates[i][0] for i in defined])
     usable = np.array(np.isfinite(table).all(0))
     band = max_t_band(table[:, 0], table[:, 1:][:, usable[1:]], resampler.groups, level=level)
     for j, i in enumerate(defined):
         low, high = float(band.low[j]), float(band.high[j])
         reason = None if np.isfinite(low) else "no variation between replicates"
-        out[i] = Estimate(float(band.value[j]), low, high, found[i][1], reason)
+        out[i] = Estimate(float(band.value[j]), low, high, replicates[i][1], reason)
     return out
 
 

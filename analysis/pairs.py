@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.intervals import (
@@ -18,6 +17,8 @@ from lm_eval_embednoise.analysis.measures import better, measure
 from lm_eval_embednoise.analysis.resample import Array, Estimate, Resampler
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from lm_eval_embednoise.analysis.runs import Run
 
 POWER = 0.8
@@ -64,11 +65,11 @@ def compare_pairs(
     differences = mean_intervals(d, resampler, supports, level=level)
     ratios = ratio_intervals(left, right, resampler, level=level)
     flips = sign_flips(d, resampler.clusters)
-    found: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
+    entries: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
     for j, (index, metric) in enumerate(wanted):
         direction = better(pairs[index][0], metric)
         known = both[:, j]
-        told = {
+        entry = {
             "n": int(known.sum()),
             "n_undefined": int((~known).sum()),
             "difference": as_json(differences[j]),
@@ -85,11 +86,11 @@ def compare_pairs(
             "noninferiority": None,
         }
         if margin is not None and measure(metric).rate and direction > 0:
-            told["noninferiority"] = _noninferiority(
+            entry["noninferiority"] = _noninferiority(
                 differences[j], d[:, j], resampler, margin, level, comparisons
             )
-        found[index][metric] = told
-    return found
+        entries[index][metric] = entry
+    return entries
 
 
 def support(metric: str, *, difference: bool = False) -> Support:
@@ -100,7 +101,7 @@ def support(metric: str, *, difference: bool = False) -> Support:
 
 def sign_flips(d: Array, clusters: NDArray[np.int64]) -> Array:
     """Sign-flip p-values of the columns of d [n, m]; NaN where fewer than two clusters are left."""
-    found = np.full(d.shape[1], np.nan)
+    p_values = np.full(d.shape[1], np.nan)
     whole = np.isfinite(d).all(0)
     alone = [np.array([j]) for j in np.flatnonzero(~whole)]
     for columns in [np.flatnonzero(whole), *alone]:
@@ -108,8 +109,8 @@ def sign_flips(d: Array, clusters: NDArray[np.int64]) -> Array:
         part, codes = d[np.ix_(known, columns)], clusters[known]
         if len(columns) and len(np.unique(codes)) > 1:
             sizes = stats.cluster_sums(np.ones((len(codes), 1)), codes)[:, 0]
-            found[columns] = stats.sign_flip_p(stats.cluster_sums(part, codes), sizes)
-    return found
+            p_values[columns] = stats.sign_flip_p(stats.cluster_sums(part, codes), sizes)
+    return p_values
 
 
 def add_holm(pairs: list[dict[str, dict[str, Any]]]) -> None:
@@ -135,7 +136,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def _noninferiority(
-    told: Estimate,
+    estimate: Estimate,
     d: Array,
     resampler: Resampler,
     margin: float,
@@ -144,11 +145,11 @@ def _noninferiority(
 ) -> dict[str, Any]:
     """Whether a rate is worse by less than the margin, by the interval of the difference."""
     defined, status, chance, p = np.isfinite(d), None, None, None
-    if np.isfinite(told.low):
+    if np.isfinite(estimate.low):
         status = "open"
-        if told.low > -margin:
+        if estimate.low > -margin:
             status = "non-inferior"
-        elif told.high < -margin:
+        elif estimate.high < -margin:
             status = "inferior"
         se = stats.standard_error(d[defined], resampler.clusters[defined])
         asked = 1 - (1 - level) / comparisons

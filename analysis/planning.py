@@ -6,11 +6,10 @@ truth what is asked, and the interval that decides is computed on each draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize
 from scipy import stats as _scipy
 
@@ -18,6 +17,11 @@ from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.intervals import lower_limits, ratio_lower_limits
 from lm_eval_embednoise.analysis.resample import Array, Resampler
 from lm_eval_embednoise.analysis.runs import ResultError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 TRIALS = 400
 MOST = 20_000  # problems, where the search ends
@@ -209,9 +213,9 @@ def _needed(
     per_cluster = float(sizes.mean())
     reach = _scipy.norm.ppf(1 - alpha / 2) + _scipy.norm.ppf(power)
     groups = int(np.ceil(spread / per_cluster**2 * (reach / gap) ** 2))
-    found, reached = least_groups(passing, groups, power, per_cluster)
+    needed, reached = least_groups(passing, groups, power, per_cluster)
     approximate = max(int(np.ceil(groups * per_cluster)), 1)
-    return Needed(found and int(np.ceil(found * per_cluster)), approximate, reached)
+    return Needed(needed and int(np.ceil(needed * per_cluster)), approximate, reached)
 
 
 def _clusters(values: Array, clusters: NDArray[np.int64] | None) -> tuple[Array, Array]:

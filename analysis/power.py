@@ -9,12 +9,11 @@ beside.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats as _scipy
 
 from lm_eval_embednoise.analysis import stats
@@ -32,6 +31,11 @@ from lm_eval_embednoise.analysis.records import align, combine, read_runs
 from lm_eval_embednoise.analysis.resample import Array, cluster_codes
 from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.written import write_text
+
+if TYPE_CHECKING:
+    import argparse
+
+    from numpy.typing import NDArray
 
 TRIALS = 1_000
 SAMPLED = ("pass@1", "accuracy", "compile_rate", "valid_rate")  # means over samples
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if not pilots:
         known = ", ".join(sorted({r.method for r in runs}))
         raise ResultError(f"no results of {args.method!r}; there are: {known}")
-    found = []
+    plans = []
     for model, task in pilots:
         sides, samples = [], []
         for name in (args.method, args.baseline):
@@ -94,13 +98,13 @@ def run(args: argparse.Namespace) -> int:
         left, right = left[keep], right[keep]
         codes = cluster_codes(a.clusters, a.n)[keep]
         needed, aim = _asked(args, left, right, codes)
-        told = {"model": model, "task": task, **needed.__dict__}
+        plan = {"model": model, "task": task, **needed.__dict__}
         print(_sentence(f"{task} · {model}", args, aim, left - right, codes, needed))
         if args.samples:
-            told["samples"] = _by_samples(args, left, right, min(samples), codes)
-        found.append(told)
+            plan["samples"] = _by_samples(args, left, right, min(samples), codes)
+        plans.append(plan)
     if args.json:
-        write_text(args.json, json.dumps(found, indent=1) + "\n")
+        write_text(args.json, json.dumps(plans, indent=1) + "\n")
     return 0
 
 
@@ -119,7 +123,7 @@ def problems_needed(
     Args:
         d: the pilot's differences [n].
         clusters: their cluster codes; the pilot's cluster sizes are kept.
-        difference: true mean difference to be found.
+        difference: true mean difference to be needed.
         alpha: two-sided level.
         power: share of studies that must find it.
         trials: simulated studies at each size.
@@ -144,8 +148,8 @@ def problems_needed(
             blocks, weights, clusters_drawn, alpha=alpha, trials=trials, seed=seed
         )
 
-    found, reached = least_groups(simulated, groups, power, per_cluster)
-    return Needed(found and int(np.ceil(found * per_cluster)), approximate, reached)
+    needed, reached = least_groups(simulated, groups, power, per_cluster)
+    return Needed(needed and int(np.ceil(needed * per_cluster)), approximate, reached)
 
 
 def rejection_rate(
@@ -228,13 +232,13 @@ def _by_samples(
         raise ResultError(f"--samples {args.samples}: whole numbers ≥ 1, such as 10,20,50")
     parts = variance_parts(a, b, k, codes)
     level = {"alpha": args.alpha, "power": args.power}
-    found = {str(n): parts.problems(args.difference, n, **level) for n in wanted}
+    problems = {str(n): parts.problems(args.difference, n, **level) for n in wanted}
     print(
         f"  of the difference's variance {parts.between:.4f} lies between problems, "
         f"{parts.within:.4f} / K within; a difference of {100 * args.difference:g} points takes "
-        + ", ".join(f"{n} problems at K = {k}" for k, n in found.items())
+        + ", ".join(f"{n} problems at K = {k}" for k, n in problems.items())
     )
-    return found
+    return problems
 
 
 def _sentence(

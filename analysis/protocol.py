@@ -56,7 +56,7 @@ class Protocol:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Protocol:
-        """Read a protocol file, the packaged one unless told.
+        """Read a protocol file, the packaged one by default.
 
         Raises:
             ResultError: the file is missing, lacks a key or is of a later version.
@@ -73,10 +73,10 @@ class Protocol:
             raise ResultError(
                 f"protocol {path}: missing {sorted(keys - given)}, unknown {sorted(given - keys)}"
             )
-        found = cls(content)
-        if found.version not in range(1, VERSION + 1):
-            raise ResultError(f"protocol {path}: version {found.version}; known: 1 to {VERSION}")
-        return found
+        protocol = cls(content)
+        if protocol.version not in range(1, VERSION + 1):
+            raise ResultError(f"protocol {path}: version {protocol.version}; known: 1 to {VERSION}")
+        return protocol
 
     @property
     def hash(self) -> str:
@@ -109,20 +109,22 @@ class Protocol:
         rule, coherence = self.content["endpoints"], self.content["coherence"]
         correctness, diversity = rule["correctness"], rule["diversity"]
         least = diversity["ratio"]
-        found = [
+        endpoints = [
             Endpoint("correctness", "difference", correctness["metric"], -correctness["margin"]),
             Endpoint("diversity", "ratio", diversity["metric"], least),
             Endpoint("diversity, gated", "ratio", diversity["gated"], least),
         ]
         if "rarefied" in diversity:
-            found.append(Endpoint("diversity, rarefied", "ratio", diversity["rarefied"], least))
+            endpoints.append(Endpoint("diversity, rarefied", "ratio", diversity["rarefied"], least))
         if "solutions" in rule:
             solutions = rule["solutions"]
-            found.append(Endpoint("solutions", "ratio", solutions["metric"], solutions["ratio"]))
+            endpoints.append(
+                Endpoint("solutions", "ratio", solutions["metric"], solutions["ratio"])
+            )
         if domain in coherence["metric"]:
             metric = coherence["metric"][domain]
-            found.append(Endpoint("coherence", "difference", metric, -coherence["margin"]))
-        return found
+            endpoints.append(Endpoint("coherence", "difference", metric, -coherence["margin"]))
+        return endpoints
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]

@@ -8,14 +8,16 @@ Undefined values (NaN) are left out and counted, never replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 Array = NDArray[np.float64]
 

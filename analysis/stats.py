@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from scipy import stats as _scipy
 
 from lm_eval_embednoise.analysis.resample import Array, Estimate
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 EXACT_CLUSTERS = 13  # up to here all 2^G sign patterns are enumerated (scipy's limit as well)
 FLIPS = 9_999

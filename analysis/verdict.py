@@ -8,7 +8,7 @@ task's fifth outcome, `refuted`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from lm_eval_embednoise.analysis.families import families, plain_temperatures
 from lm_eval_embednoise.analysis.intervals import mean_intervals, ratio_intervals
 from lm_eval_embednoise.analysis.matched import against
 from lm_eval_embednoise.analysis.pairs import as_json, support
-from lm_eval_embednoise.analysis.protocol import Endpoint, Protocol
 from lm_eval_embednoise.analysis.resample import Estimate, Resampler
-from lm_eval_embednoise.analysis.runs import Run
+
+if TYPE_CHECKING:
+    from lm_eval_embednoise.analysis.protocol import Endpoint, Protocol
+    from lm_eval_embednoise.analysis.runs import Run
 
 SUCCESS, PARTIAL, NULL, INCONCLUSIVE = "success", "partial", "null", "inconclusive"
 REFUTED = "refuted"  # of a task, by protocols of version 1 only
@@ -92,28 +94,28 @@ def curve_verdict(
     rule = protocol.curve_rule
     quality, metric = rule["quality"], rule["decides"]
     nothing = Estimate(np.nan, np.nan, np.nan, 0)
-    told: dict[str, Any] = {"says": None, "metric": metric, "quality": quality, "reason": None}
+    answer: dict[str, Any] = {"says": None, "metric": metric, "quality": quality, "reason": None}
     empty = {"difference": nothing, "transposed": nothing}
     family = plain_temperatures(families(runs.values()))
     doses = list(family.doses) if family else []
-    told |= {"placebo": None, "doses": doses}
+    answer |= {"placebo": None, "doses": doses}
     if family is None or candidate in family.methods:
         reason = "no temperature curve" if family is None else f"{candidate} is on the curve itself"
-        return _reasoned(told, empty, reason)
+        return _reasoned(answer, empty, reason)
     wanted = {name: runs[name] for name in (*family.methods, candidate)}
-    found = against(
+    curve = against(
         family, wanted, rule["outcomes"], resampler, quality=quality, level=rule["level"]
     )
-    claim = next((claim for claim in found.claims if claim.outcome == metric), None)
+    claim = next((claim for claim in curve.claims if claim.outcome == metric), None)
     if claim is None:
-        return _reasoned(told, empty, f"{metric} or {quality} was not measured for all")
+        return _reasoned(answer, empty, f"{metric} or {quality} was not measured for all")
     estimates = {"difference": claim.difference, "transposed": claim.transposed}
-    told["placebo"] = claim.placebo if np.isfinite(claim.placebo) else None
+    answer["placebo"] = claim.placebo if np.isfinite(claim.placebo) else None
     if len(doses) < rule["least_doses"]:
         reason = f"the curve has {len(doses)} temperatures, {rule['least_doses']} are asked"
-        return _reasoned(told, estimates, reason)
-    told["says"] = claim.says
-    return _reasoned(told, estimates, None if claim.says else claim.difference.reason)
+        return _reasoned(answer, estimates, reason)
+    answer["says"] = claim.says
+    return _reasoned(answer, estimates, None if claim.says else claim.difference.reason)
 
 
 def overall(tasks: list[dict[str, Any]]) -> tuple[str, str]:
@@ -167,13 +169,13 @@ def _agreed(outcomes: list[str]) -> str:
 
 
 def _reasoned(
-    told: dict[str, Any], estimates: dict[str, Estimate], reason: str | None
+    answer: dict[str, Any], estimates: dict[str, Estimate], reason: str | None
 ) -> dict[str, Any]:
     written = {
         key: as_json(replace(e, reason=e.reason or (None if np.isfinite(e.value) else reason)))
         for key, e in estimates.items()
     }
-    return {**told, **written, "reason": reason}
+    return {**answer, **written, "reason": reason}
 
 
 def _estimate(
@@ -192,13 +194,13 @@ def _estimate(
         return Estimate(np.nan, np.nan, np.nan, 0, f"{metric} is undefined on every problem")
     left, right = (np.where(both, side, np.nan)[:, None] for side in (left, right))
     if asked.statistic == "ratio":
-        [told] = ratio_intervals(left, right, resampler, level=level)
+        [estimate] = ratio_intervals(left, right, resampler, level=level)
     else:
         supports = [support(metric, difference=True)]
-        [told] = mean_intervals(left - right, resampler, supports, level=level)
+        [estimate] = mean_intervals(left - right, resampler, supports, level=level)
     # Fewer clusters than an exact sign test needs to reach this level decide nothing.
     groups = len(np.unique(resampler.clusters[both]))
     if 2.0 ** (1 - groups) > 1 - level:
         reason = f"{groups} independent problems can't decide at {100 * level:g} %"
-        return replace(told, low=np.nan, high=np.nan, reason=reason)
-    return told
+        return replace(estimate, low=np.nan, high=np.nan, reason=reason)
+    return estimate

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_eval_embednoise.analysis.runs import ResultError, Run
 from lm_eval_embednoise.scoring.passk import pass_at_k
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _IDS = ("task_id", "question_id", "problem_id", "unique_id", "id")
 _COUNTS = (("n", "c"), ("num_samples", "num_correct"), ("total", "correct"))
