@@ -123,7 +123,7 @@ def problems_needed(
     Args:
         d: the pilot's differences [n].
         clusters: their cluster codes; the pilot's cluster sizes are kept.
-        difference: true mean difference to be needed.
+        difference: true mean difference to be found.
         alpha: two-sided level.
         power: share of studies that must find it.
         trials: simulated studies at each size.

@@ -151,7 +151,9 @@ class Simulated:
 def simulated(seed, n, candidates, family=FAMILY):
     rng = np.random.default_rng(seed)
     easy = rng.normal(1.5, 1.5, n)
-    methods = {name: Simulated(t, easy, rng) for name, t in zip(family.methods, family.doses)}  # noqa: B905
+    methods = {
+        name: Simulated(t, easy, rng) for name, t in zip(family.methods, family.doses, strict=True)
+    }
     return methods | {name: Simulated(t, easy, rng, lift=lift) for name, t, lift in candidates}
 
 

@@ -52,7 +52,7 @@ def test_the_other_patches_of_a_module_are_applied_where_one_cannot_be(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     module = ModuleType("lm_eval.evaluator")
-    module.simple_evaluate = lambda model, torch_random_seed=1234: torch_random_seed  # type: ignore[attr-defined]
+    vars(module)["simple_evaluate"] = lambda model, torch_random_seed=1234: torch_random_seed
     host.extend("lm_eval.evaluator", module)
     assert module.simple_evaluate("m", torch_random_seed=3) == 3
     assert hasattr(module.simple_evaluate, "_embednoise")
