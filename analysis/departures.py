@@ -107,9 +107,16 @@ def _chosen(run: Run, protocol: Protocol) -> Iterator[str]:
         return
     method = method_of(run)
     sites = method.get("sites") or {}
-    dose = max(sites.values()) if sites else method.get("temperature")
+    axis = record.get("axis") or ("sigma" if sites else "temperature")
+    dose = max(sites.values(), default=0.0) if axis == "sigma" else method.get(axis)
     if record.get("dose") != dose:
         yield f"{run.method} has dose {dose}, calibration chose {record.get('dose')}"
+    shared = set(record.get("clusters") or ()) & {str(name) for name in run.clusters or ()}
+    if shared and not seen:
+        yield f"{run.method} was calibrated on {len(shared)} of the clusters of {run.task}"
+    known = (record.get("model_fingerprint"), run.settings.get("model fingerprint"))
+    if None not in known and known[0] != known[1]:
+        yield f"{run.method} was calibrated on another model"
     if record.get("task") != run.task:
         yield f"{run.method} was calibrated on {record.get('task')}, not on {run.task}"
     if record.get("k") != run.k:

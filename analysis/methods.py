@@ -19,12 +19,13 @@ _FAMILIES = {
     "greedy": "greedy",
     "temp-": "temperature",
     "nucleus-": "nucleus",
+    "min-p-": "min-p",
     "embednoise": "noise",
     "literal-": "literal",
     "rsp-": "soft prompt",
     "prefix-": "prefix",
 }
-_RANKED = 5  # families before the others in tables
+_RANKED = 6  # families before the others in tables
 
 
 def input_change(perturbation: Mapping[str, Any]) -> Literal["none", "control", "noise"]:
@@ -54,7 +55,7 @@ def family(method: str) -> str:
 
 
 def method_order(method: str) -> tuple[Any, ...]:
-    """Sorting key: greedy, temperatures, nucleus, noise by dose, the rest by name; 9 before 10."""
+    """Sorting key: greedy, sampling by its dose, noise by dose, the rest by name; 9 before 10."""
     name = tuple(
         (0, float(part), "") if part.isdigit() else (1, 0.0, part)
         for part in re.split(r"(\d+)", method)

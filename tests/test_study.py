@@ -19,6 +19,10 @@ from lm_eval_embednoise.study import run as study_command
 from lm_eval_embednoise.study.plan import Method, Study, StudyError, fingerprint
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
+TWO_DOSES = [
+    {"name": "temp-0.8", "doses": [0.8, 1.2]},
+    {"name": "embednoise-0.1", "doses": [0.1, 0.2]},
+]
 GRID = ["0.01", "0.05", "0.1", "0.5", "1.0"]
 
 TASK_CODE = """
@@ -39,7 +43,7 @@ def metrics(doc, results):
     passed = [r["passed"] for r in records]
     unique = len({r["text"] for r in records})
     return {"pass@1": sum(passed) / len(passed), "success@K": float(any(passed)),
-            "distinct_2": unique / len(records), "compile_rate": 1.0}
+            "distinct_2": unique / len(records), "compile_rate": 1.0, "unique_correct": unique}
 """
 TASK_YAML = """
 task: toy
@@ -59,6 +63,7 @@ metric_list:
   - {metric: pass@1, aggregation: mean, higher_is_better: true}
   - {metric: success@K, aggregation: mean, higher_is_better: true}
   - {metric: distinct_2, aggregation: mean, higher_is_better: true}
+  - {metric: unique_correct, aggregation: mean, higher_is_better: true}
   - {metric: compile_rate, aggregation: mean, higher_is_better: true}
 metadata: {version: 1}
 """
@@ -237,13 +242,14 @@ def test_a_study_calibrates_each_model_first_and_resumes(toy, monkeypatch, capsy
     content["models"] = [{"name": name, "model": "stand-in"} for name in ("m", "n")]
     content["methods"] = ["temp-0.8", "temp-tuned", "embednoise-star"]
     content["candidate"] = "embednoise-star"
-    content["calibrate"] = {"task": content["tasks"][0], "split": "test", "k": 2, "budget": 2}
+    content["calibrate"] = {"held_out": 2, "k": 2, "families": TWO_DOSES}
     toy.write_text(yaml.safe_dump(content))
     monkeypatch.setattr(StandIn, "fail_at", 4)  # within the first calibration
     with pytest.raises(KeyboardInterrupt):
         run(toy)
     out = toy.parent / "out"
-    assert len((out / "calibration" / "m" / "points.jsonl").read_text().splitlines()) == 3
+    points = out / "calibration" / "m" / "toy" / "points.jsonl"
+    assert len(points.read_text().splitlines()) == 3
     assert (out / "study.json").is_file()  # the protocol is on record before any generation
     monkeypatch.setattr(StandIn, "fail_at", None)
     assert run(toy) == 0
@@ -256,13 +262,26 @@ def test_a_study_calibrates_each_model_first_and_resumes(toy, monkeypatch, capsy
     comparison = json.loads((out / "comparison.json").read_text())
     assert [v["candidate"] for v in comparison["verdicts"]] == ["embednoise-star"] * 2
     said = " ".join(comparison["verdicts"][0]["deviations"])
-    assert "was calibrated on 5 of the problems" in said  # the toy has one split only
+    assert "was calibrated with K = 2, not 4" in said
+    assert "of the problems" not in said  # what is compared was held out of the calibration
+    assert {row["n"] for row in comparison["leaderboard"]} == {4}
     assert run(toy) == 0
     assert StandIn.calls == 2 * per_model + 1
-    content["calibrate"]["budget"] = 3
+    content["calibrate"]["k"] = 3
     toy.write_text(yaml.safe_dump(content))
-    with pytest.raises(StudyError, match="was calibrated with another budget"):
+    with pytest.raises(StudyError, match="was calibrated with another k"):
         run(toy)
+
+
+def test_families_along_their_dose(toy):
+    content = yaml.safe_load(toy.read_text())
+    methods = ["greedy", {"name": "temp-0.8", "doses": [0.2, 1], "seeds": [0, 1]}]
+    toy.write_text(yaml.safe_dump({**content, "methods": methods, "candidate": None}))
+    cells = Study.load(str(toy)).cells()
+    assert [(cell.method.name, cell.seed) for cell in cells] == [
+        *(("greedy", 0), ("temp-0.2", 0), ("temp-0.2", 1), ("temp-1.0", 0), ("temp-1.0", 1))
+    ]
+    assert [cell.method.gen_kwargs.get("temperature") for cell in cells[1::2]] == [0.2, 1.0]
 
 
 def test_a_method_may_have_seeds_of_its_own(toy):
@@ -322,8 +341,8 @@ def test_the_command_line_overrides_the_file(toy):
     typed = parser.parse_args(["quick", "--model_args", "dtype=float32"])
     assert study_command._overridden(Study.load("quick"), typed).models[0].name == "minicoder"
     mini = study_command._overridden(Study.load("mini"), parser.parse_args(["mini", "-K", "4"]))
-    assert mini.calibrate.task.k == 4
-    assert mini.calibrate.task.split == "calibration"
+    calibrated_on = mini.calibrate.task(mini.tasks[0])
+    assert (calibrated_on.k, calibrated_on.split) == (4, "calibration")
     assert found.models[0].device == "cpu"
 
 
@@ -337,12 +356,13 @@ def test_the_command_line_overrides_the_file(toy):
         ({"k": 0}, "k=0 must be a whole number"),
         ({"models": ["m"]}, "a mapping with name"),
         ({"methods": ["greedy", "greedy"]}, "must be different names"),
-        ({"methods": ["greedy", {"name": "temp-0.8", "seed": 1}]}, "a name, or name and seeds"),
+        ({"methods": ["greedy", {"name": "temp-0.8", "seed": 1}]}, "a name, or name, seeds and"),
+        ({"methods": [{"name": "greedy", "doses": [1]}]}, "greedy has no dose to vary"),
         ({"methods": [{"name": "greedy", "seeds": [0, 0]}]}, "different whole numbers"),
         ({"seeds": []}, "different whole numbers"),
         ({"methods": ["embednoise-star"]}, "no methods file 'embednoise-star'"),
-        ({"calibrate": {"tasks": "x"}}, "a mapping with task and"),
-        ({"calibrate": {"task": "x", "k": 0}}, "calibrate: k=0 must be a whole number"),
+        ({"calibrate": {"tasks": "x"}}, "a mapping with families"),
+        ({"calibrate": {"k": 0}}, "calibrate: k=0 must be a whole number"),
     ],
 )
 def test_bad_study_files_are_one_line(toy, change, said):
@@ -379,8 +399,8 @@ def test_packaged_methods_are_run_files_and_what_their_name_says(path):
     method = Method.load(path.stem)
     perturbation = Perturbation.from_args(method.perturbation)
     sampling = Sampling.from_gen_kwargs(method.gen_kwargs)
-    assert perturbation.plain == path.stem.startswith(("greedy", "temp-", "nucleus-"))
-    assert sampling.greedy != any(word in path.stem for word in ("temp-", "nucleus-"))
+    assert perturbation.plain == path.stem.startswith(("greedy", "temp-", "nucleus-", "min-p-"))
+    assert sampling.greedy != any(word in path.stem for word in ("temp-", "nucleus-", "min-p-"))
     family, _, dose = path.stem.partition("-")
     if family in ("embednoise", "literal") and not dose.startswith("layers"):
         sigma, _, arm = dose.partition("-")
@@ -424,7 +444,7 @@ def test_a_packaged_method_is_noisy_unless_it_leaves_the_input_alone():
     names = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()}
     changes = {name: input_change(Method.load(name).perturbation) for name in names}
     clean = {name for name, change in changes.items() if change == "none"}
-    assert clean == {"greedy", "temp-0.8", "temp-1.5", "nucleus-0.95"}
+    assert clean == {"greedy", "temp-0.8", "temp-1.5", "nucleus-0.95", "min-p-0.1"}
     assert {"embednoise-layers-early", "dummy-8", "rsp-16", "prefix-10"} <= names
     assert [name for name, change in changes.items() if change == "control"] == ["dummy-8"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from .pieces import FILTERS
 from .problems import Composition, Problem, compile_function, draw_problem, header
 from .render import Spec, render
 
-SIZES = {"minicode": {"test": 164, "calibration": 64}, "minimath": {"test": 200, "calibration": 64}}
+SIZES = {"minicode": 164 + 64, "minimath": 200 + 64}
+CALIBRATION = 64  # problems of each; the others are the test
 SEED = 20250922
 _POOL, _LEAST, _MOST = 120, 8, 14
 _ALWAYS = Piece("always", "", "True", ())
@@ -108,7 +110,7 @@ def choose_inputs(problem: Problem, rng: random.Random) -> list[list[Any]] | Non
     )
 
 
-def _record(problem: Problem, inputs: list[list[Any]], split: str) -> dict[str, Any]:
+def _record(problem: Problem, inputs: list[list[Any]]) -> dict[str, Any]:
     truth = answers(problem, problem.spec, inputs)
     lines = ["def check(candidate):"]
     for arguments, (_, answer) in zip(inputs, truth, strict=True):
@@ -121,54 +123,66 @@ def _record(problem: Problem, inputs: list[list[Any]], split: str) -> dict[str, 
         "canonical_solution": render(problem.spec, "list_comprehension", random.Random(0)),
         "test": "\n".join(lines) + "\n",
         "cluster": problem.cluster,
-        "split": split,
+        "split": "",
         "composition": [domain, list(filters), list(maps), aggregate],
         "inputs": inputs,
     }
 
 
 def minicode_records() -> list[dict[str, Any]]:
-    """All held-out minicode problems: test split first, then calibration."""
+    """All held-out minicode problems, in the order in which they were drawn."""
     rng = random.Random(f"minicode-heldout-{SEED}")
     seen: set[Composition] = set()
     records: list[dict[str, Any]] = []
-    for split, size in SIZES["minicode"].items():
-        made = 0
-        while made < size:
-            problem = draw_problem(rng)
-            if problem.composition in seen:
-                continue
-            inputs = choose_inputs(problem, rng)
-            if inputs is None:
-                continue
-            seen.add(problem.composition)
-            records.append(_record(problem, inputs, split))
-            made += 1
-    return [record | {"task_id": f"minicode/{i}"} for i, record in enumerate(records)]
+    while len(records) < SIZES["minicode"]:
+        problem = draw_problem(rng)
+        if problem.composition in seen:
+            continue
+        inputs = choose_inputs(problem, rng)
+        if inputs is None:
+            continue
+        seen.add(problem.composition)
+        records.append(_record(problem, inputs) | {"task_id": f"minicode/{len(records)}"})
+    return _split(records, "minicode")
 
 
 def minimath_records() -> list[dict[str, Any]]:
-    """All held-out word problems: test split first, then calibration; no combination twice."""
+    """All held-out word problems, in the order in which they were drawn; no combination twice."""
     rng = random.Random(f"minimath-heldout-{SEED}")
     seen: set[wordproblems.Combination] = set()
     records: list[dict[str, Any]] = []
-    for split, size in SIZES["minimath"].items():
-        for _ in range(size):
-            problem = wordproblems.draw_word_problem(rng)
-            while problem.combination in seen:
-                problem = wordproblems.draw_word_problem(rng)
-            seen.add(problem.combination)
-            records.append(
-                {
-                    "task_id": f"minimath/{len(records)}",
-                    "question": problem.question,
-                    "answer": problem.answer,
-                    "cluster": problem.cluster,
-                    "split": split,
-                    "combination": list(problem.combination),
-                }
-            )
-    return records
+    while len(records) < SIZES["minimath"]:
+        problem = wordproblems.draw_word_problem(rng)
+        if problem.combination in seen:
+            continue
+        seen.add(problem.combination)
+        records.append(
+            {
+                "task_id": f"minimath/{len(records)}",
+                "question": problem.question,
+                "answer": problem.answer,
+                "cluster": problem.cluster,
+                "split": "",
+                "combination": list(problem.combination),
+            }
+        )
+    return _split(records, "minimath")
+
+
+def _split(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The records with their split: whole clusters in random order, until calibration is full.
+
+    So no comparison sees a problem of a family that a dose was chosen on.
+    """
+    sizes = Counter(record["cluster"] for record in records)
+    clusters = sorted(sizes)
+    random.Random(f"{name}-split-{SEED}").shuffle(clusters)
+    room, chosen = CALIBRATION, set()
+    for cluster in clusters:
+        if sizes[cluster] <= room:
+            chosen.add(cluster)
+            room -= sizes[cluster]
+    return [r | {"split": "calibration" if r["cluster"] in chosen else "test"} for r in records]
 
 
 def composition_of(record: dict[str, Any]) -> Composition:

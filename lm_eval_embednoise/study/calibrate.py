@@ -1,16 +1,16 @@
-"""`embednoise calibrate`: σ* and T* for a model, on problems that no comparison sees.
+"""`embednoise calibrate`: σ*, T* and every other family's dose, on problems no comparison sees.
 
-Both searches get the same number of evaluations. Each starts at a usual dose, steps up or down by a
-fixed factor until pass@1 crosses the constraint (within the protocol's margin of greedy), then
-halves the bracket; of all doses tried, the one with the most distinct correct solutions that meets
-the constraint is chosen. Writes two method files, for `study` and `lm_eval run --config`, and
-calibration.json with the whole dose–response. Every evaluation is kept in points.jsonl as it
-finishes, so a killed search goes on where it stopped.
+Every family tries equally many doses, the protocol's grid for its axis. Of those whose pass@1
+stays within the protocol's margin of greedy's, by the lower limit of the paired difference over
+clusters, the one with the most distinct correct solutions is chosen. Writes a method file for each
+family, for `study` and `lm_eval run --config`, and calibration.json with all dose–responses. Every
+evaluation is kept in points.jsonl as it finishes, so a killed calibration goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import functools
+import argparse
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from lm_eval_embednoise.analysis.constraint import Constraint
 from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.resample import Resampler, cluster_codes
+from lm_eval_embednoise.study import plan
 from lm_eval_embednoise.study.plan import (
-    CALIBRATED,
-    STAR,
-    TUNED,
-    Calibration,
+    FAMILIES,
     Cell,
     Method,
     Model,
@@ -39,45 +39,51 @@ from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_
 from lm_eval_embednoise.written import write_text
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
+    from lm_eval_embednoise.study.sweep import Sweep
 
 CURVE = ("pass@1", "compile_rate", "valid_rate", "distinct_2", "unique_correct", "rho")
 RECORD, POINTS = "calibration.json", "points.jsonl"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One search: which argument is tuned, from where, by which factor, how far."""
-
-    name: str
-    argument: str
-    start: float
-    factor: float
-    least: float
-    most: float
-
-    def method(self, dose: float, noise: dict[str, Any]) -> Method:
-        """The method at a dose."""
-        name = f"{self.name}-{dose:.4g}"
-        if self.argument == "sigma":
-            return Method(name, {**noise, "sigma": dose}, {"do_sample": False})
-        return Method(name, {"sigma": 0}, {"do_sample": True, "temperature": dose})
-
-
-NOISE = Arm(STAR, "sigma", start=0.1, factor=10**0.5, least=1e-4, most=10.0)
-TEMPERATURE = Arm(TUNED, "temperature", start=0.8, factor=1.5, least=0.05, most=5.0)
+EXAMPLES = """\
+examples:
+  embednoise calibrate
+      T* and σ* of the embedded model, on its calibration problems
+  embednoise calibrate --model_args pretrained=MODEL --task humaneval_diverse --held_out 50 -K 100
+      on 50 of the problems; others.json names the rest, for `lm_eval --samples`
+  embednoise calibrate --families temp-0.8 min-p-0.1 embednoise-0.1-block-5 --doses sigma=0.1,0.2
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model_args", default="", metavar="K=V,…", help="pretrained=…")
-    parser.add_argument("--noise", default="", metavar="K=V,…", help="depth=5,positions=prompt, …")
+    parser.add_argument("--noise", default="", metavar="K=V,…", help="of σ*: depth=5,scope=…")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        metavar="METHOD",
+        help=f"method files, each with its family along its dose (default: {', '.join(FAMILIES)})",
+    )
+    parser.add_argument(
+        "--doses",
+        action="append",
+        default=[],
+        metavar="AXIS=D,D,…",
+        help="instead of the protocol's grid for sigma, temperature, top_p, min_p or rsp_scale; "
+        "equally many for every family",
+    )
     parser.add_argument("--task", default="minicode_diverse")
-    parser.add_argument("--split", default="calibration", help="problems no comparison sees")
+    parser.add_argument(
+        "--split", help="problems no comparison sees (calibration, unless --held_out is given)"
+    )
+    parser.add_argument(
+        "--held_out", type=int, metavar="N", help="keep N problems of the test split for this"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="problems of the split")
-    parser.add_argument("-K", "--k", type=int, default=20, help="samples a problem")
-    parser.add_argument("--budget", type=int, default=8, help="doses tried in each search")
+    parser.add_argument(
+        "-K", "--k", type=int, default=20, help="samples a problem, as many as you will compare"
+    )
     parser.add_argument("--protocol", metavar="FILE", help="protocol file (the packaged one)")
     parser.add_argument("--out", type=Path, default=Path("results/calibration"), metavar="DIR")
     parser.add_argument("--batch_size", metavar="B", help="as in lm_eval")
@@ -88,8 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, print the dose–response and write the method files; returns the exit status."""
-    for name in ("k", "budget", "limit", "processes"):
+    """Try all doses, print the dose–responses, write the method files; returns the exit status."""
+    for name in ("k", "held_out", "limit", "processes"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise StudyError(f"--{name} {value}: it must be a whole number ≥ 1")
@@ -100,165 +106,284 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=args.device,
     )
-    plan = Calibration(
-        Task(args.task, args.limit, args.k, split=args.split),
-        args.budget,
-        parse_arguments("--noise", args.noise),
-    )
-    methods = calibrated(args.out, plan, model, protocol)
-    if methods is None:
+    task, families = _task(args), _families(args)
+    if not calibrated(args.out, task, families, model, protocol):
         if args.processes > 1 and "RANK" not in os.environ:
             return launch(args.processes)
         with quiet_harness():
-            session = Session(model, (plan.task,), args.out / "generations")
-            calibrate(session, plan, protocol, args.out)
+            session = Session(model, (task,), args.out / "generations")
+            calibrate(session, task, families, protocol, args.out)
     if first_rank():
         print(summary(args.out))
     return 0
 
 
 def calibrated(
-    out: Path, plan: Calibration, model: Model, protocol: Protocol
-) -> dict[str, Method] | None:
-    """What an earlier calibration in this folder chose; None if there was none.
+    out: Path, task: Task, families: tuple[Sweep, ...], model: Model, protocol: Protocol
+) -> dict[str, Method]:
+    """What an earlier calibration in this folder chose; nothing if there was none.
 
     Raises:
         StudyError: it was made with other settings.
     """
     path = out / RECORD
     if not path.is_file():
-        return None
+        return {}
     record = json.loads(path.read_text(encoding="utf-8"))
-    wanted = _settings(plan, model, protocol)
+    wanted = _settings(task, families, model, protocol)
     changed = [key for key, value in wanted.items() if record.get(key) != value]
     if changed:
         raise StudyError(
             f"{path} was calibrated with another {', '.join(changed)}: choose another --out, or "
             "delete that folder to calibrate again"
         )
-    return {name: Method.load(f"{name}.yaml", out) for name in CALIBRATED}
+    return {f.chosen: Method.load(f"{f.chosen}.yaml", out) for f in families}
 
 
 def calibrate(
-    session: Session, plan: Calibration, protocol: Protocol, out: Path
+    session: Session, task: Task, families: tuple[Sweep, ...], protocol: Protocol, out: Path
 ) -> dict[str, Method]:
-    """Find σ* and T* of a loaded model; write them, and return them by name."""
-    rule = protocol["calibration"]
-    noise = {"positions": "prompt", **plan.noise}
-    total = 1 + 2 * plan.budget
-    with tqdm(total=total, unit="dose", disable=not first_rank()) as bar:
-        evaluation = Evaluation(session, plan.task, protocol.hash, out / POINTS, bar)
-        reference = Method(rule["constraint"]["not_below"], {"sigma": 0}, {"do_sample": False})
-        floor = evaluation(reference)[rule["constraint"]["metric"]] - rule["constraint"]["margin"]
-        curves = {
-            arm.name: search(
-                functools.partial(evaluation.at_dose, arm, noise if arm is NOISE else {}),
-                lambda point: point[rule["constraint"]["metric"]] >= floor,
-                arm,
-                plan.budget,
-            )
-            for arm in (NOISE, TEMPERATURE)
-        }
+    """Choose every family's dose for a loaded model on a task; write them, and return them by name.
+
+    Args:
+        session: the loaded model.
+        task: the problems to calibrate on.
+        families: what is tuned.
+        protocol: says what is maximised under which constraint.
+        out: folder of the records.
+    """
+    if len(session.load_tasks(task)) != 1:
+        raise StudyError(f"{task.name} is a group: calibrate each of its tasks")
+    constraint = Constraint.of(protocol)
+    greedy = Method(constraint.not_below, {"sigma": 0}, {"do_sample": False})
+    with tqdm(
+        total=1 + sum(len(f.doses) for f in families), unit="dose", disable=not first_rank()
+    ) as bar:
+        evaluation = Evaluation(session, task, protocol, out / POINTS, bar)
+        reference = evaluation(greedy)
+        tried = {f.chosen: {d: evaluation(f.method(d)) for d in f.doses} for f in families}
+    resampler = Resampler(cluster_codes(reference.clusters, len(reference.clusters)))
     record: dict[str, Any] = {
-        **_settings(plan, session.model, protocol),
-        "rule": rule,
-        "floor": floor,
-        "problems": evaluation.problems,
-        "curves": {name: dict(sorted(curve.items())) for name, curve in curves.items()},
+        **_settings(task, families, session.model, protocol),
+        "model_fingerprint": reference.model,
+        "rule": protocol["calibration"],
+        "problems": reference.problems,
+        "clusters": sorted(set(reference.clusters)),
+        "greedy": reference.means,
+        "curves": {},
         "chosen": {},
     }
     methods = {}
-    for arm in (NOISE, TEMPERATURE):
-        best, met = choose(curves[arm.name], rule, floor)
-        record["chosen"][arm.name] = {"dose": best, "constraint_met": met}
-        provenance = {key: record[key] for key in ("protocol", "task", "split", "k", "problems")}
-        tuned = arm.method(best, noise if arm is NOISE else {})
-        calibration = {"dose": best, "constraint_met": met, **provenance}
-        methods[arm.name] = Method(arm.name, tuned.perturbation, tuned.gen_kwargs, calibration)
+    for one in families:
+        points = tried[one.chosen]
+        differences = {
+            dose: constraint.difference(point.constrained, reference.constrained, resampler)
+            for dose, point in points.items()
+        }
+        maximised = protocol["calibration"]["maximise"]
+        best, met = choose(
+            {dose: point.means[maximised] for dose, point in points.items()},
+            {dose: estimate.low for dose, estimate in differences.items()},
+            constraint.margin,
+        )
+        record["curves"][one.chosen] = {
+            str(dose): {
+                **point.means,
+                "difference": differences[dose].value,
+                "lower_limit": _number(differences[dose].low),
+            }
+            for dose, point in points.items()
+        }
+        record["chosen"][one.chosen] = {"axis": one.axis, "dose": best, "constraint_met": met}
+        kept = ("protocol", "task", "split", "k", "model_fingerprint", "problems", "clusters")
+        provenance = {key: record[key] for key in kept}
+        calibration = {"axis": one.axis, "dose": best, "constraint_met": met, **provenance}
+        methods[one.chosen] = dataclasses.replace(
+            one.method(best), name=one.chosen, calibration=calibration, seeds=None
+        )
     if first_rank():
         for method in methods.values():
             write_text(out / f"{method.name}.yaml", _method_file(method, session.model))
-        write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
+        write_text(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        if task.part is not None:
+            others = dataclasses.replace(task, part="comparison")
+            write_text(out / "others.json", json.dumps(session.positions(others)) + "\n")
     return methods
 
 
-class Evaluation:
-    """Runs a method on the calibration problems, once; remembers which problems they were."""
+def choose(
+    solutions: dict[float, float], lowest: dict[float, float], margin: float
+) -> tuple[float, bool]:
+    """The best dose that meets the constraint, or the one nearest to it; and whether it does.
 
-    def __init__(self, session: Session, task: Task, protocol: str, points: Path, bar: Any) -> None:
+    Args:
+        solutions: dose → what is maximised; of equal ones the smaller dose.
+        lowest: dose → lower limit of the difference to greedy; NaN: none can be given.
+        margin: how far below greedy it may be.
+    """
+    known = {dose: -np.inf if np.isnan(low) else low for dose, low in lowest.items()}
+    meeting = [dose for dose, low in known.items() if low > -margin]
+    if meeting:
+        return max(meeting, key=lambda dose: (solutions[dose], -dose)), True
+    return max(known, key=lambda dose: (known[dose], -dose)), False
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method on the calibration problems, in the order of the task.
+
+    Attributes:
+        means: the metrics of `CURVE`, means over problems.
+        constrained: the constraint's metric of each problem.
+        problems: each problem's document hash.
+        clusters: each problem's cluster.
+        model: fingerprint of the model's weights, where the model class gives one.
+    """
+
+    means: dict[str, float]
+    constrained: list[float]
+    problems: list[str]
+    clusters: list[str]
+    model: str | None
+
+
+class Evaluation:
+    """Runs a method on the calibration problems, once, and keeps it in a file."""
+
+    def __init__(
+        self, session: Session, task: Task, protocol: Protocol, points: Path, bar: Any
+    ) -> None:
         self.session, self.task, self.protocol, self.points = session, task, protocol, points
         self.bar = bar
-        self.problems: list[str] = []
         lines = points.read_text(encoding="utf-8").splitlines() if points.is_file() else []
-        self.known = {point["fingerprint"]: point for point in map(_parsed, lines) if point}
+        self.known = {line["fingerprint"]: line["point"] for line in map(_parsed, lines) if line}
 
-    def at_dose(self, arm: Arm, noise: dict[str, Any], dose: float) -> dict[str, float]:
-        """The arm's method at a dose."""
-        return self(arm.method(dose, noise))
-
-    def __call__(self, method: Method) -> dict[str, float]:
-        """Means over problems of the curve's metrics, the same on every rank."""
+    def __call__(self, method: Method) -> Point:
+        """The method's point, the same on every rank."""
         self.bar.set_description(method.name)
         cell = Cell(self.session.model, self.task, method, seed=0)
-        key = fingerprint({**cell.settings(self.protocol), "split": self.task.split})
+        key = fingerprint({**cell.settings(self.protocol.hash), "task": _described(self.task)})
         point = self.known.get(key)
         if point is None:
-            results = self.session.evaluate(cell, self.protocol)
-            point = shared(None if results is None else _point(key, method, results))
+            results = self.session.evaluate(cell, self.protocol.hash)
+            rule = self.protocol["calibration"]
+            point = shared(None if results is None else _point(results, rule))
             if first_rank():
                 self.points.parent.mkdir(parents=True, exist_ok=True)
                 with self.points.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(point) + "\n")
+                    line = {"fingerprint": key, "method": method.name, "point": point}
+                    file.write(json.dumps(line) + "\n")
         self.bar.update()
-        self.problems = point["problems"]
-        return dict(point["metrics"])
+        return Point(**point)
 
 
 def summary(out: Path) -> str:
-    """The dose–response of a finished calibration and what was chosen, as text."""
+    """The dose–responses of a finished calibration and what was chosen, as text."""
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     constraint = record["rule"]["constraint"]
+    metric, margin = constraint["metric"], 100 * constraint["margin"]
     lines = [
-        f"{record['task']}, split {record['split']}: {len(record['problems'])} problems, "
-        f"K = {record['k']}; {constraint['metric']} must be {100 * record['floor']:.1f} or more"
+        f"{record['task']}: {len(record['problems'])} problems of {len(record['clusters'])} "
+        f"clusters, K = {record['k']}; {metric} of {constraint['not_below']}: "
+        f"{100 * record['greedy'][metric]:.1f} %. Chosen is the dose with the most "
+        f"{record['rule']['maximise']} whose {metric} is, by its lower limit, less than "
+        f"{margin:g} points below that."
     ]
-    for arm in (NOISE, TEMPERATURE):
-        curve = {float(dose): point for dose, point in record["curves"][arm.name].items()}
-        chosen = record["chosen"][arm.name]
-        lines.append(_table(arm, curve, chosen["dose"]))
+    for name, chosen in record["chosen"].items():
+        lines.append(_table(chosen["axis"], record["curves"][name], chosen["dose"]))
         if not chosen["constraint_met"]:
-            lines.append(
-                f"  no {arm.argument} tried keeps {constraint['metric']} there; "
-                f"{chosen['dose']:.4g} comes nearest"
-            )
-        lines.append(f"  {arm.argument} = {chosen['dose']:.4g} → {out / arm.name}.yaml")
+            lines.append(f"  no dose is shown to keep {metric}; {chosen['dose']:g} comes nearest")
+        lines.append(f"  {chosen['axis']} = {chosen['dose']:g} → {out / name}.yaml")
     return "\n".join(lines)
 
 
-def _settings(plan: Calibration, model: Model, protocol: Protocol) -> dict[str, Any]:
+def _task(args: argparse.Namespace) -> Task:
+    if args.held_out is not None:
+        if args.split is not None:
+            raise StudyError("--split names other problems, --held_out keeps some: give one")
+        return Task(args.task, None, args.k, held_out=args.held_out, part="calibration")
+    split = args.split or "calibration"
+    compared = None if split == "test" else Task(args.task)
+    return Task(args.task, args.limit, args.k, split=split, apart_from=compared)
+
+
+def _families(args: argparse.Namespace) -> tuple[Sweep, ...]:
+    """The families that the command line names, at the protocol's doses or its own."""
+    grids: dict[str, list[float]] = {}
+    for text in args.doses:
+        axis, _, values = text.partition("=")
+        grids[axis] = yaml.safe_load(f"[{values}]")
+    named = [{"name": name} for name in args.families or FAMILIES]
+    found = plan.calibration({"families": named}, args.protocol, None, grids)
+    assert found is not None
+    noise = parse_arguments("--noise", args.noise)
+    return tuple(
+        dataclasses.replace(
+            family,
+            base=dataclasses.replace(
+                family.base, perturbation={**family.base.perturbation, **noise}
+            ),
+        )
+        if family.axis == "sigma"
+        else family
+        for family in found.families
+    )
+
+
+def _described(task: Task) -> dict[str, Any]:
+    """Which problems a calibration takes, as JSON."""
+    described: dict[str, Any] = dataclasses.asdict(task)
+    return described
+
+
+def _settings(
+    task: Task, families: tuple[Sweep, ...], model: Model, protocol: Protocol
+) -> dict[str, Any]:
     """What an earlier calibration must share to be taken over, as JSON."""
     return {
         "protocol": protocol.hash,
-        "task": plan.task.name,
-        "split": plan.task.split,
-        "limit": plan.task.limit,
-        "k": plan.task.k,
-        "budget": plan.budget,
-        "noise": dict(plan.noise),
+        "task": task.name,
+        "split": task.split,
+        "k": task.k,
+        "chosen_on": _described(task),
+        "families": [
+            {
+                "name": family.base.name,
+                "perturbation": dict(family.base.perturbation),
+                "gen_kwargs": dict(family.base.gen_kwargs),
+                "axis": family.axis,
+                "doses": list(family.doses),
+            }
+            for family in families
+        ],
         "model": model.model,
         "model_args": dict(model.model_args),
     }
 
 
-def _point(key: str, method: Method, results: dict[str, Any]) -> dict[str, Any]:
-    [rows] = results["samples"].values()
+def _point(results: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any]:
+    [(task, rows)] = results["samples"].items()
+    constrained = rule["constraint"]["metric"]
+    for name in (constrained, rule["maximise"]):
+        if name not in rows[0]:
+            raise StudyError(f"{task} has no {name}, by which the protocol chooses a dose")
+    rows = sorted(rows, key=lambda row: row["doc_id"])
     metrics = {
         name: float(np.nanmean([row[name] for row in rows]))
         for name in CURVE
         if name in rows[0] and np.isfinite([row[name] for row in rows]).any()
     }
-    problems = sorted({row["doc_hash"] for row in rows})
-    return {"fingerprint": key, "method": method.name, "metrics": metrics, "problems": problems}
+    hashes = [str(row["doc_hash"]) for row in rows]
+    named = [(row.get("doc") or {}).get("cluster") for row in rows]
+    clusters = [own if name is None else str(name) for name, own in zip(named, hashes, strict=True)]
+    model = results.get("config", {}).get("embednoise", {}).get("model", {})
+    return {
+        "means": metrics,
+        "constrained": [float(row[constrained]) for row in rows],
+        "problems": hashes,
+        "clusters": clusters,
+        "model": model.get("fingerprint"),
+    }
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -268,6 +393,10 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return point
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _method_file(method: Method, model: Model) -> str:
@@ -282,49 +411,13 @@ def _method_file(method: Method, model: Model) -> str:
     return comment + yaml.safe_dump(content, sort_keys=False)
 
 
-def search(
-    evaluate: Callable[[float], dict[str, float]],
-    feasible: Callable[[dict[str, float]], bool],
-    arm: Arm,
-    budget: int,
-) -> dict[float, dict[str, float]]:
-    """Doses tried and their metrics: bracket the constraint, then halve the bracket (in logs)."""
-    tried: dict[float, dict[str, float]] = {}
-    below, above = 0.0, np.inf  # the largest feasible dose, the smallest infeasible one
-    dose = arm.start
-    while len(tried) < budget:
-        dose = float(f"{dose:.4g}")
-        if dose in tried or not arm.least <= dose <= arm.most:
-            break
-        tried[dose] = evaluate(dose)
-        if feasible(tried[dose]):
-            below = max(below, dose)
-        else:
-            above = min(above, dose)
-        if not below:
-            dose = above / arm.factor
-        elif not np.isfinite(above):
-            dose = below * arm.factor
-        else:
-            dose = float(np.sqrt(below * above))
-    return tried
-
-
-def choose(
-    curve: dict[float, dict[str, float]], rule: dict[str, Any], floor: float
-) -> tuple[float, bool]:
-    """The best dose that meets the constraint, or the one nearest to it; and whether it does."""
-    constrained = rule["constraint"]["metric"]
-    meeting = [dose for dose, point in curve.items() if point[constrained] >= floor]
-    if meeting:
-        return max(meeting, key=lambda dose: curve[dose][rule["maximise"]]), True
-    return max(curve, key=lambda dose: curve[dose][constrained]), False
-
-
-def _table(arm: Arm, curve: dict[float, dict[str, float]], best: float) -> str:
-    names = [name for name in CURVE if any(name in point for point in curve.values())]
-    lines = ["  ".join(f"{name:>14}" for name in (arm.argument, *names))]
-    for dose, point in sorted(curve.items()):
-        cells = [f"{point[name]:14.3f}" if name in point else " " * 13 + "–" for name in names]
-        lines.append("  ".join([f"{dose:14.4g}", *cells]) + ("  ←" if dose == best else ""))
+def _table(axis: str, curve: dict[str, dict[str, float | None]], best: float) -> str:
+    shown = (*CURVE, "difference", "lower_limit")
+    names = [name for name in shown if any(name in point for point in curve.values())]
+    lines = ["  ".join(f"{name:>14}" for name in (axis, *names))]
+    for dose, point in curve.items():
+        values = (point.get(name) for name in names)
+        cells = [" " * 13 + "–" if value is None else f"{value:14.3f}" for value in values]
+        mark = "  ←" if float(dose) == best else ""
+        lines.append("  ".join([f"{dose:>14}", *cells]) + mark)
     return "\n".join(lines)

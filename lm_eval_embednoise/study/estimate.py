@@ -64,7 +64,7 @@ class Estimate:
 def estimate(
     study: Study,
     left: list[Cell],
-    calibrated: Mapping[str, Mapping[str, Method]],
+    calibrated: Mapping[tuple[str, str], Mapping[str, Method]],
     problems: int,
     processes: int = 1,
 ) -> Estimate:
@@ -73,7 +73,7 @@ def estimate(
     Args:
         study: the study.
         left: its cells that are not done.
-        calibrated: models whose σ* and T* are known.
+        calibrated: models and tasks whose doses have been chosen.
         problems: size of the probe.
         processes: how many will share the problems.
     """
@@ -83,11 +83,12 @@ def estimate(
         if not mine:
             continue
         session = Session(model, study.all_tasks)
-        if study.calibrate and model.name not in calibrated:
-            task, budget = study.calibrate.task, study.calibrate.budget
-            kinds = ["clean", *["noise"] * budget, *["drawn"] * budget]
-            parts.append(_part(session, model, task, kinds, problems, processes, "calibration"))
         for task in study.tasks:
+            if study.calibrate and (model.name, task.name) not in calibrated:
+                used = study.calibrate.task(task)
+                tried = [m for family in study.calibrate.families for m in family.methods]
+                kinds = ["clean", *map(_kind, tried)]
+                parts.append(_part(session, model, used, kinds, problems, processes, "calibration"))
             kinds = [_kind(cell.method) for cell in mine if cell.task == task]
             if kinds:
                 parts.append(_part(session, model, task, kinds, problems, processes))

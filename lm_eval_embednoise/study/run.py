@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -152,14 +153,18 @@ class Runner:
 
     def __init__(self, study: Study, out: Path, protocol: Protocol) -> None:
         self.study, self.out, self.protocol = study, out, protocol
-        self.calibrated: dict[str, dict[str, Method]] = {}
-        for model in study.models if study.calibrate else ():
-            assert study.calibrate is not None
-            methods = calibrate.calibrated(
-                self._calibration_folder(model), study.calibrate, model, protocol
-            )
-            if methods:
-                self.calibrated[model.name] = methods
+        self.calibrated: dict[tuple[str, str], dict[str, Method]] = {}
+        for model, task in itertools.product(study.models, study.tasks):
+            if study.calibrate is not None:
+                methods = calibrate.calibrated(
+                    self._calibration_folder(model, task),
+                    study.calibrate.task(task),
+                    study.calibrate.families,
+                    model,
+                    protocol,
+                )
+                if methods:
+                    self.calibrated[model.name, task.name] = methods
         self.cells = study.cells(self.calibrated)
         self.left = [cell for cell in self.cells if not self._finished(cell)]
 
@@ -167,11 +172,12 @@ class Runner:
         """What is done and what is left, a line for each model and task."""
         lines = [f"study {self.study.name} in {self.out}, protocol {self.protocol.hash}"]
         for model in self.study.models:
-            if self.study.calibrate:
-                done = "done" if model.name in self.calibrated else "left"
-                task = self.study.calibrate.task
-                lines.append(f"  {model.name} · calibration on {task.name}, {task.split}: {done}")
             for task in self.study.tasks:
+                if self.study.calibrate:
+                    done = "done" if (model.name, task.name) in self.calibrated else "left"
+                    used = self.study.calibrate.task(task)
+                    split = f"{used.held_out} problems" if used.held_out else used.split
+                    lines.append(f"  {model.name} · calibration on {used.name}, {split}: {done}")
                 mine = [c for c in self.cells if (c.model, c.task) == (model, task)]
                 left = [c for c in self.left if (c.model, c.task) == (model, task)]
                 size = f"{task.limit or 'all'} problems, K = {task.k or 'the task’s own'}"
@@ -220,20 +226,22 @@ class Runner:
                 bar.set_description("done")
 
     def _calibrate(self, session: Session) -> None:
-        """Search the model's σ* and T*, if the study wants them and they are not there yet."""
-        if self.study.calibrate is None or session.model.name in self.calibrated:
-            return
-        folder = self._calibration_folder(session.model)
-        self.calibrated[session.model.name] = calibrate.calibrate(
-            session, self.study.calibrate, self.protocol, folder
-        )
-        if first_rank():
-            tqdm.write(calibrate.summary(folder), file=sys.stdout)
+        """Choose the model's doses for each task, if the study wants them and has none yet."""
+        model, plan = session.model, self.study.calibrate
+        for task in self.study.tasks if plan else ():
+            if plan is None or (model.name, task.name) in self.calibrated:
+                continue
+            folder = self._calibration_folder(model, task)
+            self.calibrated[model.name, task.name] = calibrate.calibrate(
+                session, plan.task(task), plan.families, self.protocol, folder
+            )
+            if first_rank():
+                tqdm.write(calibrate.summary(folder), file=sys.stdout)
         self.cells = self.study.cells(self.calibrated)
         self.left = [cell for cell in self.cells if not self._finished(cell)]
 
-    def _calibration_folder(self, model: Model) -> Path:
-        return self.out / "calibration" / model.name
+    def _calibration_folder(self, model: Model, task: Task) -> Path:
+        return self.out / "calibration" / model.name / Path(task.name).stem
 
     def _finished(self, cell: Cell) -> bool:
         marker = self.out / cell.folder / _DONE
@@ -329,8 +337,7 @@ def _overridden(study: Study, args: argparse.Namespace) -> Study:
     models = tuple(_with_arguments(model, added, options) for model in study.models)
     calibration = study.calibrate
     if calibration is not None:  # a smaller study calibrates on less as well
-        smaller = dataclasses.replace(calibration.task, **sizes)
-        calibration = dataclasses.replace(calibration, task=smaller)
+        calibration = dataclasses.replace(calibration, **sizes)
     return dataclasses.replace(
         study,
         tasks=tuple(dataclasses.replace(t, **sizes) for t in tasks),

@@ -5,6 +5,7 @@ What `study` and `calibrate` share. A session is made on every rank; only the fi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -16,6 +17,7 @@ from lm_eval_embednoise import plugin
 from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.launch import own_command, run_in_processes
 from lm_eval_embednoise.problems.task_files import task_dir
+from lm_eval_embednoise.study import parts
 from lm_eval_embednoise.study.plan import Cell, Model, StudyError, Task
 
 if TYPE_CHECKING:
@@ -85,7 +87,11 @@ class Session:
         return dict(results)
 
     def load_tasks(self, task: Task) -> list[Any]:
-        """Fresh tasks (the harness writes a run's sampling into them) with the study's K."""
+        """Fresh tasks (the harness writes a run's sampling into them) with their part and K.
+
+        Raises:
+            StudyError: no such split, or no problem is left.
+        """
         loaded = list(self.tasks.load([task.name])["tasks"].values())
         for item in loaded:
             if task.k is not None:
@@ -94,10 +100,32 @@ class Session:
                 if task.split not in item.dataset:
                     raise StudyError(
                         f"{task.name} has no split {task.split!r}, only {', '.join(item.dataset)}: "
-                        "name one whose problems no comparison sees, or another task"
+                        "keep some of its problems (`held_out`), or name another task (`on`)"
                     )
                 item.set_config("test_split", task.split)
+            kept = parts.kept(task, item, self._compared(task, item.config.task))
+            if kept is not None:
+                split = item.config.test_split
+                item.dataset = {**item.dataset, split: item.dataset[split].select(kept)}
         return loaded
+
+    def positions(self, task: Task) -> dict[str, list[int] | None]:
+        """Which problems of the whole task its part has, by position; None: all."""
+        whole = dataclasses.replace(task, part=None, held_out=None, apart_from=None)
+        return {
+            item.config.task: parts.kept(task, item, self._compared(task, item.config.task))
+            for item in self.load_tasks(whole)
+        }
+
+    def _compared(self, task: Task, name: str) -> set[str]:
+        """The clusters of the problems from which the task must keep apart."""
+        others = self.load_tasks(task.apart_from) if task.apart_from else []
+        return {
+            cluster
+            for other in others
+            if other.config.task == name
+            for cluster in parts.clusters(other)[: task.apart_from.limit if task.apart_from else 0]
+        }
 
     def _perturb(self, cell: Cell) -> dict[str, Any]:
         arguments = {**cell.method.perturbation, "seed": cell.seed}
