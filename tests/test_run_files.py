@@ -18,7 +18,8 @@ from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.models import arguments, loading
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.study import runfile
-from lm_eval_embednoise.study.plan import Study, StudyError
+from lm_eval_embednoise.study.method import StudyError
+from lm_eval_embednoise.study.plan import Study
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
 SHAPES = Path(__file__).parents[1] / "benchmarks" / "shapes"

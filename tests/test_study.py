@@ -16,7 +16,8 @@ from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.analysis.records import read_runs, samples
 from lm_eval_embednoise.study import estimate
 from lm_eval_embednoise.study import run as study_command
-from lm_eval_embednoise.study.plan import Method, Study, StudyError, fingerprint
+from lm_eval_embednoise.study.method import Method, StudyError
+from lm_eval_embednoise.study.plan import Study, fingerprint
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
 TWO_DOSES = [

@@ -21,7 +21,8 @@ from lm_eval_embednoise.analysis.resample import Resampler
 from lm_eval_embednoise.minicoder import NAMES, load_problems
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.study import calibrate, parts, plan
-from lm_eval_embednoise.study.plan import Method, StudyError, Task
+from lm_eval_embednoise.study.method import Method, StudyError
+from lm_eval_embednoise.study.plan import Task
 from lm_eval_embednoise.study.sweep import AXES, axis_of, own_dose
 
 PROTOCOL = Protocol.load()

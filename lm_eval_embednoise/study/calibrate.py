@@ -25,16 +25,8 @@ from lm_eval_embednoise.analysis.constraint import Constraint
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.resample import Resampler, cluster_codes
 from lm_eval_embednoise.study import plan
-from lm_eval_embednoise.study.plan import (
-    FAMILIES,
-    Cell,
-    Method,
-    Model,
-    StudyError,
-    Task,
-    fingerprint,
-    parse_arguments,
-)
+from lm_eval_embednoise.study.method import Method, StudyError
+from lm_eval_embednoise.study.plan import FAMILIES, Cell, Model, Task, fingerprint, parse_arguments
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness, shared
 from lm_eval_embednoise.written import write_text
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lm_eval_embednoise.analysis.methods import input_change
-from lm_eval_embednoise.study.plan import Cell, Method, Model, Study, Task
+from lm_eval_embednoise.study.method import Method
+from lm_eval_embednoise.study.plan import Cell, Model, Study, Task
 from lm_eval_embednoise.study.session import Session
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.study.plan import StudyError
+from lm_eval_embednoise.study.method import StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

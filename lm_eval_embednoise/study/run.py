@@ -30,16 +30,8 @@ from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.statement import wrapped
 from lm_eval_embednoise.study import calibrate
 from lm_eval_embednoise.study.estimate import Estimate, duration, estimate
-from lm_eval_embednoise.study.plan import (
-    Cell,
-    Method,
-    Model,
-    Study,
-    StudyError,
-    Task,
-    fingerprint,
-    parse_arguments,
-)
+from lm_eval_embednoise.study.method import Method, StudyError
+from lm_eval_embednoise.study.plan import Cell, Model, Study, Task, fingerprint, parse_arguments
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
 from lm_eval_embednoise.written import whole, write_text
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import early
 from lm_eval_embednoise.analysis.methods import input_change
-from lm_eval_embednoise.study.plan import Method, find_file, parse_arguments, read_file
+from lm_eval_embednoise.study.method import Method, find_file, read_file
+from lm_eval_embednoise.study.plan import parse_arguments
 
 if TYPE_CHECKING:
     import argparse

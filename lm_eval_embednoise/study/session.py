@@ -18,10 +18,12 @@ from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.launch import own_command, run_in_processes
 from lm_eval_embednoise.problems.task_files import task_dir
 from lm_eval_embednoise.study import parts
-from lm_eval_embednoise.study.plan import Cell, Model, StudyError, Task
+from lm_eval_embednoise.study.method import StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from lm_eval_embednoise.study.plan import Cell, Model, Task
 
 _TORCH_SEED = 1234  # the harness's own
 

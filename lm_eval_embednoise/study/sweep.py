@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.study.plan import Method
+    from lm_eval_embednoise.study.method import Method
 
 AXES = ("sigma", "rsp_scale", "min_p", "top_p", "temperature")
 
