@@ -12,15 +12,16 @@ import numpy as np
 import scipy
 
 import lm_eval_embednoise
-from lm_eval_embednoise.analysis import pareto, records, verdict
+from lm_eval_embednoise.analysis import records, verdict
 from lm_eval_embednoise.analysis.departures import Compared, deviations
 from lm_eval_embednoise.analysis.families import families, plain_temperatures
 from lm_eval_embednoise.analysis.identity import by_method, models_apart, signature
 from lm_eval_embednoise.analysis.intervals import mean_intervals
 from lm_eval_embednoise.analysis.matched import against, described
 from lm_eval_embednoise.analysis.measures import headline, ordered
-from lm_eval_embednoise.analysis.methods import family, input_change, method_order
+from lm_eval_embednoise.analysis.methods import method_order
 from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs, support
+from lm_eval_embednoise.analysis.planes import planes
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import align, combine
 from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes, interval
@@ -116,7 +117,11 @@ def compare(
         ],
         "leaderboard": leaderboard,
         "pairs": pairs,
-        "planes": [plane for group in groups for plane in _planes(group, protocol, level)],
+        "planes": [
+            {"model": group.model, "task": group.task, **plane}
+            for group in groups
+            for plane in planes(group.methods, group.resampler, protocol, level=level)
+        ],
         "verdicts": _verdicts(groups, baseline, candidate, protocol) if candidate else [],
         "curves": [entry for group in groups for entry in _curves(group, protocol)],
         "floor": [entry for group in groups for entry in _floor(group, level)],
@@ -247,66 +252,6 @@ def _pairs(
         }
         for (a, b), statistics in zip(named, compared, strict=True)
     ]
-
-
-def _planes(group: Group, protocol: Protocol, level: float) -> list[dict[str, Any]]:
-    """Front, hypervolume and matched differences in each of the protocol's planes."""
-    y_name = protocol["plane"]["y"]
-    planes = []
-    for x_name in protocol["plane"]["x"]:
-        runs = [r for r in group.methods.values() if {x_name, y_name} <= r.metrics.keys()]
-        if not runs:
-            continue
-        names = [run.method for run in runs]
-        x, y, correctness = (
-            group.resampler.means(
-                np.stack([r.metrics.get(name, np.full(r.n, np.nan)) for r in runs], axis=1)
-            )
-            for name in (x_name, y_name, protocol["endpoints"]["correctness"]["metric"])
-        )
-        on_front = pareto.front(x.value, y.value)
-        curve = [
-            i
-            for i, name in enumerate(names)
-            if name in protocol["curve"] or family(name) == "temperature"
-        ]
-        families = {
-            "all": list(range(len(runs))),
-            "sampling": [i for i, r in enumerate(runs) if input_change(r.perturbation) == "none"],
-            "noise": [i for i, r in enumerate(runs) if r.noisy],
-        }
-        volumes = {
-            group_name: as_json(
-                bca(
-                    float(pareto.hypervolume(x.value[members], y.value[members])),
-                    pareto.hypervolume(x.boot[:, members], y.boot[:, members]),
-                    pareto.hypervolume(x.jack[:, members], y.jack[:, members]),
-                    runs[0].n,
-                    level=level,
-                )
-            )
-            for group_name, members in families.items()
-            if members
-        }
-        matched = {
-            names[i]: as_json(pareto.matched_estimate(x, correctness, i, curve, level=level))
-            for i in range(len(runs))
-            if i not in curve
-        }
-        planes.append(
-            {
-                "model": group.model,
-                "task": group.task,
-                "x": x_name,
-                "y": y_name,
-                "front": [name for name, on in zip(names, on_front, strict=True) if on],
-                "hypervolume": volumes,
-                "curve": [names[i] for i in curve],
-                "matched_metric": protocol["endpoints"]["correctness"]["metric"],
-                "matched": matched,
-            }
-        )
-    return planes
 
 
 def _verdicts(

@@ -214,21 +214,6 @@ def test_equal_points_are_both_on_the_front():
     np.testing.assert_array_equal(pareto.front(np.ones(2), np.ones(2)), [True, True])
 
 
-def test_dummies_without_noise_are_neither_noise_nor_sampling(tmp_path):
-    for name in ("greedy", "temp-0.8", "embednoise-0.1"):
-        write_run(tmp_path, name, n=8)
-    plain = compare(read_runs([tmp_path]), draws=DRAWS)
-    control = Method(5.0, 0.9, arm={"positions": "dummy:8"})  # it would enlarge either area
-    write_run(tmp_path, "dummy-8", control, n=8)
-    [before], [after] = (
-        [p["hypervolume"] for p in found["planes"] if p["x"] == "distinct_2"]
-        for found in (plain, compare(read_runs([tmp_path]), draws=DRAWS))
-    )
-    assert after["all"]["value"] > before["all"]["value"]
-    assert after["sampling"] == before["sampling"]
-    assert after["noise"] == before["noise"]
-
-
 def test_hypervolume_equals_counting():
     rng = np.random.default_rng(0)
     x, y = rng.random((2, 6))
