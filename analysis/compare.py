@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="RESULTS are comparison.json files of several groups: join them to one leaderboard",
+        help="RESULTS are comparison.json files of several groups: compare all their methods",
     )
     parser.add_argument(
         "--intersect",
@@ -50,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     """Compare and write; returns the exit status."""
     _check_name(args.out)
     if args.merge:
-        comparison = merge({name: schema.read(Path(name)) for name in args.results})
+        if args.baseline or args.candidate or args.protocol:
+            raise ResultError("--merge takes baseline, candidate and protocol from the files")
+        files = {name: schema.read(Path(name)) for name in args.results}
+        comparison = merge(files, intersect=args.intersect)
     else:
         comparison = compare(
             read_runs(args.results, partial=args.intersect),
@@ -62,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     written = write_outputs(comparison, args.out)
     print(tables.terminal(comparison))
     print(wrapped(comparison))
+    if args.merge:
+        print(_said_of_merging(comparison["merged"]))
     print("\nwritten:", ", ".join(str(path) for path in written))
     return 0
 
@@ -80,6 +85,15 @@ def write_outputs(comparison: dict[str, Any], out: Path) -> list[Path]:
     write_text(out.with_suffix(".md"), tables.markdown(comparison))
     figures = save(pareto_figure(comparison), out.parent, "pareto")
     return [out, out.with_suffix(".csv"), out.with_suffix(".md"), *figures]
+
+
+def _said_of_merging(merged: dict[str, list[str]]) -> str:
+    """Which files' methods were paired with each other."""
+    paired, separate = (", ".join(merged[key]) or "none" for key in ("paired", "separate"))
+    return (
+        f"Compared anew, problem by problem: {paired}. As their files have it, methods of other "
+        f"files not paired: {separate}."
+    )
 
 
 def _check_name(out: Path) -> None:
