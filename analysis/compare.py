@@ -1,11 +1,18 @@
-"""`embednoise compare`: result folders to comparison.json, CSV, Markdown, plot and table."""
+"""`embednoise compare`: result folders to comparison.json, CSV, Markdown, plot and table.
+
+Examples:
+  embednoise compare results/quick --candidate embednoise-0.1
+  embednoise compare temp=runs/a noise=runs/b --out comparison.json
+  embednoise compare --merge ours.json theirs.json --out both.json
+  embednoise compare results/quick --every_eval_ever shared --organization "Example Lab"
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.analysis import schema, tables
+from lm_eval_embednoise.analysis import every_eval_ever, schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
@@ -44,11 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("comparison.json"), metavar="FILE", help="comparison.json"
     )
+    parser.add_argument(
+        "--every_eval_ever",
+        type=Path,
+        metavar="DIR",
+        help="also write DIR/data/TASK/DEVELOPER/MODEL/*.json, one file a method in the shared "
+        f"format Every Eval Ever, version {every_eval_ever.VERSION} (needs --organization)",
+    )
+    parser.add_argument("--organization", metavar="NAME", help="who provides these results")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare and write; returns the exit status."""
     _check_name(args.out)
+    if args.every_eval_ever:
+        every_eval_ever.check(args.organization)
     if args.merge:
         if args.baseline or args.candidate or args.protocol:
             raise ResultError("--merge takes baseline, candidate and protocol from the files")
@@ -68,6 +85,9 @@ def run(args: argparse.Namespace) -> int:
     if args.merge:
         print(_said_of_merging(comparison["merged"]))
     print("\nwritten:", ", ".join(str(path) for path in written))
+    if args.every_eval_ever:
+        shared = every_eval_ever.export(comparison, args.every_eval_ever, args.organization)
+        print(f"{len(shared)} files for Every Eval Ever below {args.every_eval_ever / 'data'}")
     return 0
 
 

@@ -49,12 +49,18 @@ def runs_of(comparison: Mapping[str, Any], source: Path) -> list[Run]:
         comparison: its content, of version 2; one of version 1 has no such values and no runs.
         source: the file, which stands in the runs' paths.
     """
+    return [run for same in by_entry(comparison, source).values() for run in same]
+
+
+def by_entry(comparison: Mapping[str, Any], source: Path) -> dict[tuple[str, str, str], list[Run]]:
+    """The same by the leaderboard's model, task and method; replicates in the file's order."""
     rows = {(r["model"], r["task"], r["method"]): r for r in comparison["leaderboard"]}
-    return [
-        _run(entry, run, rows[entry["model"], entry["task"], run["method"]], source)
-        for entry in comparison.get("vectors", ())
-        for run in entry["runs"]
-    ]
+    found: dict[tuple[str, str, str], list[Run]] = {}
+    for entry in comparison.get("vectors", ()):
+        for run in entry["runs"]:
+            key = (entry["model"], entry["task"], run["method"])
+            found.setdefault(key, []).append(_run(entry, run, rows[key], source))
+    return found
 
 
 def _run_as_json(run: Run) -> dict[str, Any]:
