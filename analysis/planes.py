@@ -55,10 +55,11 @@ def _plane(
     drawn = [run for run, kept in zip(runs, enough, strict=True) if kept]
     common = defined[enough].all(0) & enough.any()
     matched = protocol["endpoints"]["correctness"]["metric"]
-    left_out = {
-        r.method: int(d.sum()) for r, d in zip(runs, defined, strict=True) if r not in drawn
+    head = {
+        "n": int(common.sum()),
+        "n_undefined": int((~common).sum()),
+        "left_out": {runs[i].method: int(defined[i].sum()) for i in np.flatnonzero(~enough)},
     }
-    head = {"n": int(common.sum()), "n_undefined": int((~common).sum()), "left_out": left_out}
     names = [run.method for run in drawn]
     curve = [i for i, name in enumerate(names) if _on_curve(name, protocol)]
     body: dict[str, Any] = {
