@@ -1,11 +1,18 @@
-"""`embednoise compare`: result folders to comparison.json, CSV, Markdown, plot and table."""
+"""`embednoise compare`: result folders to comparison.json, CSV, Markdown, plot and table.
+
+Examples:
+  embednoise compare results/quick --candidate embednoise-0.1
+  embednoise compare temp=runs/a noise=runs/b --out comparison.json
+  embednoise compare --merge ours.json theirs.json --out both.json
+  embednoise compare results/quick --every_eval_ever shared --organization "Example Lab"
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.analysis import schema, tables
+from lm_eval_embednoise.analysis import every_eval_ever, schema, tables
 from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.protocol import Protocol
@@ -31,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="RESULTS are comparison.json files of several groups: join them to one leaderboard",
+        help="RESULTS are comparison.json files of several groups: compare all their methods",
     )
     parser.add_argument(
         "--intersect",
@@ -44,13 +51,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("comparison.json"), metavar="FILE", help="comparison.json"
     )
+    parser.add_argument(
+        "--every_eval_ever",
+        type=Path,
+        metavar="DIR",
+        help="also write DIR/data/TASK/DEVELOPER/MODEL/*.json, one file a method in the shared "
+        f"format Every Eval Ever, version {every_eval_ever.VERSION} (needs --organization)",
+    )
+    parser.add_argument("--organization", metavar="NAME", help="who provides these results")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare and write; returns the exit status."""
     _check_name(args.out)
+    if args.every_eval_ever:
+        every_eval_ever.check(args.organization)
     if args.merge:
-        comparison = merge({name: schema.read(Path(name)) for name in args.results})
+        if args.baseline or args.candidate or args.protocol:
+            raise ResultError("--merge takes baseline, candidate and protocol from the files")
+        files = {name: schema.read(Path(name)) for name in args.results}
+        comparison = merge(files, intersect=args.intersect)
     else:
         comparison = compare(
             read_runs(args.results, partial=args.intersect),
@@ -62,7 +82,12 @@ def run(args: argparse.Namespace) -> int:
     written = write_outputs(comparison, args.out)
     print(tables.terminal(comparison))
     print(wrapped(comparison))
+    if args.merge:
+        print(_said_of_merging(comparison["merged"]))
     print("\nwritten:", ", ".join(str(path) for path in written))
+    if args.every_eval_ever:
+        shared = every_eval_ever.export(comparison, args.every_eval_ever, args.organization)
+        print(f"{len(shared)} files for Every Eval Ever below {args.every_eval_ever / 'data'}")
     return 0
 
 
@@ -80,6 +105,15 @@ def write_outputs(comparison: dict[str, Any], out: Path) -> list[Path]:
     write_text(out.with_suffix(".md"), tables.markdown(comparison))
     figures = save(pareto_figure(comparison), out.parent, "pareto")
     return [out, out.with_suffix(".csv"), out.with_suffix(".md"), *figures]
+
+
+def _said_of_merging(merged: dict[str, list[str]]) -> str:
+    """Which files' methods were paired with each other."""
+    paired, separate = (", ".join(merged[key]) or "none" for key in ("paired", "separate"))
+    return (
+        f"Compared anew, problem by problem: {paired}. As their files have it, methods of other "
+        f"files not paired: {separate}."
+    )
 
 
 def _check_name(out: Path) -> None:

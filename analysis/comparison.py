@@ -6,28 +6,31 @@ import datetime
 import platform
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import scipy
 
 import lm_eval_embednoise
-from lm_eval_embednoise.analysis import pareto, records, verdict
+from lm_eval_embednoise.analysis import records, vectors, verdict
 from lm_eval_embednoise.analysis.departures import Compared, deviations
+from lm_eval_embednoise.analysis.environment import joined
 from lm_eval_embednoise.analysis.families import families, plain_temperatures
 from lm_eval_embednoise.analysis.identity import by_method, models_apart, signature
 from lm_eval_embednoise.analysis.intervals import mean_intervals
 from lm_eval_embednoise.analysis.matched import against, described
 from lm_eval_embednoise.analysis.measures import headline, ordered
-from lm_eval_embednoise.analysis.methods import family, input_change, method_order
+from lm_eval_embednoise.analysis.methods import method_order
 from lm_eval_embednoise.analysis.pairs import add_holm, as_json, compare_pairs, support
+from lm_eval_embednoise.analysis.planes import planes
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import align, combine
 from lm_eval_embednoise.analysis.resample import DRAWS, Resampler, bca, cluster_codes, interval
 from lm_eval_embednoise.analysis.runs import ResultError, Run
 
 _CURVE_DRAWS = 2_000  # one band for all methods needs the middle of the distribution only
-SCHEMA = "lm-eval-embednoise/comparison/1"
+SCHEMA = "lm-eval-embednoise/comparison/2"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def compare(
     draws: int = DRAWS,
     seed: int = 0,
     intersect: bool = False,
+    candidate_everywhere: bool = True,
 ) -> dict[str, Any]:
     """Compare all methods on each model and task.
 
@@ -63,6 +67,8 @@ def compare(
         draws: bootstrap resamples.
         seed: root of the resamples.
         intersect: compare on the problems that all runs of a model and task have.
+        candidate_everywhere: refuse models and tasks without the candidate; else they have no part
+            in the verdict.
 
     Returns:
         The content of comparison.json, see docs/comparison.md.
@@ -78,7 +84,8 @@ def compare(
     runs = sorted(kept, key=lambda run: place[run.path, run.task])
     for group in groups:
         for role, name in (("baseline", baseline), ("candidate", candidate)):
-            if name is not None and name not in group.methods:
+            needed = role == "baseline" or candidate_everywhere
+            if needed and name is not None and name not in group.methods:
                 raise ResultError(
                     f"the {role} {name!r} has no results for {group.model} on {group.task}; "
                     f"there are: {', '.join(group.methods)}"
@@ -116,9 +123,14 @@ def compare(
         ],
         "leaderboard": leaderboard,
         "pairs": pairs,
-        "planes": [plane for group in groups for plane in _planes(group, protocol, level)],
+        "planes": [
+            {"model": group.model, "task": group.task, **plane}
+            for group in groups
+            for plane in planes(group.methods, group.resampler, protocol, level=level)
+        ],
         "verdicts": _verdicts(groups, baseline, candidate, protocol) if candidate else [],
         "curves": [entry for group in groups for entry in _curves(group, protocol)],
+        "vectors": [vectors.as_json([*chain(*group.replicates.values())]) for group in groups],
         "floor": [entry for group in groups for entry in _floor(group, level)],
     }
 
@@ -175,6 +187,7 @@ def _leaderboard(group: Group, level: float) -> list[dict[str, Any]]:
             "rho": run.info.get("rho"),
             "std": run.info.get("std"),
             "protocol": run.protocol,
+            "environment": joined(one.environment for one in group.replicates[method]),
             "metrics": estimates[method],
             "cost": _cost(run, group.resampler, level),
         }
@@ -214,9 +227,11 @@ def _pairs(
     """Every method against the baseline, and the candidate against the rest of its family."""
     against_baseline = [(name, baseline) for name in group.methods if name != baseline]
     family = [
-        (candidate, name)
+        (str(candidate), name)
         for name in protocol["family"]
-        if candidate and name in group.methods and name not in (baseline, candidate)
+        if candidate in group.methods
+        and name in group.methods
+        and name not in (baseline, candidate)
     ]
     named = against_baseline + [pair for pair in family if pair not in against_baseline]
     metrics = ordered({name for run in group.methods.values() for name in run.metrics})
@@ -249,72 +264,13 @@ def _pairs(
     ]
 
 
-def _planes(group: Group, protocol: Protocol, level: float) -> list[dict[str, Any]]:
-    """Front, hypervolume and matched differences in each of the protocol's planes."""
-    y_name = protocol["plane"]["y"]
-    planes = []
-    for x_name in protocol["plane"]["x"]:
-        runs = [r for r in group.methods.values() if {x_name, y_name} <= r.metrics.keys()]
-        if not runs:
-            continue
-        names = [run.method for run in runs]
-        x, y, correctness = (
-            group.resampler.means(
-                np.stack([r.metrics.get(name, np.full(r.n, np.nan)) for r in runs], axis=1)
-            )
-            for name in (x_name, y_name, protocol["endpoints"]["correctness"]["metric"])
-        )
-        on_front = pareto.front(x.value, y.value)
-        curve = [
-            i
-            for i, name in enumerate(names)
-            if name in protocol["curve"] or family(name) == "temperature"
-        ]
-        families = {
-            "all": list(range(len(runs))),
-            "sampling": [i for i, r in enumerate(runs) if input_change(r.perturbation) == "none"],
-            "noise": [i for i, r in enumerate(runs) if r.noisy],
-        }
-        volumes = {
-            group_name: as_json(
-                bca(
-                    float(pareto.hypervolume(x.value[members], y.value[members])),
-                    pareto.hypervolume(x.boot[:, members], y.boot[:, members]),
-                    pareto.hypervolume(x.jack[:, members], y.jack[:, members]),
-                    runs[0].n,
-                    level=level,
-                )
-            )
-            for group_name, members in families.items()
-            if members
-        }
-        matched = {
-            names[i]: as_json(pareto.matched_estimate(x, correctness, i, curve, level=level))
-            for i in range(len(runs))
-            if i not in curve
-        }
-        planes.append(
-            {
-                "model": group.model,
-                "task": group.task,
-                "x": x_name,
-                "y": y_name,
-                "front": [name for name, on in zip(names, on_front, strict=True) if on],
-                "hypervolume": volumes,
-                "curve": [names[i] for i in curve],
-                "matched_metric": protocol["endpoints"]["correctness"]["metric"],
-                "matched": matched,
-            }
-        )
-    return planes
-
-
 def _verdicts(
     groups: list[Group], baseline: str, candidate: str, protocol: Protocol
 ) -> list[dict[str, Any]]:
     verdicts = []
-    for model in dict.fromkeys(group.model for group in groups):
-        mine = [group for group in groups if group.model == model]
+    judged = [group for group in groups if candidate in group.methods]
+    for model in dict.fromkeys(group.model for group in judged):
+        mine = [group for group in judged if group.model == model]
         tasks = [
             verdict.task_verdict(g.methods[candidate], g.methods[baseline], g.resampler, protocol)
             | {"curve": verdict.curve_verdict(candidate, g.methods, g.resampler, protocol)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -119,12 +120,7 @@ def _panel(
         for row in comparison["leaderboard"]
         if (row["model"], row["task"]) == (plane["model"], plane["task"])
     ]
-    points = []
-    for row in rows:
-        x, y = (row["metrics"].get(plane[key]) for key in ("x", "y"))
-        if x is None or y is None or x["value"] is None or y["value"] is None:
-            continue
-        points.append({"method": row["method"], "x": x, "y": y})
+    points = _points(rows, plane)
     named = featured(rows, comparison, NAMED)
     for point in points:
         color, marker = STYLES[family(point["method"])]
@@ -153,18 +149,18 @@ def _panel(
         axis.fill_between(edge_x, edge_y, step="pre", color="#888888", alpha=0.08, linewidth=0)
     k = rows[0]["k"]
     axis.set_title(f"{plane['task']}  ({plane['model']})", loc="left", fontweight="bold", pad=18)
-    axis.set_xlabel(_AXIS.get(plane["x"], plane["x"]))
+    axis.set_xlabel(_AXIS.get(plane["x"], plane["x"]) + _left_out(plane))
     axis.set_ylabel(f"pass@K, K = {k}" if plane["y"] == "success@K" else plane["y"])
     axis.set_xlim(left=0)
     top = 1.05 if measure(plane["y"]).rate else axis.get_ylim()[1]
     axis.set_ylim(bottom=-0.02 * top, top=top)  # room for a marker at 0
     axis.grid(alpha=0.2, linewidth=0.5)
-    level = 100 * comparison["analysis"]["level"]
+    level, n = 100 * comparison["analysis"]["level"], plane.get("n", rows[0]["n"])
     hollow = "" if len(named) >= len(points) else ", hollow: other arms"
     axis.text(
         0.0,
         1.01,
-        f"n = {rows[0]['n']}, bars: {level:.0f} % intervals, grey: Pareto front{hollow}",
+        f"n = {n}, bars: {level:.0f} % intervals, grey: Pareto front{hollow}",
         transform=axis.transAxes,
         ha="left",
         va="bottom",
@@ -174,6 +170,26 @@ def _panel(
     for point in points:
         point["named"] = point["method"] in named
     return points, front
+
+
+def _points(rows: list[dict[str, Any]], plane: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where a plane's methods lie; in files of version 1 at the means of the leaderboard."""
+    found = plane.get("points")
+    if found is None:
+        axes = {"x": plane["x"], "y": plane["y"]}
+        found = {r["method"]: {k: r["metrics"].get(m) for k, m in axes.items()} for r in rows}
+    return [
+        {"method": method, **at}
+        for method, at in found.items()
+        if all(at[key] is not None and at[key]["value"] is not None for key in ("x", "y"))
+    ]
+
+
+def _left_out(plane: dict[str, Any]) -> str:
+    """The methods that are not drawn, as further lines of the axis' name."""
+    rare = ", ".join(f"{name} ({n})" for name, n in plane.get("left_out", {}).items())
+    said = textwrap.fill(f"not drawn, defined on fewer than half: {rare}", 70)
+    return f"\n{said}" if rare else ""
 
 
 def _whiskers(estimate: dict[str, Any]) -> list[list[float]] | None:

@@ -12,9 +12,11 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.analysis.naming import PLAIN
-from lm_eval_embednoise.analysis.records import differences
+from lm_eval_embednoise.analysis.records import align, differences
 from lm_eval_embednoise.analysis.runs import ResultError, Run
 
 if TYPE_CHECKING:
@@ -121,11 +123,23 @@ def _replicates(label: str, runs: list[Run]) -> list[Run]:
         if twin is None or differences(twin, run):  # what differs is refused when they are aligned
             kept.append(run)
         else:
+            changed = ", ".join(_changed(twin, run))
             log.warning(
-                "%s on %s: %s is the same run as %s (seed %s) and is left out",
+                "%s on %s: %s is the same run as %s (seed %s) and is left out%s",
                 *(label, run.task, run.path, twin.path, run.seed),
+                f", with other values of {changed}" if changed else "",
             )
     return sorted(kept, key=lambda run: run.date)
+
+
+def _changed(a: Run, b: Run) -> list[str]:
+    """Metrics whose values differ between two records of one run, by more than their rounding."""
+    a, b = align([a, b])
+    return [
+        name
+        for name in sorted(a.metrics.keys() & b.metrics.keys())
+        if not np.allclose(a.metrics[name], b.metrics[name], 1e-5, 1e-9, equal_nan=True)
+    ]
 
 
 def _named(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_RADII = (9.0, 14.0, 20.0, 28.0, 38.0, 50.0, 65.0, 85.0, 110.0, 140.0)
+_RADII = (9.0, 14.0, 20.0, 28.0, 38.0, 50.0, 65.0, 85.0, 110.0, 140.0, 180.0, 230.0)
 _ANGLES = np.deg2rad([0, 180, 90, 270, 30, 150, 330, 210, 60, 120, 300, 240])
 
 
@@ -36,7 +36,7 @@ def place(
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     order = np.argsort([-np.sum(np.exp(-row / 40)) for row in distance], kind="stable")
     centres = np.full_like(points, np.nan)
-    taken = obstacles.reshape(-1, 4)
+    in_the_way, written = obstacles.reshape(-1, 4), np.empty((0, 4))
     for i in order:
         spots = _spots(points[i], sizes[i])
         boxes = np.concatenate([spots - sizes[i] / 2, spots + sizes[i] / 2], axis=1)
@@ -48,12 +48,14 @@ def place(
             | (boxes[:, 3] > top)
         )
         far = np.linalg.norm(spots - points[i], axis=1)
-        cost = far / 40 + 1e4 * outside + _overlap(boxes, taken).sum(1)
+        covered = _overlap(boxes, written).sum(1)
+        # Written labels must not be covered at all, obstacles as little as can be.
+        cost = far / 40 + 1e5 * outside + 1e4 * (covered > 0) + covered
+        cost += _overlap(boxes, in_the_way).sum(1)
         best = int(np.argmin(cost))
         centres[i] = spots[best]
-        # Written labels must not be covered at all; obstacles weigh by area.
         label = np.concatenate([centres[i] - sizes[i] / 2 - 2, centres[i] + sizes[i] / 2 + 2])
-        taken = np.concatenate([taken, np.repeat(label[None], 20, axis=0)])
+        written = np.concatenate([written, label[None]])
     return centres
 
 

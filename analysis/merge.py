@@ -1,137 +1,118 @@
-"""One leaderboard from several groups' comparison.json: merged only where they are comparable."""
+"""One comparison from several groups' comparison.json, refused where they are not comparable.
+
+Files that hold every problem's values (version 2) are compared anew, as if their runs lay in one
+folder: methods of different groups are paired. Files of version 1 keep their own numbers.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lm_eval_embednoise.analysis import pareto
+from lm_eval_embednoise.analysis import vectors
+from lm_eval_embednoise.analysis.comparison import compare
+from lm_eval_embednoise.analysis.join import join
+from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.records import unequal
 from lm_eval_embednoise.analysis.runs import ResultError
 
-# Part → the keys that identify an entry; an entry in several files is taken once.
-_LISTS = {
-    "sources": ("model", "method", "task", "file"),
-    "leaderboard": ("model", "task", "method"),
-    "pairs": ("model", "task", "method", "baseline"),
-    "verdicts": ("model", "candidate"),
-    "floor": ("model", "task", "method"),
-}
-_CONTENT = ("perturbation", "sampling", "seeds", "settings")  # of one method in two files
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Settings that belong to a model; what else is recorded must be equal for all models of a task.
+_OF_A_MODEL = ("model ", "chat template", "stream_version")
 
 
-def merge(comparisons: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Join files, name → content, under one protocol, baseline and set of problems.
+def merge(comparisons: Mapping[str, dict[str, Any]], *, intersect: bool = False) -> dict[str, Any]:
+    """Merge files, name → content, under one protocol, baseline and set of problems.
 
-    Intervals and tests stay as each file computed them: methods of different files were not paired.
+    Args:
+        comparisons: the files.
+        intersect: compare on the problems that all files of a model and task have.
+
+    Returns:
+        The content of comparison.json; `merged` says which files were paired and which were not.
 
     Raises:
-        ResultError: protocols, baselines or settings differ, or one name is used for two methods.
+        ResultError: protocols, baselines, problems or settings differ, or one name is used for two
+            methods.
     """
+    _check_analyses(comparisons)
+    _check_settings(comparisons, intersect)
+    paired = [name for name, content in comparisons.items() if _has_all_values(content)]
+    separate = [name for name in comparisons if name not in paired]
+    candidates = {c["analysis"]["candidate"] for c in comparisons.values()} - {None}
+    candidate = candidates.pop() if len(candidates) == 1 else None
+    parts = dict(comparisons)
+    if len(paired) > 1:
+        first = comparisons[paired[0]]
+        runs = [run for name in paired for run in vectors.runs_of(parts.pop(name), Path(name))]
+        anew = compare(
+            runs,
+            baseline=first["analysis"]["baseline"],
+            candidate=candidate if any(run.method == candidate for run in runs) else None,
+            protocol=Protocol(first["protocol"]["content"]),
+            level=first["analysis"]["level"],
+            draws=first["analysis"]["draws"],
+            seed=first["analysis"]["seed"],
+            intersect=intersect,
+            candidate_everywhere=False,
+        )
+        parts = {"the files compared anew": anew, **parts}
+    merged = join(parts)
+    merged["analysis"] = {**merged["analysis"], "candidate": candidate}
+    return {**merged, "merged": {"paired": _names(paired), "separate": _names(separate)}}
+
+
+def _check_analyses(comparisons: Mapping[str, dict[str, Any]]) -> None:
     (first_name, first), *others = comparisons.items()
     for name, other in others:
-        for what in (("protocol", "hash"), ("analysis", "baseline"), ("analysis", "level")):
-            ours, theirs = first[what[0]][what[1]], other[what[0]][what[1]]
+        for part, key in (("protocol", "hash"), ("analysis", "baseline"), ("analysis", "level")):
+            ours, theirs = first[part][key], other[part][key]
             if ours != theirs:
                 raise ResultError(
-                    f"{first_name} and {name} can't be merged: {' '.join(what)} {ours} against "
+                    f"{first_name} and {name} can't be merged: {part} {key} {ours} against "
                     f"{theirs}; compare both again under one protocol"
                 )
-    facts: dict[tuple[str, str], tuple[str, Any]] = {}
-    seen: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = {}
+
+
+def _check_settings(comparisons: Mapping[str, dict[str, Any]], intersect: bool) -> None:
+    """Refuse files whose runs of a task, or of a model, differ in what must be equal."""
+    seen: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, comparison in comparisons.items():
         for row in comparison["leaderboard"]:
-            for subject, fact in _facts(row).items():
-                source, expected = facts.setdefault(subject, (name, fact))
-                if fact != expected:
+            for subject, settings in _facts(row, intersect).items():
+                source, expected = seen.setdefault(subject, (name, settings))
+                reasons = unequal(expected, settings) if source != name else []
+                if reasons:
                     raise ResultError(
-                        f"{source} and {name} can't be merged: {subject[0]} has {subject[1]} "
-                        f"{expected} against {fact}"
+                        f"{source} and {name} can't be merged: {subject} has {'; '.join(reasons)}"
                     )
-            key = (row["model"], row["task"], row["method"])
-            source, other = seen.setdefault(key, (name, row))
-            differing = [k for k in _CONTENT if other[k] != row[k]]
-            if differing:
-                raise ResultError(
-                    f"{source} and {name} both hold {' · '.join(key)}, with another "
-                    f"{', '.join(differing)}: give the methods or the models different names"
-                )
-    candidates = {c["analysis"]["candidate"] for c in comparisons.values()}
-    lists = {
-        part: _once([item for c in comparisons.values() for item in c[part]], keys)
-        for part, keys in _LISTS.items()
-    }
+
+
+def _facts(row: Mapping[str, Any], intersect: bool) -> dict[str, dict[str, Any]]:
+    """What must be equal wherever the same task, the same model, or both appear."""
+    settings = row["settings"]
+    of_the_task = {k: v for k, v in settings.items() if not k.startswith(_OF_A_MODEL)}
+    of_the_model = {k: v for k, v in settings.items() if k.startswith("model ")}
+    of_both = {"chat template": settings.get("chat template")}
+    keys = ("k",) if intersect else ("k", "n", "problems")
     return {
-        **first,
-        "analysis": {
-            **first["analysis"],
-            "candidate": candidates.pop() if len(candidates) == 1 else None,
-        },
-        **lists,
-        "curves": _curves([entry for c in comparisons.values() for entry in c.get("curves", [])]),
-        "planes": _planes([p for c in comparisons.values() for p in c["planes"]], lists),
+        row["task"]: of_the_task | {key: row[key] for key in keys},
+        row["model"]: of_the_model,
+        f"{row['model']} on {row['task']}": of_both,
     }
 
 
-def _once(items: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The items without those that an earlier file has as well."""
-    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for item in items:
-        kept.setdefault(tuple(item[key] for key in keys), item)
-    return list(kept.values())
-
-
-def _curves(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One curve for each model, task and outcome: files with the same one hold more methods."""
-    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for curve in curves:
-        key = (curve["model"], curve["task"], curve["outcome"], *curve["doses"])
-        one = merged.setdefault(key, curve)
-        merged[key] = {
-            **one,
-            "against": {**curve["against"], **one["against"]},
-            "areas": {**curve["areas"], **one["areas"]},
-        }
-    return list(merged.values())
-
-
-def _planes(planes: list[dict[str, Any]], lists: dict[str, Any]) -> list[dict[str, Any]]:
-    """One plane for each model, task and metric: the front is drawn anew where files share it.
-
-    The area below the front can't be computed from the files then, and is left out.
-    """
-    means = {
-        (row["model"], row["task"], row["method"]): row["metrics"] for row in lists["leaderboard"]
+def _has_all_values(comparison: Mapping[str, Any]) -> bool:
+    """Whether all of its methods' values are there; a merge with files of version 1 lacks some."""
+    rows = {(row["model"], row["task"], row["method"]) for row in comparison["leaderboard"]}
+    return rows == {
+        (entry["model"], entry["task"], run["method"])
+        for entry in comparison.get("vectors", ())
+        for run in entry["runs"]
     }
-    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for plane in planes:
-        key = (plane["model"], plane["task"], plane["x"], plane["y"])
-        one = merged.setdefault(key, plane)
-        if one is plane or one == plane:
-            continue
-        mine = [(name, m) for (*where, name), m in means.items() if tuple(where) == key[:2]]
-        names = [name for name, metrics in mine if {plane["x"], plane["y"]} <= metrics.keys()]
-        x, y = (
-            np.array([np.nan if (v := dict(mine)[n][axis]["value"]) is None else v for n in names])
-            for axis in (plane["x"], plane["y"])
-        )
-        front = pareto.front(x, y)
-        merged[key] = {
-            **one,
-            "front": [name for name, on in zip(names, front, strict=True) if on],
-            "hypervolume": {},
-            "curve": list(dict.fromkeys([*one["curve"], *plane["curve"]])),
-            "matched": {**plane["matched"], **one["matched"]},
-        }
-    return list(merged.values())
 
 
-def _facts(row: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """What must be equal wherever the same task or the same model appears."""
-    task = {key: row[key] for key in ("k", "n", "problems")}
-    model = {key: value for key, value in row["settings"].items() if key.startswith("model ")}
-    task["data version"] = row["settings"].get("data version")
-    return {
-        **{(row["task"], key): value for key, value in task.items()},
-        **{(row["model"], key): value for key, value in model.items()},
-    }
+def _names(files: list[str]) -> list[str]:
+    return [Path(name).name for name in files]

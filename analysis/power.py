@@ -1,11 +1,4 @@
-"""`embednoise power`: problems needed, from a pilot's paired differences (and planning.py).
-
-A difference by simulation: the pilot's clusters are drawn with replacement under weights that make
-the mean difference the one asked for, and the paper's test is run on each draw. The weights tilt
-the pilot exponentially (Efron 1981), so zeros stay zeros and no value appears that no problem
-showed; shifting all differences instead would turn ties into wins. The normal approximation stands
-beside.
-"""
+"""`embednoise power`: problems needed, from a pilot's paired values (planning.py computes them)."""
 
 from __future__ import annotations
 
@@ -14,21 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats as _scipy
 
 from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.measures import measure
 from lm_eval_embednoise.analysis.planning import (
     MOST,
     Needed,
-    least_groups,
+    difference_needed,
     noninferiority_needed,
     ratio_needed,
-    tilted,
     variance_parts,
 )
 from lm_eval_embednoise.analysis.records import align, combine, read_runs
-from lm_eval_embednoise.analysis.resample import Array, cluster_codes
+from lm_eval_embednoise.analysis.resample import cluster_codes
 from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.written import write_text
 
@@ -37,9 +28,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-TRIALS = 1_000
+    from lm_eval_embednoise.analysis.resample import Array
+
 SAMPLED = ("pass@1", "accuracy", "compile_rate", "valid_rate")  # means over samples
-_BATCH = 4_000_000  # differences simulated at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--difference",
         type=float,
         default=0.05,
-        help="smallest difference worth finding (0.05: 5 percentage points of a rate)",
+        help="smallest difference worth finding by the sign-flip test of the mean, the test that "
+        "decides (0.05: 5 percentage points of a rate)",
     )
     asked.add_argument(
         "--margin", type=float, help="show instead that a rate is worse by less than this"
@@ -108,88 +100,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def problems_needed(
-    d: Array,
-    clusters: NDArray[np.int64] | None = None,
-    *,
-    difference: float,
-    alpha: float,
-    power: float = 0.8,
-    trials: int = TRIALS,
-    seed: int = 0,
-) -> Needed:
-    """Problems needed for the signed-rank test to find a mean difference.
-
-    Args:
-        d: the pilot's differences [n].
-        clusters: their cluster codes; the pilot's cluster sizes are kept.
-        difference: true mean difference to be found.
-        alpha: two-sided level.
-        power: share of studies that must find it.
-        trials: simulated studies at each size.
-        seed: root of the draws.
-
-    Raises:
-        ResultError: the pilot has too few problems, or no mixture of its differences has that mean.
-    """
-    blocks = _blocks(stats.settle(d), clusters)
-    per_cluster = len(d) / len(blocks)
-    weights = tilted(blocks, difference)
-    sums = np.array([block.sum() for block in blocks])
-    sizes = np.array([len(block) for block in blocks])
-    # Variance of a cluster's contribution to the mean, as `stats.standard_error` has it.
-    variance = float(np.sum(weights * (sums - difference * sizes) ** 2)) / per_cluster**2
-    reach = _scipy.norm.ppf(1 - alpha / 2) + _scipy.norm.ppf(power)
-    groups = int(np.ceil(variance * (reach / difference) ** 2))
-    approximate = max(int(np.ceil(groups * per_cluster)), 1)
-
-    def simulated(clusters_drawn: int) -> float:
-        return rejection_rate(
-            blocks, weights, clusters_drawn, alpha=alpha, trials=trials, seed=seed
-        )
-
-    needed, reached = least_groups(simulated, groups, power, per_cluster)
-    return Needed(needed and int(np.ceil(needed * per_cluster)), approximate, reached)
-
-
-def rejection_rate(
-    blocks: list[Array], weights: Array, groups: int, *, alpha: float, trials: int, seed: int
-) -> float:
-    """Share of simulated studies of `groups` clusters in which the signed-rank test rejects."""
-    rng = np.random.default_rng([seed, groups])
-    largest = max(len(block) for block in blocks)
-    padded = np.full((len(blocks), largest), np.nan)
-    for i, block in enumerate(blocks):
-        padded[i, : len(block)] = block
-    critical = _scipy.norm.ppf(1 - alpha / 2)
-    rejected, batch = 0, max(1, _BATCH // (groups * largest))
-    for start in range(0, trials, batch):
-        count = min(batch, trials - start)
-        drawn = padded[rng.choice(len(blocks), size=(groups, count), p=weights)]
-        rejected += int(np.sum(np.abs(_deviates(drawn)) > critical))
-    return rejected / trials
-
-
-def _deviates(drawn: Array) -> Array:
-    """Signed-rank deviates of simulated studies [clusters, studies, members]; NaN pads members."""
-    groups, studies, members = drawn.shape
-    flat = np.moveaxis(drawn, 1, 2).reshape(groups * members, studies)
-    present = np.isfinite(flat)
-    # Absent members would take ranks: as zeros they rank lowest and shift all others equally.
-    ranks = stats.signed_ranks(np.where(present, flat, 0.0))
-    absent = np.sum(~present, axis=0)
-    ranks = ranks - np.sign(ranks) * absent
-    totals = ranks.reshape(groups, members, studies).sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(totals.sum(0) / np.sqrt(np.sum(totals**2, 0)))
-
-
-def _blocks(d: Array, clusters: NDArray[np.int64] | None) -> list[Array]:
-    if clusters is None:
-        return [d[i : i + 1] for i in range(len(d))]
-    return [d[clusters == code] for code in np.unique(clusters)]
-
-
 def _asked(
     args: argparse.Namespace, a: Array, b: Array, codes: NDArray[np.int64]
 ) -> tuple[Needed, str]:
@@ -212,9 +122,9 @@ def _asked(
         expected = float(a.mean() / b.mean()) if args.expected is None else args.expected
         needed = ratio_needed(a, b, codes, limit=args.ratio, expected=expected, **level)
         return needed, f"show a ratio above {args.ratio:g} of {between} if it is {expected:.3g}"
-    needed = problems_needed(a - b, codes, difference=args.difference, **level)
+    needed = difference_needed(a - b, codes, difference=args.difference, **level)
     size = f"{100 * args.difference:g} points" if rate else f"{args.difference:g}"
-    return needed, f"find {size} of {between}"
+    return needed, f"find {size} of {between} by the sign-flip test of the mean"
 
 
 def _by_samples(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_eval_embednoise.analysis import verdict_files
+from lm_eval_embednoise.analysis.environment import environment
 from lm_eval_embednoise.analysis.naming import label_of
 from lm_eval_embednoise.analysis.runs import ResultError, Run
 from lm_eval_embednoise.identical import METRIC as IDENTICAL
@@ -27,7 +28,7 @@ from lm_eval_embednoise.scoring.metrics import RENAMED
 from lm_eval_embednoise.scoring.records import logged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from lm_eval_embednoise.analysis.resample import Array
 
@@ -110,11 +111,7 @@ def differences(a: Run, b: Run) -> list[str]:
         reasons.append(f"task {a.task} against {b.task}")
     if a.k != b.k:
         reasons.append(f"K {a.k} against {b.k} samples a problem")
-    for key in sorted(a.settings.keys() | b.settings.keys()):
-        ours, theirs = a.settings.get(key), b.settings.get(key)
-        both_given = None not in (ours, theirs) or not key.startswith(_OWN)
-        if ours != theirs and both_given:
-            reasons.append(f"{key} {a.settings.get(key)!r} against {b.settings.get(key)!r}")
+    reasons += unequal(a.settings, b.settings)
     left, right = (dict(zip(run.problems, run.hashes, strict=True)) for run in (a, b))
     for only, side in ((left.keys() - right.keys(), a), (right.keys() - left.keys(), b)):
         if only:
@@ -122,6 +119,19 @@ def differences(a: Run, b: Run) -> list[str]:
     changed = [p for p in left.keys() & right.keys() if left[p] != right[p]]
     if changed:
         reasons.append(f"{len(changed)} problems whose documents differ, e.g. {min(changed)!r}")
+    return reasons
+
+
+def unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of two runs, each as `name value against value`.
+
+    What only this project's model class records is no difference where one side lacks it.
+    """
+    reasons = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(key), theirs.get(key)
+        if a != b and (None not in (a, b) or not key.startswith(_OWN)):
+            reasons.append(f"{key} {a!r} against {b!r}")
     return reasons
 
 
@@ -246,6 +256,7 @@ def _read_task(
         metrics={name: _column(rows, name) for name in names},
         higher_is_better=dict((results.get("higher_is_better") or {}).get(task) or {}),
         identical=results["results"].get(task, {}).get(f"{IDENTICAL},{_RECORDS}"),
+        environment=environment(results, info),
     )
 
 

@@ -88,6 +88,13 @@ class Resampler:
         rng = np.random.default_rng([self.seed, 1])
         return rng.standard_exponential((self.draws, self.groups + 1))
 
+    def on(self, problems: NDArray[np.bool_]) -> Resampler:
+        """The draws of an analysis that has these of the problems only, a mask [n]."""
+        if problems.all():
+            return self
+        codes = self.clusters[problems].tolist()
+        return Resampler(cluster_codes(codes, len(codes)), self.draws, self.seed)
+
     def means(self, values: Array) -> Means:
         """Means of each column of `values` [n, m] over its defined entries."""
         values = np.asarray(values, dtype=np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.analysis.methods import input_change
@@ -45,6 +45,7 @@ class Run:
         metrics: metric → its value for each problem, [n], NaN where it is undefined.
         higher_is_better: metric → as the task states it.
         identical: problems on which all sampled texts are equal, where that was counted.
+        environment: software and hardware, as the results file tells them.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Run:
     metrics: dict[str, Array]
     higher_is_better: dict[str, bool]
     identical: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def n(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jsonschema import ValidationError
+
+
+# A list of numbers and nulls takes one line; no string of JSON holds the line break it begins with.
+_NUMBERS = re.compile(r"\[\n[\s\d.,e+\-nul]+\]")
 
 
 def comparison_schema() -> dict[str, Any]:
@@ -40,7 +45,8 @@ def validate(comparison: Any) -> None:
 def write(comparison: dict[str, Any], path: Path) -> None:
     """Validate, then write the file whole or not at all."""
     validate(comparison)
-    write_text(path, json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, _NUMBERS.sub(lambda found: re.sub(r"\s", "", found[0]), text) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -86,25 +86,26 @@ def sign_flip_p(
 
     Args:
         totals: each cluster's summed difference, [clusters, m]; see `cluster_sums`.
-        sizes: problems in each cluster, [clusters]; equal unless given.
+        sizes: problems in each cluster, [clusters] or [clusters, m]; equal unless given.
         flips: random sign patterns where there are too many to enumerate; the observed one is
             added to them (Phipson & Smyth 2010), so p ≥ 1/(flips + 1).
         seed: root of the patterns, the same for all columns.
     """
     groups = len(totals)
     sizes = np.ones(groups) if sizes is None else np.asarray(sizes, dtype=np.float64)
+    sizes = sizes if sizes.ndim == 2 else sizes[:, None]
     exact = groups <= EXACT_CLUSTERS
     signs = _all_signs(groups) if exact else _random_signs(groups, flips, seed)
-    observed = _studentised(totals.sum(0), sizes @ totals, totals, sizes)
-    drawn = _studentised(signs @ totals, signs @ (totals * sizes[:, None]), totals, sizes)
+    observed = _studentised(totals.sum(0), (totals * sizes).sum(0), totals, sizes)
+    drawn = _studentised(signs @ totals, signs @ (totals * sizes), totals, sizes)
     reached = (drawn >= observed - 1e-9).sum(0)
     return reached / len(signs) if exact else (reached + 1) / (len(signs) + 1)
 
 
 def _studentised(total: Array, moment: Array, totals: Array, sizes: Array) -> Array:
     """t²/(t² + const) of sign patterns, 0 … 1, from Σ ±S and Σ ±S·size of each."""
-    mean = total / sizes.sum()
-    spread = np.sum(totals**2, 0) - 2 * mean * moment + mean**2 * np.sum(sizes**2)
+    mean = total / sizes.sum(0)
+    spread = np.sum(totals**2, 0) - 2 * mean * moment + mean**2 * np.sum(sizes**2, 0)
     whole = total**2 + np.maximum(spread, 0.0)
     return np.divide(total**2, whole, out=np.ones_like(whole), where=whole > 0)
 

@@ -142,13 +142,17 @@ def rho_text(row: dict[str, Any]) -> str:
 
 
 def plane_table(planes: list[dict[str, Any]]) -> Table:
-    """Of each task: front, hypervolumes, and each method's height over the temperature curve."""
+    """Of each task: problems, front, areas, each method's height over the temperature curve."""
     body = []
     for plane in planes:
         task = plane["task"]
+        if "n" in plane:  # files of version 1 compare each method on its own problems
+            body.append([task, "problems where all are defined", _common(plane)])
         body.append([task, "Pareto front", ", ".join(plane["front"]) or "–"])
         for name, volume in plane["hypervolume"].items():
-            body.append([task, f"hypervolume of {name}", estimate_text("distinct_2", volume)])
+            area = estimate_text("distinct_2", volume)
+            said = f"{area} ({volume['reason']})" if volume["value"] is None else area
+            body.append([task, f"hypervolume of {name}", said])
         for name, matched in plane["matched"].items():
             value = (
                 f"– ({matched['reason']})"
@@ -157,6 +161,13 @@ def plane_table(planes: list[dict[str, Any]]) -> Table:
             )
             body.append([task, f"{name} over the curve, {plane['matched_metric']}", value])
     return ["task", "what", "value"], body
+
+
+def _common(plane: dict[str, Any]) -> str:
+    """On how many problems a plane compares, and which methods it leaves out."""
+    said = f"{plane['n']} of {plane['n'] + plane['n_undefined']}"
+    rare = ", ".join(f"{name} ({n})" for name, n in plane["left_out"].items())
+    return f"{said}; left out, defined on fewer than half: {rare}" if rare else said
 
 
 def family(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table | None:

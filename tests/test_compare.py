@@ -18,7 +18,6 @@ from scipy import stats as scipy_stats
 from lm_eval_embednoise.analysis import compare as command
 from lm_eval_embednoise.analysis import figures, labels, pareto, schema, tables, verdict
 from lm_eval_embednoise.analysis.comparison import compare
-from lm_eval_embednoise.analysis.merge import merge
 from lm_eval_embednoise.analysis.methods import method_order
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
@@ -72,7 +71,16 @@ def test_it_fits_its_schema_and_holds_no_nan(comparison):
         ),
         (
             lambda c: c.update(schema="another/1"),
-            "comparison.schema is 'another/1', not 'lm-eval-embednoise/comparison/1'",
+            "comparison.schema is 'another/1', not one of ['lm-eval-embednoise/comparison/1', ",
+        ),
+        (lambda c: c.pop("vectors"), "comparison lacks 'vectors'"),
+        (
+            lambda c: c["vectors"][0]["runs"][1]["metrics"]["distinct_2"].append("0.5"),
+            "comparison.vectors[0].runs[1].metrics.distinct_2[30] is '0.5', not number or null",
+        ),
+        (
+            lambda c: c["vectors"][0]["runs"][1]["correct"].append(True),
+            "comparison.vectors[0].runs[1].correct[30] is True, not integer",
         ),
         (
             lambda c: c["pairs"][0]["metrics"]["pass@1"]["difference"].pop("reason"),
@@ -212,21 +220,6 @@ def test_front_by_hand():
 
 def test_equal_points_are_both_on_the_front():
     np.testing.assert_array_equal(pareto.front(np.ones(2), np.ones(2)), [True, True])
-
-
-def test_dummies_without_noise_are_neither_noise_nor_sampling(tmp_path):
-    for name in ("greedy", "temp-0.8", "embednoise-0.1"):
-        write_run(tmp_path, name, n=8)
-    plain = compare(read_runs([tmp_path]), draws=DRAWS)
-    control = Method(5.0, 0.9, arm={"positions": "dummy:8"})  # it would enlarge either area
-    write_run(tmp_path, "dummy-8", control, n=8)
-    [before], [after] = (
-        [p["hypervolume"] for p in found["planes"] if p["x"] == "distinct_2"]
-        for found in (plain, compare(read_runs([tmp_path]), draws=DRAWS))
-    )
-    assert after["all"]["value"] > before["all"]["value"]
-    assert after["sampling"] == before["sampling"]
-    assert after["noise"] == before["noise"]
 
 
 def test_hypervolume_equals_counting():
@@ -615,78 +608,3 @@ def test_figures_are_reproducible(tmp_path, comparison):
     first = figures.save(figures.pareto_figure(comparison), tmp_path / "a", "pareto")
     second = figures.save(figures.pareto_figure(comparison), tmp_path / "b", "pareto")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-
-
-# ---- merging
-
-
-def relabelled(comparison, model):
-    """Another group's file: the same content for another model."""
-    return json.loads(json.dumps(comparison).replace('"minicoder"', f'"{model}"'))
-
-
-def test_merging_joins_the_leaderboards(tmp_path, comparison, capsys):
-    for name in ("ours", "theirs"):
-        schema.write(relabelled(comparison, name), tmp_path / f"{name}.json")
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    files = [str(tmp_path / f"{name}.json") for name in ("ours", "theirs")]
-    out = tmp_path / "board.json"
-    assert command.run(parser.parse_args([*files, "--merge", "--out", str(out)])) == 0
-    merged = schema.read(out)
-    assert {row["model"] for row in merged["leaderboard"]} == {"ours", "theirs"}
-    assert len(merged["leaderboard"]) == 2 * len(comparison["leaderboard"])
-    assert len(merged["verdicts"]) == 2
-    assert "minicode_diverse · theirs" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda c: c["protocol"].update(hash="other"), "protocol hash"),
-        (lambda c: c["analysis"].update(baseline="greedy"), "analysis baseline"),
-        (
-            lambda c: [row.update(k=50) for row in c["leaderboard"]],
-            "minicode_diverse has k 20 against 50",
-        ),
-        (
-            lambda c: [row.update(problems="x") for row in c["leaderboard"]],
-            "minicode_diverse has problems",
-        ),
-        (
-            lambda c: [row.update(seeds=[7]) for row in c["leaderboard"]],
-            "both hold minicoder .* with another seeds",
-        ),
-        (
-            lambda c: c["leaderboard"][0]["sampling"].update(top_k=50),
-            "both hold minicoder .* with another sampling",
-        ),
-    ],
-)
-def test_mixtures_are_refused(comparison, change, said):
-    same = said.startswith("both")
-    other = json.loads(json.dumps(comparison)) if same else relabelled(comparison, "theirs")
-    change(other)
-    with pytest.raises(ResultError, match=said):
-        merge({"a.json": comparison, "b.json": other})
-
-
-def test_files_that_share_their_baseline_are_merged(tmp_path):
-    """Two groups' methods against one baseline, its runs in both files; and one file twice."""
-    write_study(tmp_path, n=12)
-    base, ours, theirs = "temp-0.8", "greedy", "embednoise-0.1"
-    files = {
-        name: compare(read_runs([tmp_path / base, tmp_path / name]), draws=DRAWS)
-        for name in (ours, theirs)
-    }
-    merged = merge(files)
-    schema.validate(merged)
-    rows = [(row["task"], row["method"]) for row in merged["leaderboard"]]
-    assert len(rows) == len(set(rows)) == 6
-    assert {pair["method"] for pair in merged["pairs"]} == {ours, theirs}
-    whole = compare(read_runs([tmp_path / name for name in (base, ours, theirs)]), draws=DRAWS)
-    for plane in whole["planes"]:
-        key = {name: plane[name] for name in ("task", "x", "y")}
-        assert set(entry(merged, "planes", **key)["front"]) == set(plane["front"])
-    assert tables.terminal(merged)
-    assert merge({"a": files[ours], "b": files[ours]}) == files[ours]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_embednoise.analysis.comparison import SCHEMA
+from lm_eval_embednoise.analysis import schema
 from lm_eval_embednoise.store.store import Store
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -26,7 +26,7 @@ def test_a_study_is_small_and_complete(study: Path) -> None:
     opened = lzma.open if comparison.suffix == ".xz" else open
     with opened(comparison, "rt", encoding="utf-8") as file:
         content = json.load(file)
-    assert content["schema"] == SCHEMA
+    schema.validate(content)
     assert len(content["leaderboard"]) > 1 and content["pairs"]
     assert f"## {study.name}" in (RESULTS / "README.md").read_text(encoding="utf-8")
 

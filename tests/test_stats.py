@@ -47,6 +47,14 @@ def test_random_sign_flips_approach_the_t_test():
     assert stats.sign_flip_p(np.ones((100, 1)))[0] == 1 / (stats.FLIPS + 1)
 
 
+def test_each_column_of_a_sign_flip_test_can_have_sizes_of_its_own():
+    rng = np.random.default_rng(11)
+    for groups in (6, 40):  # all patterns, and random ones
+        totals, sizes = rng.normal(0.3, 1, (groups, 5)), rng.integers(1, 6, (groups, 5))
+        alone = [stats.sign_flip_p(totals[:, [j]], sizes[:, j], flips=500)[0] for j in range(5)]
+        np.testing.assert_allclose(stats.sign_flip_p(totals, sizes, flips=500), alone)
+
+
 def test_clusters_of_one_change_nothing_and_order_does_not_matter():
     rng = np.random.default_rng(2)
     d, order = zero_heavy(rng, 50), rng.permutation(50)

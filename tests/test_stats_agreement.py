@@ -16,7 +16,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
-from lm_eval_embednoise.analysis import power, stats
+from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.intervals import lower_tail
 from lm_eval_embednoise.analysis.resample import Resampler, bca
 
@@ -112,39 +112,3 @@ def test_wilcoxon_of_darwins_maize():
     # Fisher's own test of these pairs: 1,726 of 2¹⁵ sign patterns reach the sum, p = 0.0527.
     flips = stats.sign_flip_p(d[:, None], flips=60_000)[0]
     assert flips == pytest.approx(1726 / 2**15, abs=0.003)
-
-
-# ---- power as computed
-
-
-def large_pilot(kind, rng):
-    """Differences of many problems around zero, and their clusters."""
-    n = 4000
-    if kind == "binary":
-        return rng.choice([-1.0, 0.0, 1.0], n, p=[0.2, 0.6, 0.2]), np.arange(n)
-    if kind == "zero-heavy":
-        size = rng.choice([0.05, 0.1, 0.3], n) * rng.choice([-1, 1], n)
-        return np.where(rng.random(n) < 0.6, 0.0, size), np.arange(n)
-    clusters = np.arange(n) // 4
-    return (rng.normal(0, 0.3, n // 4)[clusters] + rng.normal(0, 0.3, n)).round(3), clusters
-
-
-@pytest.mark.parametrize("n", [40, 164, 500])
-@pytest.mark.parametrize("kind", ["binary", "zero-heavy", "clustered"])
-def test_power_is_as_computed(kind, n):
-    """Studies of the computed size reach about the power asked for, by the test itself."""
-    rng = np.random.default_rng([n, len(kind)])
-    d, clusters = large_pilot(kind, rng)
-    size = n // 4 if kind == "clustered" else n  # clusters drawn
-    se = stats.standard_error(d, clusters) * np.sqrt(len(np.unique(clusters)) / size)
-    reach = stats.detectable_difference(se, alpha=0.05)
-    blocks = power._blocks(d, clusters)
-    weights = power.tilted(blocks, reach)
-    told = power.rejection_rate(blocks, weights, size, alpha=0.05, trials=1000, seed=0)
-    trials, rejected = 300, 0
-    for _ in range(trials):
-        drawn = [blocks[i] for i in rng.choice(len(blocks), size, p=weights)]
-        codes = np.repeat(np.arange(size), [len(block) for block in drawn])
-        rejected += stats.signed_rank(np.concatenate(drawn), codes).p < 0.05
-    assert rejected / trials == pytest.approx(told, abs=4 * np.sqrt(0.25 / trials))
-    assert told > 0.6  # the normal approximation's 80 %, less what ranks lose on many zeros

@@ -1,4 +1,4 @@
-"""Power: the tilt, the simulation against the normal approximation and against the real test."""
+"""Power: the tilt, sizes against formulas, against simulated studies and against errorbars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from errorbars.power import questions_needed
 from errorbars.stats import within_between_variance
-from scipy import stats as scipy_stats
+from statsmodels.stats.power import TTestPower
 
 from lm_eval_embednoise.analysis import planning, power, stats
 from lm_eval_embednoise.analysis.intervals import Support, mean_intervals
@@ -22,7 +22,7 @@ def test_the_tilt_has_the_mean_asked_for_and_keeps_the_support():
     rng = np.random.default_rng(0)
     d = np.where(rng.random(60) < 0.6, 0.0, rng.choice([-0.3, 0.1, 0.4], 60))
     blocks = [d[i : i + 3] for i in range(0, 60, 3)]
-    weights = power.tilted(blocks, 0.05)
+    weights = planning.tilted(blocks, 0.05)
     sums, sizes = np.array([b.sum() for b in blocks]), np.full(20, 3)
     assert weights @ sums / (weights @ sizes) == pytest.approx(0.05)
     assert weights.sum() == pytest.approx(1.0) and (weights > 0).all()
@@ -30,58 +30,90 @@ def test_the_tilt_has_the_mean_asked_for_and_keeps_the_support():
 
 def test_no_tilt_where_the_pilot_has_that_mean():
     d = np.random.default_rng(1).normal(0.1, 1, 50)
-    weights = power.tilted([d[i : i + 1] for i in range(50)], float(d.mean()))
+    weights = planning.tilted([d[i : i + 1] for i in range(50)], float(d.mean()))
     np.testing.assert_allclose(weights, 1 / 50, atol=1e-6)
 
 
 def test_an_impossible_difference_is_refused():
     with pytest.raises(ResultError, match=r"can't average 0\.5"):
-        power.problems_needed(np.array([0.0, 0.1, 0.2]), difference=0.5, alpha=0.05)
+        planning.difference_needed(np.array([0.0, 0.1, 0.2]), difference=0.5, alpha=0.05)
+    with pytest.raises(ResultError, match="a difference of 0 can't be found"):
+        planning.difference_needed(np.array([0.0, 0.1, -0.2]), difference=0.0, alpha=0.05)
 
 
-def test_normal_differences_need_what_the_formula_says():
+def test_normal_differences_need_what_the_formula_of_the_t_test_says():
     d = np.random.default_rng(2).normal(0, 1, 4000)
-    needed = power.problems_needed(d, difference=0.3, alpha=0.05, trials=2000)
+    needed = planning.difference_needed(d, difference=0.3, alpha=0.05, trials=2000)
     formula = ((1.959964 + 0.841621) / 0.3) ** 2
     assert needed.approximate == pytest.approx(formula, rel=0.05)
-    # The signed-rank test's efficiency against the mean is 3/π for normal differences.
-    assert needed.simulated == pytest.approx(formula * np.pi / 3, rel=0.08)
+    theirs = TTestPower().solve_power(effect_size=0.3, alpha=0.05, power=0.8)
+    assert needed.simulated == pytest.approx(theirs, rel=0.06)
 
 
-def test_the_simulated_power_is_the_tests_own():
-    rng = np.random.default_rng(3)
-    d = np.where(rng.random(200) < 0.5, 0.0, rng.normal(0.15, 0.3, 200))
-    blocks = [d[i : i + 1] for i in range(200)]
-    weights = power.tilted(blocks, 0.08)
-    rate = power.rejection_rate(blocks, weights, 80, alpha=0.05, trials=2000, seed=0)
-    draws = rng.choice(d, size=(1500, 80), p=weights)
-    real = np.mean(
-        [
-            scipy_stats.wilcoxon(x, zero_method="pratt", method="asymptotic").pvalue < 0.05
-            for x in np.round(draws, 10)
-        ]
-    )
-    assert rate == pytest.approx(real, abs=0.05)
+def flipped_p(sums, sizes, rng, flips=400):
+    """The decisive test from its definition: |t| of the mean over problems, for every pattern."""
+    signs = np.vstack([np.ones(len(sums)), rng.choice([-1.0, 1.0], (flips, len(sums)))])
+    signed = signs * sums
+    mean = signed.sum(1) / sizes.sum()
+    t = np.abs(mean) / np.sqrt(((signed - mean[:, None] * sizes) ** 2).sum(1))
+    return np.mean(t >= t[0] - 1e-12)
 
 
-def test_unequal_clusters_rank_as_the_real_test_does():
-    rng = np.random.default_rng(4)
-    sizes = [1, 3, 2, 4]
-    clusters = np.repeat(np.arange(4), sizes)
-    d = np.round(rng.normal(0.2, 1, 10), 2)
-    padded = np.full((4, 1, 4), np.nan)
-    for c, size in enumerate(sizes):
-        padded[c, 0, :size] = d[clusters == c]
-    assert power._deviates(padded)[0] == pytest.approx(stats.signed_rank(d, clusters).z)
+@pytest.mark.parametrize(
+    ("kind", "difference"), [("zero-heavy", 0.06), ("skewed", 0.1), ("clustered", 0.12)]
+)
+def test_studies_of_the_planned_size_find_the_difference_as_often_as_planned(kind, difference):
+    """Drawn and tested by another code; half the size finds it clearly less often."""
+    rng = np.random.default_rng(len(kind))
+    clusters = np.arange(240)
+    if kind == "zero-heavy":
+        d = np.where(rng.random(240) < 0.6, 0.0, rng.choice([-0.4, 0.1, 0.3], 240))
+    elif kind == "skewed":
+        d = rng.exponential(0.3, 240) - 0.3
+    else:
+        clusters = np.repeat(np.arange(90), rng.permutation([1] * 30 + [2] * 30 + [5] * 30))
+        d = rng.normal(0, 0.3, 90)[clusters] + rng.normal(0, 0.2, len(clusters))
+    needed = planning.difference_needed(d, clusters, difference=difference, alpha=0.05)
+    blocks = [stats.settle(d[clusters == code]) for code in np.unique(clusters)]
+    weights = planning.tilted(blocks, difference)
+    sums, sizes = (np.array([f(block) for block in blocks]) for f in (np.sum, len))
+    groups = round(needed.simulated * len(blocks) / len(d))
+    rates = {}
+    for size in (groups, groups // 2):
+        found = 0
+        for _ in range(250):
+            pick = rng.choice(len(blocks), size, p=weights)
+            found += flipped_p(sums[pick], sizes[pick], rng) < 0.05
+        rates[size] = found / 250
+    assert rates[groups] == pytest.approx(needed.power, abs=0.08)  # three standard errors
+    assert needed.power >= 0.8 and rates[groups // 2] < needed.power - 0.1
+
+
+def test_the_detectable_difference_takes_the_size_it_was_detectable_with():
+    """What every comparison prints beside a difference, by the test that decides."""
+    rng = np.random.default_rng(13)
+    d = np.where(rng.random(2000) < 0.6, 0.0, rng.choice([-0.5, 0.5], 2000))
+    se = stats.standard_error(d) * np.sqrt(len(d) / 164)
+    reach = stats.detectable_difference(se, alpha=0.05)
+    needed = planning.difference_needed(d, difference=reach, alpha=0.05, trials=1000)
+    assert needed.approximate == pytest.approx(164, rel=0.05)
+    assert needed.simulated == pytest.approx(164, rel=0.1)
+
+
+def test_a_strict_level_is_resolved_by_more_patterns():
+    """At 0.0005 two thousand patterns could hardly reject, and the plan would never end."""
+    d = np.random.default_rng(12).normal(0, 1, 500)
+    needed = planning.difference_needed(d, difference=0.8, alpha=5e-4, trials=200)
+    assert needed.simulated == pytest.approx(needed.approximate, rel=0.35)
 
 
 def test_clusters_need_more_problems():
     rng = np.random.default_rng(5)
     clusters = np.repeat(np.arange(30), 5)
     d = rng.normal(0, 1, 30)[clusters] + rng.normal(0, 0.3, 150)
-    settings = {"difference": 0.4, "alpha": 0.05, "trials": 500}
-    alone = power.problems_needed(d, **settings)
-    together = power.problems_needed(d, clusters, **settings)
+    settings = {"difference": 0.4, "alpha": 0.05}
+    alone = planning.difference_needed(d, **settings)
+    together = planning.difference_needed(d, clusters, **settings)
     assert together.simulated > 2 * alone.simulated
 
 
@@ -96,6 +128,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     shown = capsys.readouterr().out
     [needed] = json.loads(out.read_text())
     assert f"takes {needed['simulated']} problems" in shown and "normal approximation" in shown
+    assert "find 5 points of pass@1" in shown and "by the sign-flip test of the mean" in shown
     with pytest.raises(ResultError, match="--margin is for rates, distinct_2 is none"):
         power.run(parser.parse_args([*arguments[:3], "--metric", "distinct_2", "--margin", "0.1"]))
     assert power.run(parser.parse_args([*arguments, "--margin", "0.2", "--samples", "1,20"])) == 0
