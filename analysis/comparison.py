@@ -14,6 +14,7 @@ import scipy
 
 import lm_eval_embednoise
 from lm_eval_embednoise.analysis import records, vectors, verdict
+from lm_eval_embednoise.analysis.constraint import Constraint
 from lm_eval_embednoise.analysis.departures import Compared, deviations
 from lm_eval_embednoise.analysis.environment import joined
 from lm_eval_embednoise.analysis.families import families, plain_temperatures
@@ -268,12 +269,14 @@ def _verdicts(
     groups: list[Group], baseline: str, candidate: str, protocol: Protocol
 ) -> list[dict[str, Any]]:
     verdicts = []
+    constraint = Constraint.of(protocol)
     judged = [group for group in groups if candidate in group.methods]
     for model in dict.fromkeys(group.model for group in judged):
         mine = [group for group in judged if group.model == model]
         tasks = [
             verdict.task_verdict(g.methods[candidate], g.methods[baseline], g.resampler, protocol)
             | {"curve": verdict.curve_verdict(candidate, g.methods, g.resampler, protocol)}
+            | {"constraint": constraint.on_the_comparison(candidate, g.methods, g.resampler)}
             for g in mine
         ]
         departures = deviations(

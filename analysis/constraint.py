@@ -11,7 +11,7 @@ from scipy import special
 from lm_eval_embednoise.analysis.resample import Estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lm_eval_embednoise.analysis.protocol import Protocol
     from lm_eval_embednoise.analysis.resample import Array, Resampler
@@ -68,15 +68,15 @@ class Constraint:
         return estimate.low > -self.margin  # never for NaN
 
     def on_the_comparison(
-        self, candidate: Run, methods: dict[str, Run], within: Resampler
+        self, candidate: str, methods: Mapping[str, Run], within: Resampler
     ) -> dict[str, Any] | None:
         """Whether it also holds on the problems that were compared; None without the reference."""
-        reference = methods.get(self.not_below)
-        if reference is None or self.metric not in candidate.metrics.keys() & reference.metrics:
+        runs = [methods[candidate], methods.get(self.not_below)]
+        values = [run.metrics.get(self.metric) for run in runs if run is not None]
+        ours, theirs = (*values, None)[:2]
+        if ours is None or theirs is None:
             return None
-        estimate = self.difference(
-            candidate.metrics[self.metric], reference.metrics[self.metric], within
-        )
+        estimate = self.difference(ours, theirs, within)
         known = {"value": estimate.value, "low": estimate.low}
         return {
             "metric": self.metric,
@@ -87,3 +87,16 @@ class Constraint:
             "held": self.met(estimate),
             **{key: value if np.isfinite(value) else None for key, value in known.items()},
         }
+
+
+def constraint_sentence(held: Mapping[str, Any]) -> str:
+    """The answer of `on_the_comparison`, as people read it."""
+    metric, reference = held["metric"], held["reference"]
+    asked = f"{metric} at most {100 * held['margin']:g} points below {reference}'s"
+    if held["low"] is None:
+        return f"calibration's constraint ({asked}) can't be checked here"
+    return (
+        f"calibration's constraint ({asked}) {'held' if held['held'] else 'did not hold'} here: "
+        f"{100 * held['value']:+.1f} points, lower limit at {100 * held['level']:g} % "
+        f"{100 * held['low']:+.1f}"
+    )

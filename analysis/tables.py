@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from lm_eval_embednoise.analysis.constraint import constraint_sentence
 from lm_eval_embednoise.analysis.measures import PAIRED, headline, ordered, printed
 from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
@@ -238,6 +239,8 @@ def _verdict_text(verdict: dict[str, Any]) -> str:
         lines.append(f"  {task['task']}: {task['outcome']}")
         lines += [f"    {sentence(endpoint)}" for endpoint in task["endpoints"]]
         lines += [f"    {curve_sentence(task['curve'])}"] if "curve" in task else []
+        if task.get("constraint"):
+            lines.append(f"    {constraint_sentence(task['constraint'])}")
     lines += [f"  exploratory because {reason}" for reason in verdict["deviations"]]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lm_eval_embednoise.analysis import verdict
+from lm_eval_embednoise.analysis.constraint import Constraint, constraint_sentence
 from lm_eval_embednoise.analysis.departures import Compared, deviations
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.resample import Resampler
@@ -264,6 +265,11 @@ def test_nothing_departs_where_all_is_in_place():
         ({"star": star(constraint_met=False)}, "no dose of star met the constraint"),
         ({"star": star(protocol="x")}, "star was calibrated under protocol x"),
         ({"star": star(problems=["3", "4"])}, "star was calibrated on 2 of the problems of code"),
+        ({"star": star(model_fingerprint="n")}, "star was calibrated on another model"),
+        (
+            {"star": replace(star(clusters=["a", "z"]), clusters=("a", "b") * (N // 2))},
+            "star was calibrated on 1 of the clusters of code",
+        ),
         ({"temp-tuned": replace(BASE, method="temp-tuned")}, "temp-tuned was not chosen by"),
         (
             {"star": run("star", changed(missing=np.ones(N)), perturbation=PRIMARY)},
@@ -292,3 +298,16 @@ def test_another_baseline_is_said():
     found = deviations([Compared([methods["star"]], methods)], PROTOCOL, "temp-1.5")
     assert "the baseline is temp-1.5, not temp-0.8" in found
     assert "the family lacks greedy, temp-0.8, nucleus-0.95, temp-tuned" in found
+
+
+def test_the_constraint_is_looked_at_on_the_compared_problems():
+    constraint = Constraint.of(PROTOCOL)
+    greedy = run("greedy", changed())
+    worse = run("star", changed(**{"pass@1": B["pass@1"] - 0.1}))
+    held = constraint.on_the_comparison("star", {"star": star(), "greedy": greedy}, RESAMPLER)
+    lost = constraint.on_the_comparison("star", {"star": worse, "greedy": greedy}, RESAMPLER)
+    assert (held["held"], held["value"], held["n"]) == (True, 0.0, N)
+    assert (lost["held"], lost["value"]) == (False, pytest.approx(-0.1))
+    assert "held here: +0.0 points" in constraint_sentence(held)
+    assert "did not hold here: -10.0 points" in constraint_sentence(lost)
+    assert constraint.on_the_comparison("star", {"star": star()}, RESAMPLER) is None

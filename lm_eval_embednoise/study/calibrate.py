@@ -40,7 +40,7 @@ examples:
   embednoise calibrate
       T* and σ* of the embedded model, on its calibration problems
   embednoise calibrate --model_args pretrained=MODEL --task humaneval_diverse --held_out 50 -K 100
-      on 50 of the problems; others.json names the rest, for `lm_eval --samples`
+      on 50 of the problems; compare on the rest: lm_eval --samples "$(cat others.json)"
   embednoise calibrate --families temp-0.8 min-p-0.1 embednoise-0.1-block-5 --doses sigma=0.1,0.2
 """
 
