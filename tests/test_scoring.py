@@ -238,6 +238,7 @@ def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() ->
 def test_code_records_have_the_promised_fields() -> None:
     (record,) = code_records("passed")
     found = {"code", "compiled", "verdict", "detail", "ast", "behaviour", "rule", "passed_base"}
+    found |= {"undefined"}
     assert set(record) == FIELDS | found
     (gone,) = code_records(missing=1)
     assert set(gone) == set(record)

@@ -60,15 +60,17 @@ def code_record(
     record = _common(sample, index)
     if outcome is None:
         judged = {"passed": False, "valid": False, "code": "", "compiled": False, "ast": None}
-        judged |= {"verdict": "missing", "detail": "", "behaviour": None}
+        judged |= {"verdict": "missing", "detail": "", "behaviour": None, "undefined": None}
         return record | judged | {"passed_base": None, "rule": None}
+    valid = outcome.compiled and outcome.defined and not outcome.trivial
     return record | {
         "passed": outcome.verdict == "passed",
         "passed_base": outcome.passed_base,
-        "valid": outcome.compiled and outcome.defined and not outcome.trivial,
+        "valid": valid and outcome.undefined is None,
         "code": program,
         "rule": rule,
         "compiled": outcome.compiled,
+        "undefined": outcome.undefined,
         "verdict": outcome.verdict,
         "detail": outcome.detail,
         "ast": outcome.ast,
