@@ -83,7 +83,7 @@ def math_record(sample: str | None, index: int, target: str, form: maths.Form) -
 
     `passed` is decided by the benchmark's own form; `passed_flexible` by the answer however it is
     stated. An answer that is equivalent to the target is recorded as the target. A text on which
-    reading or comparing raises is wrong, and `detail` says why.
+    reading or comparing raises is wrong, and `detail` says why. `way` tells correct answers apart.
     """
     record = _common(sample, index) | {"detail": ""}
     for suffix, extract in (("", form.extract), ("_flexible", form.flexible)):
@@ -95,7 +95,8 @@ def math_record(sample: str | None, index: int, target: str, form: maths.Form) -
             record["detail"] = f"{type(error).__name__}: {error}"[:_DETAIL_LENGTH]
         record[f"answer{suffix}"] = target if passed else answer
         record[f"passed{suffix}"] = passed if extract is not None else None
-    return record | {"valid": record["answer"] is not None}
+    way = [] if sample is None else maths.way_of(sample, record["answer"])
+    return record | {"valid": record["answer"] is not None, "way": way}
 
 
 def math_records(samples: Sequence[str | None], target: str, form: maths.Form) -> list[Record]:

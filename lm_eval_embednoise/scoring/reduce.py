@@ -11,7 +11,7 @@ import numpy as np
 from . import diversity
 from .extract import preamble
 from .lexer import code_tokens, prose_tokens
-from .maths import majority, target_of, worked_text
+from .maths import majority, target_of
 from .ngrams import count_orders
 from .passk import pass_at_k
 
@@ -64,7 +64,7 @@ def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
     (records,) = results
     present = [record for record in records if not record["missing"]]
     texts = [record["text"].strip() for record in present]
-    correct = {worked_text(record["text"]) for record in present if record["passed"]}
+    correct = {tuple(record["way"]) for record in present if record["passed"]}
     return {
         **_correctness(records),
         "accuracy": float(np.mean([record["passed"] for record in records])),
