@@ -159,7 +159,7 @@ def test_gold_solutions_score_one_through_the_harness(manager: TaskManager) -> N
     assert maths["maj@K,records"] == 1.0
     sample = results["samples"]["minicode_diverse_k10"][0]
     assert [record["verdict"] for record in sample["filtered_resps"][0]] == ["passed"] * 10
-    assert results["versions"]["minicode_diverse_k10"] == 1.0
+    assert results["versions"]["minicode_diverse_k10"] == 2.0
 
 
 def test_pass_at_any_k_by_one_argument(

@@ -99,6 +99,15 @@ def math_record(sample: str | None, index: int, target: str, form: maths.Form) -
     return record | {"valid": record["answer"] is not None, "way": way}
 
 
+def solution(record: Record) -> str | tuple[str, ...] | None:
+    """What tells correct samples of a problem apart: a program's tree, a worked answer's way."""
+    if "code" in record:
+        tree: str | None = record["ast"]
+        return tree
+    way = record.get("way")  # logs of tasks before version 2.0 have none
+    return tuple(maths.way_of(record["text"], record["answer"]) if way is None else way)
+
+
 def math_records(samples: Sequence[str | None], target: str, form: maths.Form) -> list[Record]:
     """The records of a problem's answers; those that mean the same are spelled alike, as votes."""
     made = [math_record(text, index, target, form) for index, text in enumerate(samples)]
