@@ -121,6 +121,8 @@ def all_metrics(texts: list[str]) -> dict[str, float]:
     timed("self_bleu", lambda: diversity.self_bleu(orders, lengths))
     timed("self_bleu_joint", lambda: diversity.self_bleu_joint(tokens))
     timed("edit_distance", lambda: diversity.edit_distance(texts))
+    timed("vendi", lambda: diversity.vendi(orders[0], orders[1]))
+    timed("compression_ratio", lambda: diversity.compression_ratio(texts))
     timed("rarefied", lambda: diversity.rarefied_distinct(count_orders(tokens, 2)[1]))
     timed("prefixes", lambda: diversity.prefixes(tokens))
     seconds["all"] = sum(seconds.values())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import math
 import time
 import tokenize
+import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -203,6 +206,79 @@ def test_edit_distance_looks_at_the_beginning_of_a_text_without_end() -> None:
     texts = [*(f"{i}" * 200 for i in range(30)), "".join(map(str, range(200_000)))]
     assert 0 < diversity.edit_distance(texts) < 1
     assert time.process_time() - start < 10  # minutes, were all of it compared
+
+
+# -- Vendi score, compression
+
+
+def vendi_by_its_authors(samples: list[list[str]]) -> float:
+    """Their score of the samples' features: unigram and bigram counts, each half of the kernel."""
+    from vendi_score import vendi
+
+    halves = []
+    for n in (1, 2):
+        grams = [Counter(zip(*(s[i:] for i in range(n)), strict=False)) for s in samples]
+        known = sorted(set().union(*grams))
+        # one more feature, which only samples without any n-gram have: they are alike
+        rows = [[own[gram] for gram in known] + [0 if own else 1] for own in grams]
+        halves.append(np.array(rows) / np.linalg.norm(rows, axis=1, keepdims=True) / math.sqrt(2))
+    return float(vendi.score_dual(np.hstack(halves), normalize=False))
+
+
+@settings(deadline=None, max_examples=60)
+@given(corpora)
+def test_the_vendi_score_is_its_authors(samples: list[list[str]]) -> None:
+    unigrams, bigrams = count_orders(samples)[:2]
+    assert diversity.vendi(unigrams, bigrams) == pytest.approx(vendi_by_its_authors(samples))
+
+
+@settings(deadline=None, max_examples=60)
+@given(corpora)
+def test_the_vendi_score_is_the_entropy_of_the_kernels_eigenvalues(
+    samples: list[list[str]],
+) -> None:
+    kernel = np.zeros((len(samples), len(samples)))
+    for (i, a), (j, b) in itertools.product(enumerate(samples), repeat=2):
+        for n in (1, 2):
+            one, other = (
+                Counter(tuple(s[at : at + n]) for at in range(len(s) - n + 1)) for s in (a, b)
+            )
+            norms = [math.sqrt(sum(c * c for c in own.values())) for own in (one, other)]
+            shared = sum(one[gram] * other[gram] for gram in one)
+            kernel[i, j] += (
+                float(not one and not other) if 0 in norms else shared / math.prod(norms)
+            ) / 2
+    shares = [share for share in np.linalg.eigvals(kernel / len(samples)).real if share > 1e-12]
+    expected = math.exp(-sum(share * math.log(share) for share in shares))
+    value = diversity.vendi(*count_orders(samples)[:2])
+    assert value == pytest.approx(expected)
+    assert 1 - 1e-9 <= value <= len(samples) + 1e-9
+
+
+def test_the_vendi_score_counts_samples_that_share_nothing() -> None:
+    distinct = [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert diversity.vendi(*count_orders(distinct)[:2]) == pytest.approx(3)
+    assert diversity.vendi(*count_orders(distinct * 5)[:2]) == pytest.approx(3)
+    assert diversity.vendi(*count_orders([distinct[0]] * 9)[:2]) == pytest.approx(1)
+    assert diversity.vendi(*count_orders([[], [], ["a"]])[:2]) == pytest.approx(
+        vendi_by_its_authors([[], [], ["a"]])
+    )
+    assert math.isnan(diversity.vendi(*count_orders([])[:2]))
+
+
+def test_the_compression_ratio_is_gzips_but_for_its_header() -> None:
+    texts = [f"def f(x):\n    return x + {i}\n" for i in range(50)]
+    joined = "\n".join(texts).encode()
+    header = len(gzip.compress(b"")) - len(zlib.compress(b""))
+    expected = len(joined) / (len(gzip.compress(joined, 9)) - header)
+    assert diversity.compression_ratio(texts) == pytest.approx(expected)
+    rng = np.random.default_rng(0)
+    noise = ["".join(map(chr, rng.integers(32, 127, 30))) for _ in range(50)]
+    same = diversity.compression_ratio(["a + b"] * 50)
+    assert diversity.compression_ratio(noise) < 1.5 < diversity.compression_ratio(texts) < same
+    assert math.isnan(diversity.compression_ratio([]))
+    assert math.isnan(diversity.compression_ratio([""]))
+    assert diversity.compression_ratio(["\ud800"]) > 0
 
 
 # -- rarefaction, repetition, prefixes

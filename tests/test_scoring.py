@@ -228,7 +228,7 @@ def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() ->
     rich = records.math_record(
         Generation("#### 5", tokens=3, nll=1.5, nll_tokens=3, rho=0.1), 1, "4", maths.MARKED
     )
-    stated = {"answer", "answer_flexible", "passed_flexible", "detail"}
+    stated = {"answer", "answer_flexible", "passed_flexible", "detail", "way"}
     assert set(plain) == FIELDS | stated
     assert (plain["nll"], plain["passed"], plain["answer"]) == (None, True, "4")
     assert (rich["nll"], rich["tokens"], rich["rho"], rich["passed"]) == (1.5, 3, 0.1, False)
@@ -238,6 +238,7 @@ def test_a_plain_string_has_no_measurements_and_a_generation_brings_its_own() ->
 def test_code_records_have_the_promised_fields() -> None:
     (record,) = code_records("passed")
     found = {"code", "compiled", "verdict", "detail", "ast", "behaviour", "rule", "passed_base"}
+    found |= {"undefined"}
     assert set(record) == FIELDS | found
     (gone,) = code_records(missing=1)
     assert set(gone) == set(record)

@@ -87,6 +87,7 @@ class Outcome:
     compiled: bool = False
     defined: bool = False
     trivial: bool = True
+    undefined: str | None = None  # a name that it reads and that nothing binds
     ast: str | None = None
     behaviour: str | None = None  # digest of the answers that the tests looked at, in order
     value: Any = None  # what the tests' `check` returned

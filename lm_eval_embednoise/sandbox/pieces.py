@@ -12,7 +12,7 @@ import textwrap
 from dataclasses import dataclass
 
 from .blocks import scan_line
-from .syntax import _does_something, _find
+from .syntax import does_something, find
 
 _MOST_PARSES = 600  # parts that are parsed one by one, from the beginning and from the end
 _STEPS_BACK = 24  # logical lines that a broken function is shortened by, at most
@@ -54,10 +54,10 @@ class Owner:
 
 def defines(pieces: list[Piece], entry_point: str) -> Owner | None:
     """What defines the entry point among the pieces' statements: a function, a method, a name."""
-    node = _find([node for piece in pieces for node in piece.nodes], entry_point)
+    node = find([node for piece in pieces for node in piece.nodes], entry_point)
     if node is None:
         return None
-    return Owner(node, not any(_does_something(inner) for inner in getattr(node, "body", [])))
+    return Owner(node, not any(does_something(inner) for inner in getattr(node, "body", [])))
 
 
 def calls_something(pieces: list[Piece]) -> bool:

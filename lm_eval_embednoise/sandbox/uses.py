@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .pieces import DEFINITIONS, OUTSIDE, Piece, is_plain, is_string
-from .syntax import _COMPREHENSIONS, _bound, _find
+from .scopes import COMPREHENSIONS, FUNCTIONS, bound, parameters
+from .syntax import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _BUILTIN = frozenset(dir(builtins))
 _READS = frozenset({"input", "stdin"})
 _SETTINGS = ("setrecursionlimit", "set_int_max_str_digits", "stack_size")
-_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Cut:
                 self._users.setdefault(name, set()).update(one.bound)
         self._known = _BUILTIN | set(binding)
         nodes = [node for piece in pieces for node in piece.nodes]
-        owner = _find(nodes, entry_point)
+        owner = find(nodes, entry_point)
         owners = [n.name for n in nodes if isinstance(n, ast.ClassDef) and owner in n.body]
         asked = {entry_point, *owners}
         self._needed = self._reach(asked, binding) - (_BUILTIN - set(binding))
@@ -132,7 +132,7 @@ def _names(piece: Piece) -> _Names:
     names = _Names()
     for top in piece.nodes:
         names.used |= _free(top)
-        names.bound |= _bound([top])
+        names.bound |= bound([top])
         if isinstance(top, DEFINITIONS):
             continue
         for node in ast.walk(top):  # `table[i] = x`, `table.append(x)` work on a name
@@ -158,12 +158,9 @@ def _free(node: ast.AST) -> set[str]:
         free |= _free(child)
     if isinstance(node, ast.Attribute) and node.attr == "stdin":
         free.add(node.attr)
-    if isinstance(node, _SCOPES):
+    if isinstance(node, (*FUNCTIONS, ast.Lambda)):
         body = node.body if isinstance(node.body, list) else [node.body]
-        arguments = node.args
-        own = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        own += [extra for extra in (arguments.vararg, arguments.kwarg) if extra]
-        return free - {argument.arg for argument in own} - _bound(body)
-    if isinstance(node, _COMPREHENSIONS):
-        return free - _bound([generator.target for generator in node.generators])
+        return free - {parameter.arg for parameter in parameters(node.args)} - bound(body)
+    if isinstance(node, COMPREHENSIONS):
+        return free - bound([generator.target for generator in node.generators])
     return free

@@ -208,7 +208,7 @@ class _Run:
         return IdleClock(worker.proc, pid, _POLL_SECONDS, calls, tests, apart, children)
 
     def _ask_for_facts(self) -> None:
-        keys = ("program", "entry_point", "memory", "cpu")
+        keys = ("program", "entry_point", "header", "memory", "cpu")
         with contextlib.suppress(BrokenPipeError):
             message = {key: self._job[key] for key in keys}
             wire.send_json(self._worker.examiner.fileno(), message)

@@ -1,8 +1,9 @@
-"""How different a problem's samples are: distinct-n, EAD, Self-BLEU, edit distance, prefixes."""
+"""How different a problem's samples are: n-grams, Self-BLEU, Vendi, edit distance, compression."""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -168,6 +169,30 @@ def edit_distance(texts: Sequence[str]) -> float:
     table = cdist(different, different, scorer=Levenshtein.normalized_distance, dtype=np.float64)
     pairs = len(texts) * (len(texts) - 1)
     return float(weights @ table @ weights) / pairs
+
+
+def vendi(unigrams: Order, bigrams: Order) -> float:
+    """Vendi score: the effective number of different samples, from 1 to their number.
+
+    exp of the Shannon entropy of the eigenvalues of K/n (Friedman and Dieng 2023), K the mean of
+    the cosines of unigram and of bigram counts. NaN without samples.
+    """
+    samples = unigrams.samples
+    if not samples:
+        return NAN
+    kernel = (unigrams.cosines() + bigrams.cosines()) / 2
+    shares = np.linalg.eigvalsh(kernel / samples)
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def compression_ratio(texts: Sequence[str]) -> float:
+    """Bytes of all samples, one a line, over their bytes compressed (Shaib et al. 2024).
+
+    By zlib at level 9. High means alike. NaN without any text.
+    """
+    joined = "\n".join(texts).encode("utf-8", "surrogatepass")
+    return len(joined) / len(zlib.compress(joined, 9)) if joined else NAN
 
 
 def rarefied_distinct(order: Order, draws: int = RAREFY_TO) -> float:

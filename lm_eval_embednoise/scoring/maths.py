@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import latex
+from .equations import calculations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -114,9 +115,13 @@ def _alike(form: Form, answer: str, other: str) -> bool:
         return False
 
 
-def worked_text(text: str) -> str:
-    """A worked answer up to its `####` line, letter case and runs of blanks evened out."""
-    return " ".join(text.split("####")[0].casefold().split())
+def way_of(text: str, answer: str | None) -> list[str]:
+    """What makes a worked answer another one: the calculations that lead to its answer.
+
+    Without any it is its text up to the `####` line, letter case and runs of blanks evened out.
+    """
+    worked = text.split("####")[0]
+    return calculations(worked, answer) or [" ".join(worked.casefold().split())]
 
 
 MARKED = Form(extract_answer, operator.eq, flexible_answer)

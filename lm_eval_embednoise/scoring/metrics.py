@@ -56,6 +56,8 @@ METRICS = {  # in the order of tables
     "self_bleu": _BAD_SHARE,
     "self_bleu_joint": _BAD_SHARE,
     "edit_distance": _SHARE,
+    "vendi": Metric(),
+    "compression_ratio": _COST,
     "unique_ast": Metric(),
     "unique_correct": Metric(),
     "unique_correct_base": Metric(),
@@ -88,7 +90,7 @@ _OF_MATHS = (
 )
 _OF_TEXTS = (
     *("distinct_1", "distinct_2", "distinct_3", "ead_2"),
-    *("self_bleu", "self_bleu_joint", "edit_distance"),
+    *("self_bleu", "self_bleu_joint", "edit_distance", "vendi", "compression_ratio"),
     *("distinct_2_rarefied", "distinct_2_valid", "distinct_2_correct"),
     *("prefix_entropy", "distinct_prefixes"),
     *("clean_perplexity", "nats_per_token", "clean_bits_per_byte", "rep_4"),

@@ -59,6 +59,18 @@ class Order:
             return np.zeros(0, dtype=np.int64)
         return np.bincount(self._pairs[0] % self.unique, minlength=self.unique)
 
+    def cosines(self) -> np.ndarray:
+        """[samples, samples] cosine of the n-gram counts; samples without n-grams are alike."""
+        if not self.total:
+            return np.ones((self.samples, self.samples))
+        keys, counts = self._pairs
+        table = np.zeros((self.samples, self.unique))
+        table[keys // self.unique, keys % self.unique] = counts
+        lengths = np.linalg.norm(table, axis=1, keepdims=True)
+        empty = lengths[:, 0] == 0
+        table /= np.where(lengths == 0, 1.0, lengths)
+        return table @ table.T + np.outer(empty, empty)
+
     def matches(self) -> np.ndarray:
         """[samples, samples] clipped n-gram matches: the sum of min(count in i, count in j).
 

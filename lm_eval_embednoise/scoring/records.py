@@ -60,15 +60,17 @@ def code_record(
     record = _common(sample, index)
     if outcome is None:
         judged = {"passed": False, "valid": False, "code": "", "compiled": False, "ast": None}
-        judged |= {"verdict": "missing", "detail": "", "behaviour": None}
+        judged |= {"verdict": "missing", "detail": "", "behaviour": None, "undefined": None}
         return record | judged | {"passed_base": None, "rule": None}
+    valid = outcome.compiled and outcome.defined and not outcome.trivial
     return record | {
         "passed": outcome.verdict == "passed",
         "passed_base": outcome.passed_base,
-        "valid": outcome.compiled and outcome.defined and not outcome.trivial,
+        "valid": valid and outcome.undefined is None,
         "code": program,
         "rule": rule,
         "compiled": outcome.compiled,
+        "undefined": outcome.undefined,
         "verdict": outcome.verdict,
         "detail": outcome.detail,
         "ast": outcome.ast,
@@ -81,7 +83,7 @@ def math_record(sample: str | None, index: int, target: str, form: maths.Form) -
 
     `passed` is decided by the benchmark's own form; `passed_flexible` by the answer however it is
     stated. An answer that is equivalent to the target is recorded as the target. A text on which
-    reading or comparing raises is wrong, and `detail` says why.
+    reading or comparing raises is wrong, and `detail` says why. `way` tells correct answers apart.
     """
     record = _common(sample, index) | {"detail": ""}
     for suffix, extract in (("", form.extract), ("_flexible", form.flexible)):
@@ -93,7 +95,17 @@ def math_record(sample: str | None, index: int, target: str, form: maths.Form) -
             record["detail"] = f"{type(error).__name__}: {error}"[:_DETAIL_LENGTH]
         record[f"answer{suffix}"] = target if passed else answer
         record[f"passed{suffix}"] = passed if extract is not None else None
-    return record | {"valid": record["answer"] is not None}
+    way = [] if sample is None else maths.way_of(sample, record["answer"])
+    return record | {"valid": record["answer"] is not None, "way": way}
+
+
+def solution(record: Record) -> str | tuple[str, ...] | None:
+    """What tells correct samples of a problem apart: a program's tree, a worked answer's way."""
+    if "code" in record:
+        tree: str | None = record["ast"]
+        return tree
+    way = record.get("way")  # logs of tasks before version 2.0 have none
+    return tuple(maths.way_of(record["text"], record["answer"]) if way is None else way)
 
 
 def math_records(samples: Sequence[str | None], target: str, form: maths.Form) -> list[Record]:

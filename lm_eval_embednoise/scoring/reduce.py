@@ -11,9 +11,10 @@ import numpy as np
 from . import diversity
 from .extract import preamble
 from .lexer import code_tokens, prose_tokens
-from .maths import majority, target_of, worked_text
+from .maths import majority, target_of
 from .ngrams import count_orders
 from .passk import pass_at_k
+from .records import solution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,10 +37,10 @@ def plus_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
     """
     (records,) = results
     correct = sum(record["passed_base"] is True for record in records)
-    trees = {record["ast"] for record in records if record["passed_base"]}
+    solutions = {solution(record) for record in records if record["passed_base"]}
     metrics = code_metrics(doc, results)
     metrics |= {f"{name}_base": value for name, value in _pass_at(len(records), correct).items()}
-    return metrics | {"unique_correct_base": float(len(trees))}
+    return metrics | {"unique_correct_base": float(len(solutions))}
 
 
 def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) -> Metrics:
@@ -55,7 +56,7 @@ def code_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
         "compile_rate": len(compiled) / len(records),
         "unique_ast": float(len({record["ast"] for record in compiled})),
         "behaviours": float(len({(r["verdict"], r["detail"], r["behaviour"]) for r in compiled})),
-        "unique_correct": float(len({r["ast"] for r in present if r["passed"]})),
+        "unique_correct": float(len({solution(r) for r in present if r["passed"]})),
     }
 
 
@@ -64,7 +65,7 @@ def math_metrics(doc: Mapping[str, Any], results: Sequence[Sequence[Record]]) ->
     (records,) = results
     present = [record for record in records if not record["missing"]]
     texts = [record["text"].strip() for record in present]
-    correct = {worked_text(record["text"]) for record in present if record["passed"]}
+    correct = {solution(record) for record in present if record["passed"]}
     return {
         **_correctness(records),
         "accuracy": float(np.mean([record["passed"] for record in records])),
@@ -137,6 +138,8 @@ def _diversity(
         "self_bleu": diversity.self_bleu(orders, lengths),
         "self_bleu_joint": diversity.self_bleu_joint(tokens),
         "edit_distance": diversity.edit_distance(texts),
+        "vendi": diversity.vendi(orders[0], orders[1]),
+        "compression_ratio": diversity.compression_ratio(texts),
         "rep_4": diversity.repetition(orders[3]),
         "distinct_2_valid": _rarefied(records, tokens, "valid"),
         "distinct_2_correct": _rarefied(records, tokens, "passed"),
