@@ -176,6 +176,42 @@ def test_what_has_an_effect_stays(line: str) -> None:
     assert examine(source, "f")["ast"] != examine(base, "f")["ast"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = list(it)",
+        "x = 3 in it",
+        "x = [v for v in it]",
+        "x = {v: w for v in xs for w in it}",
+        "x = max(v for v in it)",
+        "x, *y = it",
+        "x = [*it]",
+        "for v in it: pass",
+        "x = sum(z)",
+        "x = list(e)",
+        "x = [v for v in g]",
+        "x = sorted(given)",
+        "x = xs; x += [1]",
+        "x = n; x += xs",
+    ],
+)
+def test_what_uses_up_or_changes_stays_without_any_operators(line: str) -> None:
+    lines = [
+        "it = iter(xs)",
+        "z = zip([1], [2])",
+        "e = enumerate([1])",
+        "g = (v for v in [1])",
+        line,
+    ]
+    indented = "".join(f"    {one}\n" for one in lines)
+    source = (
+        f"def h(given, xs, n):\n{indented}    return it, z, e, g, given, xs\n"
+        "def f(xs, n):\n    return h(iter(xs), xs, n)\n"
+    )
+    base = source.replace(f"    {line}\n", "")
+    assert examine(source, "f")["ast"] != examine(base, "f")["ast"]
+
+
 DIFFERENT = [
     # an exception that something catches
     (
