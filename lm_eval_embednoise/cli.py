@@ -97,7 +97,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     """`embednoise run`: the harness's command with the plug-in loaded, and K from `-K`."""
-    from lm_eval_embednoise import launch, plugin
+    from lm_eval_embednoise import early, launch, plugin
     from lm_eval_embednoise.study import runfile
 
     own = argparse.ArgumentParser(prog="embednoise run", add_help=False, allow_abbrev=False)
@@ -128,6 +128,9 @@ def _run(argv: list[str]) -> int:
     plugin.register()
     if options.K is not None:
         plugin.load_with_repeats(options.K)
+        few = early.few_samples(options.K)
+        if few and not launch.in_world():
+            print(f"embednoise: {few}", file=sys.stderr)
     if options.pass_at:
         plugin.load_with_pass_at(options.pass_at)
     command = sys.argv

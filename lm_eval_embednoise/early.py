@@ -68,6 +68,16 @@ def check_sampling(gen_kwargs: Mapping[str, Any]) -> None:
     Sampling.from_gen_kwargs(given)
 
 
+def few_samples(k: int | None) -> str | None:
+    """What fewer than ten samples a problem can't show, a line to say before they are generated."""
+    if k is None or k >= 10:
+        return None
+    return (
+        f"K = {k}: pass@10 needs ten samples of a problem, so tables have pass@1 and success@K, and "
+        "no verdict can be confirmatory"
+    )
+
+
 def check_names(gen_kwargs: Mapping[str, Any]) -> None:
     """Refuse a misspelt generation argument of the stock class.
 

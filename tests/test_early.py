@@ -17,6 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import model_registry
 
 from lm_eval_embednoise import cli, early, identical, plugin, written
+from lm_eval_embednoise.minicoder import load_problems
 from lm_eval_embednoise.study import run as study_command
 
 TASK = "minicode_diverse_k10"
@@ -225,11 +226,12 @@ def test_differing_and_greedy_texts_are_not(
     tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greedy = results_of(tmp_path / "greedy")
+    first = load_problems("minicode")[0]["task_id"]
     assert "identical_problems,records" not in greedy and "are equal" not in caplog.text
     monkeypatch.setattr(
         Sampled,
         "text",
-        staticmethod(lambda problem, i: f"    return {i if problem.endswith('0') else 1}\n"),
+        staticmethod(lambda problem, i: f"    return {i if problem == first else 1}\n"),
     )
     found = results_of(tmp_path / "s", "--gen_kwargs", "do_sample=true,temperature=0.8")
     assert found["identical_problems,records"] == 1

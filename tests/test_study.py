@@ -274,6 +274,15 @@ def test_a_study_calibrates_each_model_first_and_resumes(toy, monkeypatch, capsy
         run(toy)
 
 
+def test_few_samples_are_said_before_they_are_generated(toy, capsys):
+    content = yaml.safe_load(toy.read_text())
+    for k, said in ((4, True), (10, False)):
+        toy.write_text(yaml.safe_dump({**content, "k": k}))
+        run(toy, "--dry-run", "--probe", "0")
+        assert ("pass@10 needs ten samples" in capsys.readouterr().out) == said
+    assert StandIn.calls == 0
+
+
 def test_families_along_their_dose(toy):
     content = yaml.safe_load(toy.read_text())
     methods = ["greedy", {"name": "temp-0.8", "doses": [0.2, 1], "seeds": [0, 1]}]

@@ -9,7 +9,6 @@ evaluation is kept in points.jsonl as it finishes, so a killed calibration goes 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -31,6 +30,8 @@ from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_
 from lm_eval_embednoise.written import write_text
 
 if TYPE_CHECKING:
+    import argparse
+
     from lm_eval_embednoise.study.sweep import Sweep
 
 CURVE = ("pass@1", "compile_rate", "valid_rate", "distinct_2", "unique_correct", "rho")
@@ -48,7 +49,6 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model_args", default="", metavar="K=V,…", help="pretrained=…")
     parser.add_argument("--noise", default="", metavar="K=V,…", help="of σ*: depth=5,scope=…")
     parser.add_argument(

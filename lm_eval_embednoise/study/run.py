@@ -180,6 +180,9 @@ class Runner:
                     f"  {model.name} · {task.name} ({size}): {len(mine) - len(left)} of "
                     f"{len(mine)} runs done{'; left: ' + names if names else ''}"
                 )
+        smallest = min((task.k for task in self.study.tasks if task.k), default=None)
+        few = early.few_samples(smallest)
+        lines += [f"  {few}"] if few else []
         return "\n".join(lines)
 
     def estimate(self, problems: int, processes: int) -> Estimate:
