@@ -20,7 +20,6 @@ _UNITS = {
     "mean_chars": "characters",
     "prefix_entropy": "nats",
     "missing": "samples",
-    "tokens_per_unique_correct": "tokens",
 }
 _NAMES = {"tokens_per_unique_correct": "tokens per correct solution", "rho": "ρ"}
 

@@ -1,36 +1,36 @@
 "use strict";
-// Sorting and filtering of tables, and opening what a link points into. Without it nothing is missing.
+// Sorting and filtering of tables, opening what a link points into. Without it nothing is missing.
 const number = (text) => {
   const found = text.replaceAll(",", "").replace("−", "-").match(/^[^\d-]*([+-]?\d+(\.\d+)?)/);
   return found ? Number(found[1]) : NaN;
 };
 
-const inOrder = (a, b) => {
-  const [x, y] = [number(a), number(b)];
-  if (Number.isNaN(x) || Number.isNaN(y)) {
-    if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;
-    return a.localeCompare(b);
-  }
-  return x - y;
+// Names with the numbers in them in order (temp-0.35 before temp-0.5); or the cells' numbers.
+const byName = (a, b) => {
+  const [x, y] = [a, b].map((name) => name.split(/(\d+(?:\.\d+)?)/));
+  const at = x.findIndex((part, i) => part !== y[i]);
+  if (at < 0 || y[at] === undefined) return x.length - y.length;
+  return at % 2 ? Number(x[at]) - Number(y[at]) : x[at].localeCompare(y[at]);
 };
+const byNumber = (a, b) => number(a) - number(b);
 
 const sortable = (table, head, column) => {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "sort";
   button.setAttribute("aria-label", `sort by ${head.textContent.trim()}`);
-  head.append(button);
+  head.insertBefore(button, head.querySelector("small"));
   button.addEventListener("click", () => {
     const down = head.getAttribute("aria-sort") === "ascending";
     for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const body = table.tBodies[0];
     const cell = (row) => row.cells[column].dataset.value;
-    const known = (row) => column === 0 || !Number.isNaN(number(cell(row)));
+    const numbers = [...body.rows].some((row) => column && !Number.isNaN(number(cell(row))));
+    const known = (row) => !numbers || !Number.isNaN(number(cell(row)));
     const rows = [...body.rows].sort((a, b) => {
       if (known(a) !== known(b)) return known(a) ? -1 : 1;  // what has no value stays last
-      const order = column === 0 ? cell(a).localeCompare(cell(b), "en", { numeric: true })
-        : inOrder(cell(a), cell(b));
+      const order = (numbers && known(a) ? byNumber : byName)(cell(a), cell(b));
       return down ? -order : order;
     });
     body.append(...rows);
