@@ -105,7 +105,7 @@ def digest(
     result = Digest(run.method)
     wanted = counted(run)
     solutions, distinct = [], []
-    for problem, doc, records in samples(run):
+    for problem, doc, records in samples(run, wanted | shown):
         if problem in shown:
             result.texts[problem] = _prompt_and_texts(doc, records)
         if problem not in wanted:
@@ -135,11 +135,9 @@ def unlikely_from(run: Run) -> float | None:
 
     None where the model did not report likelihoods.
     """
-    wanted = counted(run)
     values = [
         record["nll"] / record["nll_tokens"]
-        for problem, _, records in samples(run)
-        if problem in wanted
+        for _, _, records in samples(run, counted(run))
         for record in records
         if record.get("nll") is not None and record.get("nll_tokens")
     ]

@@ -156,7 +156,7 @@ class Report:
             "every": tables.values(rows, level, every=True),
             "family": family,
             "family_title": tables.family_title(self.comparison) if family else "",
-            "differences": tables.differences(self.comparison, pairs) if pairs else None,
+            "differences": tables.differences(pairs, level) if pairs else None,
             "differences_title": tables.paired_title(self.comparison, pairs) if pairs else "",
             "difference_figures": self._difference_figures(pairs, name),
             "dose_figures": self._dose_figures(rows, pairs, name),

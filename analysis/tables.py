@@ -37,7 +37,7 @@ def terminal(comparison: dict[str, Any]) -> str:
     for rows, pairs in by_task(comparison):
         parts += [title(rows[0]), _grid(*values(rows)), ""]
         if pairs:
-            parts += [paired_title(comparison, pairs), _grid(*differences(comparison, pairs)), ""]
+            parts += [paired_title(comparison, pairs), _grid(*differences(pairs)), ""]
     parts += [_verdict_text(verdict) for verdict in comparison["verdicts"]]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -48,8 +48,8 @@ def markdown(comparison: dict[str, Any]) -> str:
     for rows, pairs in by_task(comparison):
         parts += [f"### {title(rows[0])}", "", _pipes(*values(rows, level)), ""]
         if pairs:
-            table = differences(comparison, pairs)
-            parts += [paired_title(comparison, pairs), "", _pipes(*table), ""]
+            table = _pipes(*differences(pairs, level))
+            parts += [paired_title(comparison, pairs), "", table, ""]
         content = family(comparison, rows)
         if content:
             parts += [family_title(comparison), "", _pipes(*content), ""]
@@ -205,9 +205,9 @@ def family_title(comparison: dict[str, Any]) -> str:
     )
 
 
-def differences(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> Table:
-    """Header and rows of the paired differences, a row for each method."""
-    chosen, level = paired(pairs), comparison["analysis"]["level"]
+def differences(pairs: list[dict[str, Any]], level: float | None = None) -> Table:
+    """Header and rows of the paired differences, a row for each method; heads name the level."""
+    chosen = paired(pairs)
     body = []
     for pair in pairs:
         cells = [pair["method"]]
