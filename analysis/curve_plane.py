@@ -15,29 +15,49 @@ from matplotlib.figure import Figure
 
 from lm_eval_embednoise.analysis.arms import dose, sweeps
 from lm_eval_embednoise.analysis.envelope import path
-from lm_eval_embednoise.analysis.figures import RC, STYLES
+from lm_eval_embednoise.analysis.figures import (
+    RC,
+    STYLES,
+    WIDTH,
+    in_unit,
+    name_points,
+    tip,
+    whiskers,
+)
 from lm_eval_embednoise.analysis.methods import family
+from lm_eval_embednoise.analysis.quantities import headed, size_text
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.analysis.resample import Array
+    from collections.abc import Collection
 
-WIDTH = 5.6
 Row = dict[str, Any]
 
 
-def curve_plane(entry: dict[str, Any], rows: list[Row]) -> Figure | None:
-    """One entry of a comparison's `curves`; `rows`: the leaderboard of its model and task."""
-    at = {row["method"]: _means(row, entry["quality"], entry["outcome"]) for row in rows}
-    at = {name: point for name, point in at.items() if np.isfinite(point).all()}
+def curve_plane(
+    entry: dict[str, Any], rows: list[Row], named: Collection[str | None] = ()
+) -> Figure | None:
+    """One entry of a comparison's `curves`; None where a method of the curve lacks a value.
+
+    Args:
+        entry: the temperature curve in one outcome, and what it says of the other methods.
+        rows: the leaderboard of its model and task.
+        named: methods drawn with their intervals and written out, beside greedy and the curve's
+            ends.
+    """
+    axes = (entry["quality"], entry["outcome"])
+    points = [_point(row, *axes) for row in rows]
+    points = [point for point in points if point["x"] and point["y"]]
+    at = {point["method"]: (point["x"]["value"], point["y"]["value"]) for point in points}
     reference = dict(zip(entry["methods"], entry["doses"], strict=True))
     if not set(reference) <= set(at):
         return None
     with mpl.rc_context(RC):
         figure = Figure(figsize=(WIDTH, 4.2), dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         axis = figure.subplots()
         axis.grid(alpha=0.2, linewidth=0.5)
         lines = [reference, *({row["method"]: dose(row) for row in arm} for arm in sweeps(rows, 3))]
+        pieces: list[Any] = []
         for doses in lines:
             known = {name: value for name, value in doses.items() if name in at}
             if len(known) < 3:
@@ -47,24 +67,48 @@ def curve_plane(entry: dict[str, Any], rows: list[Row]) -> Figure | None:
             dense = path(tuple(known.values()), np.array([at[name] for name in known]))
             width = 1.6 if doses is reference else 1.0
             axis.plot(dense[:, 0], dense[:, 1], color=color, linewidth=width)
-        for name, (x, y) in at.items():
-            color, marker = STYLES["temperature" if name in reference else family(name)]
-            axis.plot(x, y, marker=marker, color=color, markersize=5)
-        for name in (entry["methods"][0], entry["methods"][-1], "greedy"):
-            if name in at:
-                axis.annotate(name, tuple(at[name]), (5, 5), textcoords="offset points", fontsize=8)
-        axis.set(xlabel=f"{entry['quality']}  (correct →)", ylabel=entry["outcome"])
+            pieces += list(np.stack([dense[:-1], dense[1:]], axis=1))
+        shown = {*named, *entry["methods"][:: len(reference) - 1], "greedy"}
+        families = {}
+        for point in points:
+            name = point["method"]
+            kind = "temperature" if name in reference else family(name)
+            color, marker = STYLES[kind]
+            [mark] = axis.plot(
+                *at[name], marker=marker, color=color, markersize=5, linestyle="none"
+            )
+            tip(mark, name, dict(zip(axes, (point["x"], point["y"]), strict=True)))
+            families[kind] = mark
+            point["named"] = name in shown
+            if name in named:
+                xerr, yerr = whiskers(point["x"]), whiskers(point["y"])
+                axis.errorbar(
+                    *at[name], xerr=xerr, yerr=yerr, ecolor=color, elinewidth=1, fmt="none"
+                )
+        axis.set(xlabel=f"{headed(axes[0])}  (correct →)", ylabel=headed(axes[1]))
+        in_unit(axis.xaxis, axes[0])
+        in_unit(axis.yaxis, axes[1])
         axis.set_ylim(bottom=0)
+        figure.legend(
+            families.values(), families, loc="outside lower center", ncols=3, fontsize=8,
+            frameon=False,
+        )  # fmt: skip
+        canvas.draw()
+        figure.set_layout_engine(None)
+        name_points(axis, points, pieces)
     return figure
 
 
 def claims(entry: dict[str, Any]) -> str:
     """Which methods stand above the curve, in words, with the placebo."""
     above = [name for name, claim in entry["against"].items() if claim["says"] == "above"]
-    placebo = "" if entry["placebo"] is None else f"; largest placebo {entry['placebo']:.3f}"
-    return f"above the curve: {', '.join(above) or 'none'}{placebo}"
+    placebo = entry["placebo"]
+    beside = "" if placebo is None else f"; largest placebo {size_text(entry['outcome'], placebo)}"
+    return f"above the curve: {', '.join(above) or 'none'}{beside}"
 
 
-def _means(row: Row, *metrics: str) -> Array:
-    values = [(row["metrics"].get(metric) or {}).get("value") for metric in metrics]
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+def _point(row: Row, *axes: str) -> dict[str, Any]:
+    """An entry's estimates on both axes; None where it has no value."""
+    found = (row["metrics"].get(metric) or {"value": None} for metric in axes)
+    x, y = (estimate if estimate["value"] is not None else None for estimate in found)
+    return {"method": row["method"], "x": x, "y": y}

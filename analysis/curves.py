@@ -1,7 +1,4 @@
-"""Figures beside the Pareto plot: dose–response, ablations, paired differences, curves against K.
-
-Each is at most `WIDTH` inches wide, so that a phone shows it without shrinking the letters.
-"""
+"""Figures beside the planes: dose–response, ablations, paired differences, curves against K."""
 
 from __future__ import annotations
 
@@ -15,12 +12,13 @@ from matplotlib.ticker import MaxNLocator
 
 from lm_eval_embednoise.analysis.arms import Ablation, dose, sweeps
 from lm_eval_embednoise.analysis.bands import Band, cover, mean_band
-from lm_eval_embednoise.analysis.figures import RC, STYLES, shades
+from lm_eval_embednoise.analysis.figures import RC, STYLES, WIDTH, in_unit, shades, tip
 from lm_eval_embednoise.analysis.gallery import KINDS, Digest
 from lm_eval_embednoise.analysis.intervals import Support
-from lm_eval_embednoise.analysis.measures import PAIRED, measure
+from lm_eval_embednoise.analysis.measures import measure
 from lm_eval_embednoise.analysis.methods import family as kind
 from lm_eval_embednoise.analysis.methods import method_order
+from lm_eval_embednoise.analysis.quantities import WITHOUT_10, headed, measured
 from lm_eval_embednoise.analysis.resample import Array, Resampler, cluster_codes
 from lm_eval_embednoise.scoring.passk import pass_at_every_k
 
@@ -32,9 +30,9 @@ if TYPE_CHECKING:
 
     from lm_eval_embednoise.analysis.runs import Run
 
-WIDTH = 5.6
 _DRAWS = 2_000  # of a band that is drawn
-_RESPONSES = ("pass@1", "pass@10", "compile_rate", "valid_rate", "distinct_2", "unique_correct")
+_CORRECT = ("pass@1", "pass@10")
+_RESPONSES = ("compile_rate", "valid_rate", "distinct_2", "unique_correct")
 # Okabe & Ito again, light to dark, and hatched so that print in grey tells them apart.
 _KIND_STYLES = {
     "passed": ("#009E73", ""),
@@ -58,7 +56,9 @@ def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
     if not drawn:
         return None
     drawn = [arm for arm in drawn if len(arm) > 2 or arm is drawn[0]]
-    shown = [name for name in _RESPONSES if any(name in row["metrics"] for row in rows)]
+    known = measured(rows)
+    wanted = (*(_CORRECT if "pass@10" in known else WITHOUT_10), *_RESPONSES)
+    shown = [name for name in wanted if name in known]
     if "compile_rate" in shown and "valid_rate" in shown:
         shown.remove("valid_rate")
     if any(row["rho"] for row in drawn[0]):
@@ -69,17 +69,12 @@ def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
         for arm in drawn:
             unit = arm[0]["perturbation"].get("sigma_unit", "relative")
             color, marker = STYLES["literal" if unit == "norm" else "noise"]
-            points = [(dose(row), _response(row, metric)) for row in arm]
-            known = [(s, e) for s, e in points if e is not None and e["value"] is not None]
-            doses, values = [s for s, _ in known], [e["value"] for _, e in known]
-            axis.plot(doses, values, marker=marker, color=color, label=f"unit: {unit}")
-            for sigma, estimate in known:
-                if estimate["low"] is not None:
-                    axis.vlines(sigma, estimate["low"], estimate["high"], color, alpha=0.5)
+            _dose_line(axis, arm, metric, (color, marker), f"unit: {unit}")
         if greedy and greedy["metrics"].get(metric, {}).get("value") is not None:
             value = greedy["metrics"][metric]["value"]
             axis.axhline(value, color="#000000", linestyle="--", linewidth=0.8)
-        axis.set(xscale="log", xlabel="σ", title="ρ = ‖ε‖/‖h‖" if metric == "rho" else metric)
+        axis.set(xscale="log", xlabel="σ", title=headed(metric))
+        in_unit(axis.yaxis, metric)
         if metric == "rho":
             axis.set(yscale="log")
         else:
@@ -90,10 +85,13 @@ def dose_response(rows: list[dict[str, Any]]) -> Figure | None:
     return figure
 
 
-def ablation(sweep: Ablation, references: list[dict[str, Any]]) -> Figure | None:
+def ablation(
+    sweep: Ablation, references: list[dict[str, Any]], metrics: list[str]
+) -> Figure | None:
     """The levels of one ablation, a panel for each metric; references as vertical lines."""
     rows = list(sweep.levels.values())
-    shown = [name for name in PAIRED if any(name in row["metrics"] for row in rows)]
+    known = measured(rows)
+    shown = [name for name in metrics if name in known]
     if not shown:
         return None
     figure, axes = _panels(len(shown), height=1.3 + 0.3 * len(rows), share=True)
@@ -106,10 +104,11 @@ def ablation(sweep: Ablation, references: list[dict[str, Any]]) -> Figure | None
                 style = "--" if kind(row["method"]) == "greedy" else ":"
                 axis.axvline(value, color=color, linestyle=style, linewidth=1.2)
         for height, row in enumerate(reversed(rows)):
-            _bar(axis, row["metrics"].get(metric), height, *STYLES[kind(row["method"])])
+            _bar(axis, row["method"], metric, row["metrics"].get(metric), height)
         axis.set_yticks(range(len(rows)), [*reversed(names)])
-        axis.set(title=metric, ylim=(-0.6, len(rows) - 0.4))
+        axis.set(title=headed(metric), ylim=(-0.6, len(rows) - 0.4))
         axis.set_xlim(left=0)
+        in_unit(axis.xaxis, metric)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=3, prune="upper"))
     return figure
 
@@ -122,11 +121,15 @@ def paired_differences(pairs: list[dict[str, Any]], metric: str) -> Figure | Non
     figure, [axis] = _panels(1, height=1.1 + 0.21 * len(shown))
     for height, pair in enumerate(reversed(shown)):
         estimate = pair["metrics"][metric]["difference"]
-        _bar(axis, estimate, height, *STYLES[kind(pair["method"])])
+        _bar(axis, pair["method"], metric, estimate, height)
     axis.axvline(0, color="#000000", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [pair["method"] for pair in reversed(shown)], fontsize=8)
     axis.set_ylim(-0.7, len(shown) - 0.3)
-    axis.set(title=metric, xlabel=f"difference from {shown[0]['baseline']}")
+    axis.set(
+        title=headed(metric, difference=True),
+        xlabel=f"difference from {shown[0]['baseline']}",
+    )
+    in_unit(axis.xaxis, metric)
     return figure
 
 
@@ -137,9 +140,10 @@ def pass_at_k(runs: Iterable[Run]) -> Figure | None:
         return None
     ks = np.arange(1.0, measured[0].k + 1)
     bands = {run.method: _band(run, pass_at_every_k(_correct(run), run.k)) for run in measured}
-    figure, axis = _lines({m: band.value for m, band in bands.items()}, "k", "pass@k")
+    figure, axis = _lines({m: band.value for m, band in bands.items()}, "k", "pass@k, %")
     _shade(axis, ks, bands)
     axis.set(ylim=(0, 1.02), xscale="log")
+    in_unit(axis.yaxis, "pass@1")
     _plain_ticks(axis, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= measured[0].k])
     return figure
 
@@ -151,16 +155,19 @@ def cover_at(runs: Iterable[Run]) -> Figure | None:
         return None
     shares = np.arange(1, measured[0].k + 1) / measured[0].k
     bands = {run.method: _band(run, cover(_correct(run), run.k, shares)) for run in measured}
-    figure, axis = _lines({m: b.value for m, b in bands.items()}, "τ", "cover@τ", at=shares)
+    values = {m: b.value for m, b in bands.items()}
+    figure, axis = _lines(values, "τ, % of samples", "cover@τ, %", at=shares)
     _shade(axis, shares, bands)
     axis.set(ylim=(0, 1.02))
+    for part in (axis.xaxis, axis.yaxis):
+        in_unit(part, "pass@1")
     return figure
 
 
 def solutions_by_samples(digests: Iterable[Digest]) -> Figure | None:
     """Expected distinct correct solutions among the first m of K samples."""
     curves = {digest.method: digest.solutions for digest in digests}
-    return _lines(curves, "samples of a problem", "distinct correct solutions")[0]
+    return _lines(curves, "samples of a problem", "unique_correct")[0]
 
 
 def diversity_by_samples(digests: Iterable[Digest]) -> Figure | None:
@@ -186,7 +193,8 @@ def failure_kinds(digests: list[Digest], rhos: dict[str, float]) -> Figure | Non
         left = left + shares
     labels = [f"{d.method}  ρ {rhos[d.method]:.2g}" for d in shown]
     axis.set_yticks(range(len(shown)), labels, fontsize=8)
-    axis.set(xlim=(0, 1), xlabel="share of samples")
+    axis.set(xlim=(0, 1), xlabel="samples, %")
+    in_unit(axis.xaxis, "pass@1")
     axis.grid(visible=False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
@@ -200,13 +208,33 @@ def _response(row: dict[str, Any], metric: str) -> dict[str, Any] | None:
     return {"value": max(row["rho"].values()), "low": None} if row["rho"] else None
 
 
-def _bar(
-    axis: Axes, estimate: dict[str, Any] | None, height: float, color: str, marker: str
+def _dose_line(
+    axis: Axes, arm: list[dict[str, Any]], metric: str, style: tuple[str, str], label: str
 ) -> None:
-    """An estimate as a point with its interval."""
+    """One sweep's metric against its dose, with intervals."""
+    color, marker = style
+    known = [
+        (row, found)
+        for row in arm
+        if (found := _response(row, metric)) and found["value"] is not None
+    ]
+    axis.plot([dose(row) for row, _ in known], [e["value"] for _, e in known], color, label=label)
+    for row, estimate in known:
+        [mark] = axis.plot(dose(row), estimate["value"], marker=marker, color=color)
+        tip(mark, row["method"], {metric: estimate})
+        if estimate["low"] is not None:
+            axis.vlines(dose(row), estimate["low"], estimate["high"], color, alpha=0.5)
+
+
+def _bar(
+    axis: Axes, method: str, metric: str, estimate: dict[str, Any] | None, height: float
+) -> None:
+    """A method's estimate as a point with its interval."""
     if estimate is None or estimate["value"] is None:
         return
-    axis.plot(estimate["value"], height, marker=marker, color=color, markersize=5)
+    color, marker = STYLES[kind(method)]
+    [mark] = axis.plot(estimate["value"], height, marker=marker, color=color, markersize=5)
+    tip(mark, method, {metric: estimate})
     if estimate["low"] is not None:
         axis.hlines(height, estimate["low"], estimate["high"], color)
 

@@ -1,7 +1,11 @@
-"""What all figures share, and the Pareto plot, one panel for each model and task."""
+"""What all figures share, and the Pareto plot, one panel for each model and task.
+
+Text is text in the SVG, and a mark that `tip` names says so under the pointer.
+"""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +13,21 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from lm_eval_embednoise.analysis.arms import featured
 from lm_eval_embednoise.analysis.labels import place
 from lm_eval_embednoise.analysis.measures import measure
 from lm_eval_embednoise.analysis.methods import family
+from lm_eval_embednoise.analysis.quantities import estimated, headed, percent
 from lm_eval_embednoise.written import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 # Okabe & Ito's palette, safe for the colour-blind; the marker repeats what the colour says.
 STYLES = {
@@ -42,18 +50,15 @@ TEXT = {
     "prefix": "#666666",
     "other": "#007A57",
 }
+WIDTH = 4.6  # inches: a phone shows letters of 8 points as they are
 NAMED = 16  # points with a name in one panel
-_AXIS = {
-    "distinct_2": "distinct-2  (diversity →)",
-    "distinct_2_valid": "distinct-2 of valid samples  (diversity →)",
-    "distinct_2_correct": "distinct-2 of correct samples  (diversity →)",
-}
+_TIP = "tip:"  # begins the group's id that `save` turns into the SVG's own title
 RC: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "embednoise",  # the same figure is the same file
-    "svg.fonttype": "path",  # the same letters everywhere, so labels keep their room
+    "svg.fonttype": "none",  # text stays text; other fonts than this one are narrower
 }
 
 
@@ -95,8 +100,20 @@ def pareto_figure(
         canvas.draw()
         figure.set_layout_engine("none")  # names are placed in this layout, and drawing is faster
         for axis, (points, front) in zip(axes, drawn, strict=False):
-            _name_points(axis, points, front)
+            name_points(axis, points, _steps(front))
     return figure
+
+
+def in_unit(axis: Axis, metric: str) -> None:
+    """Write an axis's ticks in the unit of `headed`: rates, drawn as shares, in per cent."""
+    if measure(metric).rate:
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}"))
+
+
+def tip(artist: Artist, method: str, estimates: dict[str, dict[str, Any]]) -> None:
+    """What a mark says under the pointer: its method, and each metric with its interval."""
+    told = [f"{headed(metric)}: {estimated(metric, found)}" for metric, found in estimates.items()]
+    artist.set_gid(_TIP + "\n".join([method, *told]))
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -104,12 +121,19 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     with mpl.rc_context(RC):
         figure.draw_without_rendering()  # the layout once, not for each file
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
             with whole(path) as partial:
                 figure.savefig(partial, metadata=metadata, format=path.suffix[1:])
+                if path.suffix == ".svg":
+                    partial.write_text(_titled(partial.read_text("utf-8")), "utf-8")
     return paths
+
+
+def _titled(svg: str) -> str:
+    """An SVG whose groups named by `tip` have their title."""
+    return re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", svg)
 
 
 def _panel(
@@ -125,11 +149,11 @@ def _panel(
     for point in points:
         color, marker = STYLES[family(point["method"])]
         shown = point["method"] in named
-        axis.errorbar(
+        drawn = axis.errorbar(
             point["x"]["value"],
             point["y"]["value"],
-            xerr=_whiskers(point["x"]),
-            yerr=_whiskers(point["y"]),
+            xerr=whiskers(point["x"]),
+            yerr=whiskers(point["y"]),
             fmt=marker,
             color=color,
             markersize=6 if shown else 4,
@@ -137,6 +161,7 @@ def _panel(
             elinewidth=1,
             ecolor=(*mpl.colors.to_rgb(color), 0.35 if shown else 0.12),
         )
+        tip(drawn[0], point["method"], {plane["x"]: point["x"], plane["y"]: point["y"]})
     front = sorted(
         ((p["x"]["value"], p["y"]["value"]) for p in points if p["method"] in plane["front"]),
     )
@@ -147,20 +172,20 @@ def _panel(
         edge_y = np.concatenate([ys[:1], ys, [0.0]])
         axis.step(edge_x, edge_y, where="pre", color="#888888", linewidth=1, zorder=0)
         axis.fill_between(edge_x, edge_y, step="pre", color="#888888", alpha=0.08, linewidth=0)
-    k = rows[0]["k"]
     axis.set_title(f"{plane['task']}  ({plane['model']})", loc="left", fontweight="bold", pad=18)
-    axis.set_xlabel(_AXIS.get(plane["x"], plane["x"]) + _left_out(plane))
-    axis.set_ylabel(f"pass@K, K = {k}" if plane["y"] == "success@K" else plane["y"])
+    axis.set_xlabel(f"{headed(plane['x'])}  (diverse →)" + _left_out(plane))
+    axis.set_ylabel(f"{headed(plane['y'])}  (correct →)")
+    in_unit(axis.yaxis, plane["y"])
     axis.set_xlim(left=0)
     top = 1.05 if measure(plane["y"]).rate else axis.get_ylim()[1]
     axis.set_ylim(bottom=-0.02 * top, top=top)  # room for a marker at 0
     axis.grid(alpha=0.2, linewidth=0.5)
-    level, n = 100 * comparison["analysis"]["level"], plane.get("n", rows[0]["n"])
+    level, n = percent(comparison["analysis"]["level"]), plane.get("n", rows[0]["n"])
     hollow = "" if len(named) >= len(points) else ", hollow: other arms"
     axis.text(
         0.0,
         1.01,
-        f"n = {n}, bars: {level:.0f} % intervals, grey: Pareto front{hollow}",
+        f"n = {n}, K = {rows[0]['k']}, bars: {level} intervals, grey: Pareto front{hollow}",
         transform=axis.transAxes,
         ha="left",
         va="bottom",
@@ -192,7 +217,8 @@ def _left_out(plane: dict[str, Any]) -> str:
     return f"\n{said}" if rare else ""
 
 
-def _whiskers(estimate: dict[str, Any]) -> list[list[float]] | None:
+def whiskers(estimate: dict[str, Any]) -> list[list[float]] | None:
+    """An interval as matplotlib's error bar takes it, [2, 1]; None without one."""
     if estimate["low"] is None:
         return None
     # An interval need not contain its estimate when it is corrected for bias.
@@ -200,10 +226,14 @@ def _whiskers(estimate: dict[str, Any]) -> list[list[float]] | None:
     return [[max(down, 0.0)], [max(up, 0.0)]]
 
 
-def _name_points(
-    axis: Axes, points: list[dict[str, Any]], front: list[tuple[float, float]]
-) -> None:
-    """Write each method's name beside its point, with a thin line where it had to move away."""
+def name_points(axis: Axes, points: list[dict[str, Any]], lines: list[Any]) -> None:
+    """Write methods' names beside their points, with a thin line where one had to move away.
+
+    Args:
+        axis: where they are drawn, in its final layout.
+        points: `method`, estimates `x` and `y`, and whether it is `named`.
+        lines: the two ends of each straight piece that is drawn, [pieces, 2, 2]; no name covers it.
+    """
     if not points:
         return
     figure = axis.get_figure()
@@ -221,7 +251,7 @@ def _name_points(
     sizes = np.array([[box.width, box.height] for box in boxes])
     room = axis.get_window_extent(renderer)
     bars = [_bar_boxes(axis, point) for point in points if point["named"]]
-    bars.append(_front_boxes(axis, front))
+    bars.append(_boxes(axis, lines))
     markers = np.concatenate([everything - 7, everything + 7], axis=1)
     obstacles = np.concatenate([np.repeat(markers, 4, axis=0), *bars])
     centres = place(pixels, sizes, (room.x0 + 2, room.y0 + 2, room.x1, room.y1), obstacles)
@@ -235,14 +265,13 @@ def _name_points(
             axis.plot(*ends.T, color="#999999", linewidth=0.7, linestyle=":", zorder=1)
 
 
-def _front_boxes(axis: Axes, front: list[tuple[float, float]]) -> np.ndarray:
-    """The steps of the front as thin rectangles in pixels, [2 · points, 4]."""
+def _steps(front: list[tuple[float, float]]) -> list[Any]:
+    """The edge of a front in straight pieces, [2 · points, 2, 2]."""
     lines, left = [], 0.0
-    for (x, y), (_, next_y) in zip(front, [*front[1:], (0.0, 0.0)], strict=True):
+    for (x, y), (_, next_y) in zip(front, [*front, (0.0, 0.0)][1:], strict=True):
         lines += [[(left, y), (x, y)], [(x, next_y), (x, y)]]
         left = x
-    ends = [axis.transData.transform(line) for line in lines]
-    return np.array([[*(end.min(0) - 1), *(end.max(0) + 1)] for end in ends]).reshape(-1, 4)
+    return lines
 
 
 def _bar_boxes(axis: Axes, point: dict[str, Any]) -> np.ndarray:
@@ -253,5 +282,10 @@ def _bar_boxes(axis: Axes, point: dict[str, Any]) -> np.ndarray:
         lines.append([(x["low"], y["value"]), (x["high"], y["value"])])
     if y["low"] is not None:
         lines.append([(x["value"], y["low"]), (x["value"], y["high"])])
+    return _boxes(axis, lines)
+
+
+def _boxes(axis: Axes, lines: list[Any]) -> np.ndarray:
+    """Straight pieces, [pieces, 2, 2], as thin rectangles in pixels, [pieces, 4]."""
     ends = [axis.transData.transform(line) for line in lines]
     return np.array([[*(end.min(0) - 1), *(end.max(0) + 1)] for end in ends]).reshape(-1, 4)

@@ -105,7 +105,7 @@ def digest(
     result = Digest(run.method)
     wanted = counted(run)
     solutions, distinct = [], []
-    for problem, doc, records in samples(run):
+    for problem, doc, records in samples(run, wanted | shown):
         if problem in shown:
             result.texts[problem] = _prompt_and_texts(doc, records)
         if problem not in wanted:
@@ -135,11 +135,9 @@ def unlikely_from(run: Run) -> float | None:
 
     None where the model did not report likelihoods.
     """
-    wanted = counted(run)
     values = [
         record["nll"] / record["nll_tokens"]
-        for problem, _, records in samples(run)
-        if problem in wanted
+        for _, _, records in samples(run, counted(run))
         for record in records
         if record.get("nll") is not None and record.get("nll_tokens")
     ]
@@ -170,21 +168,47 @@ def failure_kind(record: dict[str, Any], unlikely: float | None = None) -> str:
     return named if named in KINDS else "other"
 
 
-def differing(method: Run, baseline: Run, metric: str = "unique_correct") -> list[str]:
-    """The problems whose metric differs most, both ways; none where a side lacks the metric."""
+def differing(method: Run, baseline: Run, metric: str = "unique_correct") -> tuple[list[str], int]:
+    """The problems whose metric differs most, both ways; equal values are never among them.
+
+    Each direction has half of `PROBLEMS`, and what the other one leaves free. Problems that differ
+    equally stand in the order of the task.
+
+    Returns:
+        The problems, the largest gains first, then the largest losses; and how many more differ as
+        much as the last that is listed of their direction. None where a side lacks the metric.
+    """
     if metric not in method.metrics or metric not in baseline.metrics:
-        return []
-    ours = dict(zip(method.problems, method.metrics[metric], strict=True))
+        return [], 0
     theirs = dict(zip(baseline.problems, baseline.metrics[metric], strict=True))
-    ranked = sorted(ours.keys() & theirs.keys(), key=lambda p: (ours[p] - theirs[p], p))
-    half = min(PROBLEMS // 2, len(ranked) // 2)
-    return list(dict.fromkeys([*ranked[len(ranked) - half :][::-1], *ranked[:half]]))
+    apart = {
+        problem: float(value - theirs[problem])
+        for problem, value in zip(method.problems, method.metrics[metric], strict=True)
+        if problem in theirs
+    }
+    sides = [
+        sorted((p for p in apart if sign * apart[p] > 0), key=lambda p: -abs(apart[p]))
+        for sign in (1, -1)
+    ]
+    half = PROBLEMS // 2
+    shown: list[str] = []
+    more = 0
+    for side, other in (sides, reversed(sides)):
+        cut = min(len(side), max(half, PROBLEMS - len(other)))
+        shown += side[:cut]
+        more += sum(apart[p] == apart[side[cut - 1]] for p in side[cut:]) if cut else 0
+    return shown, more
 
 
 def side_by_side(
-    method: Run, baseline: Run, ours: Digest, theirs: Digest, metric: str = "unique_correct"
+    problems: list[str],
+    method: Run,
+    baseline: Run,
+    ours: Digest,
+    theirs: Digest,
+    metric: str = "unique_correct",
 ) -> list[Comparison]:
-    """The problems of `differing`, with samples of both methods from their digests."""
+    """These problems with samples of both methods, from digests that kept their texts."""
     values, others = (
         dict(zip(run.problems, run.metrics.get(metric, ()), strict=False))
         for run in (method, baseline)
@@ -196,7 +220,7 @@ def side_by_side(
             (float(values[problem]), float(others[problem])),
             (ours.texts[problem][1], theirs.texts[problem][1]),
         )
-        for problem in differing(method, baseline, metric)
+        for problem in problems
     ]
 
 

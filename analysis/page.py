@@ -1,16 +1,20 @@
-"""The report's page from what it shows: templates and style; no scripts, nothing to load.
+"""The report's page from what it shows: templates, style, one script of its own; nothing to load.
 
-Every text is escaped by the templates; only a figure's SVG enters the page as it is.
+Every text is escaped by the templates; only a figure's SVG enters the page as it is. The page's
+security policy lets the browser run this one script, known by its hash, and load nothing.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lm_eval_embednoise.analysis.linking import linked
 from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
 
@@ -33,7 +37,11 @@ def render(content: dict[str, Any]) -> str:
     Args:
         content: what templates/page.html.jinja names; a name that is missing is an error.
     """
-    return _environment().get_template("page.html.jinja").render(content)
+    environment = _environment()
+    script = environment.get_template("page.js").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = environment.get_template("page.html.jinja")
+    return linked(page.render({**content, "script": script, "script_hash": digest}))
 
 
 @functools.cache

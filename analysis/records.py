@@ -28,7 +28,7 @@ from lm_eval_embednoise.scoring.metrics import RENAMED
 from lm_eval_embednoise.scoring.records import logged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from lm_eval_embednoise.analysis.resample import Array
 
@@ -92,16 +92,24 @@ def read_results(path: Path, label: str | None = None, partial: bool = False) ->
     ]
 
 
-def samples(run: Run) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    """Problem id, document and K records of each problem of a run, one at a time."""
+def samples(
+    run: Run, wanted: Container[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Problem id, document and K records of each problem of a run, one at a time.
+
+    Args:
+        run: the run.
+        wanted: the problems to give; the others' records are not decoded. All by default.
+    """
     shown = None
     for line in _lines(run.samples_path):
         shown = shown or line.get("filter")  # a task with several filters repeats its documents
-        if line.get("filter") == shown:
+        problem = _problem_id(line)
+        if line.get("filter") == shown and (wanted is None or problem in wanted):
             records = line["filtered_resps"][0]
             listed = records if isinstance(records, list) else [records]
             parsed = [logged(item) or {"text": str(item)} for item in listed]
-            yield _problem_id(line), line["doc"], parsed
+            yield problem, line["doc"], parsed
 
 
 def differences(a: Run, b: Run) -> list[str]:

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lm_eval_embednoise.analysis import arms, curves, gallery, page, schema, tables
+from lm_eval_embednoise.analysis import arms, curves, gallery, page, schema, settings, tables
+from lm_eval_embednoise.analysis.answer import answers, few_samples
 from lm_eval_embednoise.analysis.curve_plane import claims, curve_plane
 from lm_eval_embednoise.analysis.figures import pareto_figure, save
+from lm_eval_embednoise.analysis.glossary import GLOSSARY
 from lm_eval_embednoise.analysis.identity import as_compared
-from lm_eval_embednoise.analysis.measures import PAIRED, headline
+from lm_eval_embednoise.analysis.measures import headline
+from lm_eval_embednoise.analysis.protocol import Protocol
+from lm_eval_embednoise.analysis.quantities import estimated, headed, paired, percent
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.runs import ResultError
 from lm_eval_embednoise.analysis.statement import statement
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
     from lm_eval_embednoise.analysis.runs import Run
 
 TITLE = "Embedding noise against temperature"
-FOLDED = 10  # pairs, from which on their table is folded: the figures show them
 LINES = 9  # methods in a figure with a line for each
 _PLANES = {
     "distinct_2": "all samples",
@@ -120,97 +123,112 @@ class Report:
                 "candidate": self.candidate,
                 "baseline": self.baseline,
                 "marked": self.marked,
-                "planes": self._planes(),
+                "answers": answers(self.comparison),
+                "few_samples": few_samples(self.comparison),
                 "statement": statement(self.comparison),
                 "tasks": [
                     self._task(rows, pairs)
                     for rows, pairs in tqdm(parts, unit="task", desc="report", disable=None)
                 ],
                 "floor": self._floor(),
-                "settings": self._settings(),
+                "glossary": GLOSSARY.values(),
             }
         )
 
-    def _planes(self) -> list[dict[str, Any]]:
-        planes = self.comparison["planes"]
-        shown = []
-        for x in dict.fromkeys(plane["x"] for plane in planes):
-            mine = [plane for plane in planes if plane["x"] == x]
-            drawn = [
-                self._figure(
-                    pareto_figure(self.comparison, x, [plane]),
-                    f"pareto-{x}-{plane['task']}-{plane['model']}",
-                    f"{plane['task']}: {_PLANES.get(x, x)}",
-                )
-                for plane in mine
-            ]
-            shown.append(
-                {
-                    "scope": _PLANES.get(x, x),
-                    "figures": _present(drawn),
-                    "table": tables.plane_table(mine),
-                }
-            )
-        return shown
-
     def _task(self, rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, Any]:
         name = f"{rows[0]['task']}-{rows[0]['model']}"
+        level = self.comparison["analysis"]["level"]
         family = tables.family(self.comparison, rows)
         mine = [run for run in self.runs if (run.model, run.task) == _where(rows)]
+        planes = self._planes(rows)
+        first, others = self._curve_figures(rows, name)
+        if planes and not first:  # without a temperature curve the plane stands in its place
+            first, planes[0]["figures"] = planes[0]["figures"], []
         return {
             "key": re.sub(r"\W+", "-", "-".join(_where(rows))),
             "name": rows[0]["task"],
+            "model": rows[0]["model"],
             "title": tables.title(rows[0]),
-            "leaderboard": tables.values(rows, intervals=True, cost=True),
-            "every": tables.values(rows, intervals=True, every=True),
+            "first": first,
+            "curves": others,
+            "planes": planes,
+            "leaderboard": tables.values(rows, level, cost=True),
+            "every": tables.values(rows, level, every=True),
             "family": family,
             "family_title": tables.family_title(self.comparison) if family else "",
-            "differences": tables.differences(pairs) if pairs else None,
+            "differences": tables.differences(pairs, level) if pairs else None,
             "differences_title": tables.paired_title(self.comparison, pairs) if pairs else "",
-            "folded": len(pairs) > FOLDED,
             "difference_figures": self._difference_figures(pairs, name),
-            "dose_figures": self._dose_figures(rows, name),
+            "dose_figures": self._dose_figures(rows, pairs, name),
             "samples": self._samples(mine, rows, name) if mine else None,
+            "shared": settings.shared(rows),
+            "settings": settings.of_each(rows, self.candidate),
         }
 
+    def _planes(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A task's planes of correctness and diversity, each with its figure and its table."""
+        shown = []
+        for plane in self.comparison["planes"]:
+            if (plane["model"], plane["task"]) != _where(rows):
+                continue
+            scope = _PLANES.get(plane["x"], plane["x"])
+            drawn = self._figure(
+                pareto_figure(self.comparison, plane["x"], [plane]),
+                f"pareto-{plane['x']}-{plane['task']}-{plane['model']}",
+                f"{plane['task']}: {plane['y']} against {plane['x']}, {scope}",
+            )
+            table = tables.plane_table([plane])
+            shown.append({"scope": scope, "figures": _present([drawn]), "table": table})
+        return shown
+
+    def _curve_figures(
+        self, rows: list[dict[str, Any]], name: str
+    ) -> tuple[list[page.Figure], list[page.Figure]]:
+        """The temperature curve in the outcome that decides, and in the others."""
+        decides = Protocol(self.comparison["protocol"]["content"]).curve_rule["decides"]
+        drawn: tuple[list[page.Figure], list[page.Figure]] = ([], [])
+        for entry in self.comparison.get("curves", []):
+            if (entry["model"], entry["task"]) != _where(rows):
+                continue
+            figure = self._figure(
+                curve_plane(entry, rows, self.marked),
+                f"curve-{entry['outcome']}-{name}",
+                f"{entry['task']}: {entry['outcome']} against {entry['quality']}, the temperature "
+                f"curve and the noise's; {claims(entry)}",
+            )
+            drawn[entry["outcome"] != decides].extend(_present([figure]))
+        return drawn
+
     def _difference_figures(self, pairs: list[dict[str, Any]], name: str) -> list[page.Figure]:
-        level = 100 * self.comparison["analysis"]["level"]
+        level = percent(self.comparison["analysis"]["level"])
         return _present(
             self._figure(
                 curves.paired_differences(pairs, metric),
                 f"differences-{metric}-{name}",
-                f"{metric} of every method and arm, less {self.baseline}; bars: "
-                f"{level:.0f} % intervals",
+                f"{metric} of every method and arm, less {self.baseline}; bars: {level} intervals",
             )
-            for metric in PAIRED
+            for metric in paired(pairs)
         )
 
-    def _dose_figures(self, rows: list[dict[str, Any]], name: str) -> list[page.Figure]:
+    def _dose_figures(
+        self, rows: list[dict[str, Any]], pairs: list[dict[str, Any]], name: str
+    ) -> list[page.Figure]:
         """Dose–response and ablations."""
+        level = percent(self.comparison["analysis"]["level"])
         drawn = [
             self._figure(
                 curves.dose_response(rows),
                 f"dose-{name}",
-                "dose–response of the noise; dashed: greedy",
+                f"dose–response of the noise; bars: {level} intervals, dashed: greedy",
             )
-        ]
-        drawn += [
-            self._figure(
-                curve_plane(entry, rows),
-                f"curve-{entry['outcome']}-{name}",
-                f"{entry['outcome']} against {entry['quality']}, the temperature curve and the "
-                f"noise's; {claims(entry)}",
-            )
-            for entry in self.comparison.get("curves", [])
-            if (entry["model"], entry["task"]) == _where(rows)
         ]
         references = [row for row in rows if row["method"] in ("greedy", self.baseline)]
         drawn += [
             self._figure(
-                curves.ablation(ablation, references),
+                curves.ablation(ablation, references, paired(pairs)),
                 f"ablation-{ablation.axis.replace(' ', '-')}-{name}",
-                f"ablation of {ablation.axis} at {_dose_text(ablation)}; dashed: greedy, dotted: "
-                f"{self.baseline}",
+                f"ablation of {ablation.axis} at {_dose_text(ablation)}; bars: {level} intervals, "
+                f"dashed: greedy, dotted: {self.baseline}",
             )
             for ablation in arms.ablations(rows)
         ]
@@ -222,7 +240,7 @@ class Report:
         rhos = {row["method"]: max(row["rho"].values()) for row in rows if row["rho"]}
         chosen = self.candidate or next(iter(rhos), "")
         ours, theirs = (by_method.get(method) for method in (chosen, self.baseline))
-        shown = gallery.differing(ours, theirs) if ours and theirs and ours is not theirs else []
+        shown, more = gallery.differing(ours, theirs) if ours and theirs else ([], 0)
         unlikely = gallery.unlikely_from(theirs) if theirs else None
         digests = {
             method: gallery.digest(
@@ -266,12 +284,16 @@ class Report:
         failed = [f for method, d in digests.items() if method in rhos for f in d.failures]
         pairs = []
         if ours and theirs and shown:
-            items = gallery.side_by_side(ours, theirs, digests[chosen], digests[self.baseline])
+            items = gallery.side_by_side(
+                shown, ours, theirs, digests[chosen], digests[self.baseline]
+            )
             pairs = [_pair(item, chosen, self.baseline) for item in items]
         return {
             "figures": figures,
             "method": chosen,
             "pairs": pairs,
+            "more": more,
+            "compared": bool(ours and theirs and ours is not theirs),
             "failure_figures": _present([self._figure(failures, f"failures-{name}", caption)]),
             "failures": [
                 _failure(f) for f in sorted(failed, key=lambda f: (f.rho or 0.0, f.method))
@@ -280,7 +302,7 @@ class Report:
 
     def _floor(self) -> list[tables.Table]:
         """A table for each domain of what re-running alone changes."""
-        floor = self.comparison["floor"]
+        floor, level = self.comparison["floor"], self.comparison["analysis"]["level"]
         shown = []
         for maths in dict.fromkeys("maj@K" in entry["metrics"] for entry in floor):
             mine = [entry for entry in floor if ("maj@K" in entry["metrics"]) == maths]
@@ -288,24 +310,13 @@ class Report:
             body = [
                 [
                     f"{entry['task']} · {entry['method']}",
-                    *(tables.estimate_text(n, entry["metrics"][n]) for n in names),
+                    *(estimated(n, entry["metrics"][n], signed=True) for n in names),
                 ]
                 for entry in mine
             ]
-            shown.append((["task · method", *names], body))
+            heads = [headed(name, difference=True, level=level) for name in names]
+            shown.append((["task · method", *heads], body))
         return shown
-
-    def _settings(self) -> tables.Table:
-        header = ["method", "task", "n", "K", "ρ", "seeds", "signature"]
-        body = [
-            [
-                *(row["method"], row["task"], str(row["n"]), str(row["k"]), tables.rho_text(row)),
-                ", ".join(map(str, row["seeds"])),
-                row["signature"] or "–",
-            ]
-            for row in self.comparison["leaderboard"]
-        ]
-        return header, body
 
     def _figure(self, figure: Figure | None, name: str, caption: str) -> page.Figure | None:
         """Save a figure and return what the page shows of it."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from lm_eval_embednoise.analysis.measures import PAIRED, measure, printed
 from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.analysis.pairs import POWER
+from lm_eval_embednoise.analysis.quantities import paired, percent, size_text
 
 
 def statement(comparison: dict[str, Any]) -> list[str]:
@@ -55,19 +55,18 @@ def _limits(comparison: dict[str, Any]) -> list[str]:
         reach = []
         correctness = comparison["protocol"]["content"]["endpoints"]["correctness"]["metric"]
         noninferiority = (pair["metrics"].get(correctness) or {}).get("noninferiority") or {}
-        for metric in PAIRED:
-            test = pair["metrics"].get(metric)
-            if test and test["detectable"]:
-                unit = " points" if measure(metric).rate else ""
-                reach.append(f"{printed(metric, test['detectable'])}{unit} in {metric}")
+        for metric in paired([pair]):
+            detectable = pair["metrics"][metric]["detectable"]
+            if detectable:
+                reach.append(f"{size_text(metric, detectable)} in {metric}")
         if reach:
             n = max(test["n"] for test in pair["metrics"].values())
             sentences.append(
                 f"What it can show on {key[1]} (n = {n}): between {pair['method']} and "
                 f"{pair['baseline']}, with the variation seen here, a true difference must be at "
-                f"least {', '.join(reach)} to be found with {100 * POWER:.0f} % power at "
-                f"{1 - analysis['level']:.2f}. Smaller ones are usually missed: a difference that "
-                "is not significant is no evidence that there is none."
+                f"least {', '.join(reach)} to be found with {percent(POWER)} power at "
+                f"p < {1 - analysis['level']:.2f}. Smaller ones are usually missed: a difference "
+                "that is not significant is no evidence that there is none."
                 + _chance(noninferiority, correctness, comparison["protocol"]["level"])
             )
     return sentences
@@ -79,7 +78,7 @@ def _chance(noninferiority: dict[str, Any], metric: str, level: float) -> str:
         return ""
     return (
         f" Were the two equal, {metric} would be shown to be less than "
-        f"{100 * noninferiority['margin']:g} points worse at {100 * level:g} % with "
+        f"{100 * noninferiority['margin']:g} points worse at {percent(level)} with "
         f"{min(100 * noninferiority['chance_if_equal'], 99):.0f} % chance"
         + (" or more." if noninferiority["chance_if_equal"] > 0.99 else ".")
     )

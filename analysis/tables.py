@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from lm_eval_embednoise.analysis.constraint import constraint_sentence
-from lm_eval_embednoise.analysis.measures import PAIRED, headline, ordered, printed
+from lm_eval_embednoise.analysis.measures import headline, ordered
+from lm_eval_embednoise.analysis.quantities import (
+    estimated,
+    headed,
+    measured,
+    paired,
+    percent,
+)
 from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Table = tuple[list[str], list[list[str]]]  # header and rows of cells
+_COST = "tokens_per_unique_correct"
 _FAMILY = ("p_wilcoxon", "p_bonferroni", "effect")
 ALPHA = 0.05
 _TESTS = (
@@ -37,11 +45,12 @@ def terminal(comparison: dict[str, Any]) -> str:
 
 def markdown(comparison: dict[str, Any]) -> str:
     """The same tables as Markdown."""
-    parts = []
+    parts, level = [], comparison["analysis"]["level"]
     for rows, pairs in by_task(comparison):
-        parts += [f"### {title(rows[0])}", "", _pipes(*values(rows, intervals=True)), ""]
+        parts += [f"### {title(rows[0])}", "", _pipes(*values(rows, level)), ""]
         if pairs:
-            parts += [paired_title(comparison, pairs), "", _pipes(*differences(pairs)), ""]
+            table = _pipes(*differences(pairs, level))
+            parts += [paired_title(comparison, pairs), "", table, ""]
         content = family(comparison, rows)
         if content:
             parts += [family_title(comparison), "", _pipes(*content), ""]
@@ -103,38 +112,43 @@ def title(row: dict[str, Any]) -> str:
 
 def paired_title(comparison: dict[str, Any], pairs: list[dict[str, Any]]) -> str:
     """Heading of the table of paired differences: baseline, level, marks."""
-    level = f"{100 * comparison['analysis']['level']:.0f} %"
     return (
-        f"paired difference from {pairs[0]['baseline']} [{level} interval]; rates in points; "
+        f"paired difference from {pairs[0]['baseline']} "
+        f"[{percent(comparison['analysis']['level'])} interval]; "
         f"* p < {ALPHA} (sign flips of the mean, Holm over the methods), ? Wilcoxon differs"
     )
 
 
 def values(
-    rows: list[dict[str, Any]], *, intervals: bool = False, cost: bool = False, every: bool = False
+    rows: list[dict[str, Any]],
+    level: float | None = None,
+    *,
+    cost: bool = False,
+    every: bool = False,
 ) -> Table:
-    """The leaderboard of one task: the headline metrics or every one; cost and ρ if asked."""
-    available = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    chosen = ordered(available) if every else headline(rows[0]["domain"], available)
+    """The leaderboard of one task: what was measured of the headline metrics, or of every one.
+
+    Args:
+        rows: its entries.
+        level: of the intervals; None leaves them out.
+        cost: with tokens per correct solution and ρ.
+        every: all metrics.
+    """
+    available = ordered(measured(rows))
+    chosen = available if every else headline(rows[0]["domain"], available)
+    header = ["method", *(headed(name, level=level) for name in chosen)]
+    if cost:
+        header += [headed(_COST, level=level), "ρ"]
     body = []
     for row in rows:
-        cells = [row["method"]]
-        cells += [estimate_text(name, row["metrics"].get(name), intervals) for name in chosen]
-        if cost:
-            spent = row["cost"]["tokens_per_unique_correct"]
-            cells += [estimate_text("mean_tokens", spent, intervals), rho_text(row)]
-        body.append(cells)
-    return ["method", *chosen, *(["tokens / correct solution", "ρ"] if cost else [])], body
-
-
-def estimate_text(metric: str, estimate: dict[str, Any] | None, intervals: bool = True) -> str:
-    """A value, with its interval in brackets where it has one."""
-    if estimate is None:
-        return "–"
-    cell = printed(metric, estimate["value"])
-    if intervals and estimate["low"] is not None:
-        cell += " [{}, {}]".format(*(printed(metric, estimate[side]) for side in ("low", "high")))
-    return cell
+        found = [(name, row["metrics"].get(name)) for name in chosen]
+        found += [("mean_tokens", row["cost"][_COST])] if cost else []
+        cells = [
+            estimated(name, estimate and estimate | ({} if level else {"low": None}))
+            for name, estimate in found
+        ]
+        body.append([row["method"], *cells, *([rho_text(row)] if cost else [])])
+    return header, body
 
 
 def rho_text(row: dict[str, Any]) -> str:
@@ -151,14 +165,14 @@ def plane_table(planes: list[dict[str, Any]]) -> Table:
             body.append([task, "problems where all are defined", _common(plane)])
         body.append([task, "Pareto front", ", ".join(plane["front"]) or "–"])
         for name, volume in plane["hypervolume"].items():
-            area = estimate_text("distinct_2", volume)
+            area = estimated("distinct_2", volume)
             said = f"{area} ({volume['reason']})" if volume["value"] is None else area
             body.append([task, f"hypervolume of {name}", said])
         for name, matched in plane["matched"].items():
             value = (
                 f"– ({matched['reason']})"
                 if matched["value"] is None
-                else estimate_text(plane["matched_metric"], matched)
+                else estimated(plane["matched_metric"], matched)
             )
             body.append([task, f"{name} over the curve, {plane['matched_metric']}", value])
     return ["task", "what", "value"], body
@@ -177,10 +191,10 @@ def family(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table | No
     pairs = [p for p in comparison["pairs"] if p["in_family"] and (p["model"], p["task"]) == here]
     if not pairs:
         return None
-    shown = [name for name in PAIRED if any(name in pair["metrics"] for pair in pairs)]
+    shown, level = paired(pairs), comparison["analysis"]["level"]
     header = ["against"]
     for name in shown:
-        header += [name, "p", "p Bonferroni", "effect"]
+        header += [headed(name, difference=True, level=level), "p", "p Bonferroni", "effect"]
     body = []
     for pair in pairs:
         cells = [pair["baseline"]]
@@ -199,13 +213,13 @@ def family_title(comparison: dict[str, Any]) -> str:
     count = len(content["family"])
     return (
         f"{comparison['analysis']['candidate']} less each member of the family; Wilcoxon's p raw "
-        f"and Bonferroni over {count} comparisons; rank-biserial effect; rates in points"
+        f"and Bonferroni over {count} comparisons; rank-biserial effect"
     )
 
 
-def differences(pairs: list[dict[str, Any]]) -> Table:
-    """Header and rows of the paired differences, a row for each method."""
-    chosen = [name for name in PAIRED if any(name in pair["metrics"] for pair in pairs)]
+def differences(pairs: list[dict[str, Any]], level: float | None = None) -> Table:
+    """Header and rows of the paired differences, a row for each method; heads name the level."""
+    chosen = paired(pairs)
     body = []
     for pair in pairs:
         cells = [pair["method"]]
@@ -213,21 +227,22 @@ def differences(pairs: list[dict[str, Any]]) -> Table:
             test = pair["metrics"].get(metric)
             cells.append(_difference_cell(metric, test) if test else "–")
         body.append(cells)
-    return ["method", *chosen], body
+    heads = [headed(metric, difference=True, level=level) for metric in chosen]
+    return ["method", *heads], body
 
 
 def _difference_cell(metric: str, test: dict[str, Any], marks: bool = True) -> str:
     d = test["difference"]
     if d["value"] is None:
         return "–"
-    value, low, high = (printed(metric, d[key], signed=True) for key in ("value", "low", "high"))
+    cell = estimated(metric, d, signed=True)
     if d["low"] is None:
-        return f"{value} ({'all equal' if test['wins'] + test['losses'] == 0 else 'no interval'})"
+        return f"{cell} ({'all equal' if test['wins'] + test['losses'] == 0 else 'no interval'})"
     if not marks:
-        return f"{value} [{low}, {high}]"
+        return cell
     p = test.get("p_permutation_holm", test["p_holm"])  # the mean's test; files of before lack it
     mark = "*" if p is not None and p < ALPHA else ""
-    return f"{value} [{low}, {high}]{mark}{'?' if test['tests_disagree'] else ''}"
+    return f"{cell}{mark}{'?' if test['tests_disagree'] else ''}"
 
 
 def _verdict_text(verdict: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from lm_eval_embednoise.analysis.families import families, plain_temperatures
 from lm_eval_embednoise.analysis.intervals import mean_intervals, ratio_intervals
 from lm_eval_embednoise.analysis.matched import against
 from lm_eval_embednoise.analysis.pairs import as_json, support
+from lm_eval_embednoise.analysis.quantities import difference_text, size_text
 from lm_eval_embednoise.analysis.resample import Estimate, Resampler
 
 if TYPE_CHECKING:
@@ -135,31 +136,35 @@ def overall(tasks: list[dict[str, Any]]) -> tuple[str, str]:
     return INCONCLUSIVE, said or "no task was compared"
 
 
+def in_figures(endpoint: dict[str, Any]) -> str:
+    """An endpoint's estimate: `distinct_2 ratio 0.21 [0.19, 0.23]`."""
+    metric, estimate = endpoint["metric"], endpoint["estimate"]
+    if endpoint["statistic"] == "ratio":
+        value, low, high = (f"{estimate[key]:.2f}" for key in ("value", "low", "high"))
+        return f"{metric} ratio {value} [{low}, {high}]"
+    return f"{metric} difference {difference_text(metric, estimate)}"
+
+
 def sentence(endpoint: dict[str, Any]) -> str:
     """One endpoint in words, numbers included."""
     estimate, threshold = endpoint["estimate"], endpoint["threshold"]
-    named = f"{endpoint['metric']} {endpoint['statistic']}"
     if estimate["low"] is None:
-        return f"{named}: open ({estimate['reason']})"
+        return f"{endpoint['metric']} {endpoint['statistic']}: open ({estimate['reason']})"
     percent = endpoint["statistic"] == "difference"
-    value, low, high, limit = (
-        f"{100 * v:+.1f}" if percent else f"{v:.2f}"
-        for v in (estimate["value"], estimate["low"], estimate["high"], threshold)
-    )
-    unit = " points" if percent else ""
-    return f"{named} {value} [{low}, {high}]{unit}, limit {limit}: {endpoint['status']}"
+    limit = f"{100 * threshold:+.1f} points" if percent else f"{threshold:.2f}"
+    return f"{in_figures(endpoint)}, limit {limit}: {endpoint['status']}"
 
 
 def curve_sentence(curve: dict[str, Any]) -> str:
     """The second line of a verdict in words: against the whole temperature curve."""
-    named = f"against all temperatures at equal {curve['quality']}, {curve['metric']}"
+    metric = curve["metric"]
+    named = f"against all temperatures at equal {curve['quality']}, {metric}"
     if curve["says"] is None:
         return f"{named}: no answer ({curve['reason']})"
-    value, low, high = (curve["difference"][key] for key in ("value", "low", "high"))
     placebo = curve["placebo"]
-    beside = "none" if placebo is None else f"{placebo:.3f}"
+    beside = "none" if placebo is None else size_text(metric, placebo)
     return (
-        f"{named}: {curve['says']}, {value:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"{named}: {curve['says']}, {difference_text(metric, curve['difference'])}, "
         f"largest placebo {beside} ({len(curve['doses'])} temperatures)"
     )
 

@@ -73,8 +73,8 @@ def few_samples(k: int | None) -> str | None:
     if k is None or k >= 10:
         return None
     return (
-        f"K = {k}: pass@10 needs ten samples of a problem, so tables have pass@1 and success@K, and "
-        "no verdict can be confirmatory"
+        f"K = {k}: pass@10 needs ten samples of a problem, so tables have pass@1 and success@K, "
+        "and no verdict can be confirmatory"
     )
 
 

@@ -541,7 +541,7 @@ def test_the_cost_of_a_solution_is_a_ratio_of_totals(runs, comparison):
 def test_the_candidates_family_is_tabled(tmp_path, comparison):
     rows, _ = next(iter(tables.by_task(comparison)))
     header, body = tables.family(comparison, rows)
-    assert header[:4] == ["against", "pass@10", "p", "p Bonferroni"]
+    assert header[:4] == ["against", "pass@10, points [95 % interval]", "p", "p Bonferroni"]
     assert [line[0] for line in body] == ["temp-0.8", "greedy", "temp-1.5", "nucleus-0.95"]
     lines = tables.markdown(comparison).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("| against"))

@@ -173,6 +173,13 @@ def test_other_bad_input_is_one_line(tmp_path):
         read_runs([broken])
 
 
+def test_samples_of_some_problems_are_those_of_all(tmp_path):
+    run = one(write_run(tmp_path, "temp-0.8", n=5, k=3))
+    wanted = set(run.problems[1::2])
+    everything = [item for item in samples(run) if item[0] in wanted]
+    assert list(samples(run, wanted)) == everything != []
+
+
 def test_several_filters_keep_their_metrics_apart(tmp_path):
     path = write_run(tmp_path, "greedy", Method(), n=1)
     [file] = path.parent.glob("samples_*.jsonl")
