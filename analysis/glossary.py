@@ -193,9 +193,3 @@ def entry_of(found: re.Match[str]) -> Entry:
     """The entry of a match of `finder`."""
     group = found.lastgroup or ""
     return list(GLOSSARY.values())[int(group.removeprefix("t"))]
-
-
-def described(text: str) -> Entry | None:
-    """The entry of a text that is one term and nothing else; None if there is none."""
-    found = finder().fullmatch(text)
-    return entry_of(found) if found else None

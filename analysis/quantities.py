@@ -50,12 +50,14 @@ def headed(metric: str, *, difference: bool = False, level: float | None = None)
     return name if level is None else f"{name} [{percent(level)} interval]"
 
 
-def estimated(metric: str, estimate: dict[str, Any] | None, *, signed: bool = False) -> str:
+def estimated(
+    metric: str, estimate: dict[str, Any] | None, *, signed: bool = False, interval: bool = True
+) -> str:
     """A value with its interval in brackets where it has one; a dash where there is no value."""
     if estimate is None:
         return "–"
     cell = printed(metric, estimate["value"], signed=signed)
-    if estimate["low"] is not None:
+    if interval and estimate["low"] is not None:
         low, high = (printed(metric, estimate[side], signed=signed) for side in ("low", "high"))
         cell += f" [{low}, {high}]"
     return cell

@@ -143,10 +143,7 @@ def values(
     for row in rows:
         found = [(name, row["metrics"].get(name)) for name in chosen]
         found += [("mean_tokens", row["cost"][_COST])] if cost else []
-        cells = [
-            estimated(name, estimate and estimate | ({} if level else {"low": None}))
-            for name, estimate in found
-        ]
+        cells = [estimated(name, e, interval=level is not None) for name, e in found]
         body.append([row["method"], *cells, *([rho_text(row)] if cost else [])])
     return header, body
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lm_eval_embednoise.analysis import report
 from lm_eval_embednoise.analysis.comparison import compare
-from lm_eval_embednoise.analysis.glossary import GLOSSARY, described, entry_of, finder
+from lm_eval_embednoise.analysis.glossary import GLOSSARY, entry_of, finder
 from lm_eval_embednoise.analysis.linking import linked
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.scoring.metrics import METRICS
@@ -23,6 +23,12 @@ ASKED = (
     *("cluster", "K", "n", "floor", "exploratory"),
 )
 _FOUND = re.compile(r'<a class="term" href="#([^"]*)">([^<]*)</a>')
+
+
+def described(text):
+    """The entry of a text that is one term and nothing else; None if there is none."""
+    found = finder().fullmatch(text)
+    return entry_of(found) if found else None
 
 
 @pytest.mark.parametrize("metric", METRICS)
