@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lm_eval_embednoise.analysis.arms import dose, sweeps
 from lm_eval_embednoise.analysis.envelope import path
 from lm_eval_embednoise.analysis.figures import (
     RC,
@@ -56,7 +55,7 @@ def curve_plane(
         canvas = FigureCanvasAgg(figure)
         axis = figure.subplots()
         axis.grid(alpha=0.2, linewidth=0.5)
-        lines = [reference, *({row["method"]: dose(row) for row in arm} for arm in sweeps(rows, 3))]
+        lines = [reference, *_others(entry)]
         pieces: list[Any] = []
         for doses in lines:
             known = {name: value for name, value in doses.items() if name in at}
@@ -97,6 +96,14 @@ def curve_plane(
         figure.set_layout_engine(None)
         name_points(axis, points, pieces)
     return figure
+
+
+def _others(entry: dict[str, Any]) -> list[dict[str, float]]:
+    """The other families, method → dose; none in files from before they were told."""
+    return [
+        dict(zip(family["methods"], family["doses"], strict=True))
+        for family in entry.get("others", [])
+    ]
 
 
 def claims(entry: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ STYLES = {
     "greedy": ("#000000", "s"),
     "temperature": ("#D55E00", "o"),
     "nucleus": ("#CC79A7", "D"),
+    "min-p": ("#882255", "d"),
     "noise": ("#0072B2", "^"),
     "literal": ("#56B4E9", "<"),
     "soft prompt": ("#E69F00", "P"),
@@ -91,7 +92,7 @@ def pareto_figure(
     columns = min(2, len(planes)) or 1
     rows = -(-len(planes) // columns) or 1
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(5.6 * columns, 4.8 * rows), dpi=150, layout="constrained")
+        figure = Figure(figsize=(WIDTH * columns, 4.4 * rows), dpi=150, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
         for axis in axes[len(planes) :]:

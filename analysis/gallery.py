@@ -12,6 +12,7 @@ from lm_eval_embednoise.analysis.records import samples
 from lm_eval_embednoise.scoring.lexer import code_tokens, prose_tokens
 from lm_eval_embednoise.scoring.ngrams import count_orders
 from lm_eval_embednoise.scoring.passk import pass_at_every_k
+from lm_eval_embednoise.scoring.records import solution
 from lm_eval_embednoise.scoring.reduce import own_part
 
 if TYPE_CHECKING:
@@ -237,11 +238,7 @@ def rarefied(counts: np.ndarray, n: int) -> Array:
 
 def _solutions(records: list[dict[str, Any]]) -> Array:
     """Expected distinct correct solutions among m samples, [K]."""
-    classes = Counter(
-        record.get("ast") or " ".join(str(record.get("text")).split())
-        for record in records
-        if record.get("passed")
-    )
+    classes = Counter(solution(record) for record in records if record.get("passed"))
     return rarefied(np.array(list(classes.values())), len(records))
 
 

@@ -72,6 +72,10 @@ def _curves(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
             **one,
             "against": {**curve["against"], **one["against"]},
             "areas": {**curve["areas"], **one["areas"]},
+            "others": [
+                *one.get("others", []),
+                *(f for f in curve.get("others", []) if f not in one.get("others", [])),
+            ],
         }
     return list(merged.values())
 

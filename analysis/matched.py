@@ -50,6 +50,7 @@ class Curve:
     claims: tuple[Claim, ...]
     placebos: dict[str, dict[str, Estimate]]  # outcome → the family's interior methods
     areas: dict[str, dict[str, Estimate]]  # outcome → first method of another family
+    others: tuple[Family, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def against(
         largest = _largest(placebos[y], _front(family, runs, quality, y))
         claims.append(Claim(name, y, up, sideways, largest, says(up, largest, len(family.doses))))
     areas = {y: _areas(family, others, runs, quality, y, resampler, level) for y in known}
-    return Curve(family, quality, tuple(claims), placebos, areas)
+    return Curve(family, quality, tuple(claims), placebos, areas, tuple(others))
 
 
 def described(curve: Curve) -> list[dict[str, Any]]:
@@ -125,6 +126,10 @@ def described(curve: Curve) -> list[dict[str, Any]]:
                 None,
             ),
             "areas": {name: as_json(e) for name, e in curve.areas[outcome].items()},
+            "others": [
+                {"axis": f.axis, "doses": list(f.doses), "methods": list(f.methods)}
+                for f in curve.others
+            ],
         }
         for outcome, placebos in curve.placebos.items()
     ]

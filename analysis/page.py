@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lm_eval_embednoise.analysis.constraint import constraint_sentence
 from lm_eval_embednoise.analysis.linking import linked
 from lm_eval_embednoise.analysis.verdict import curve_sentence, sentence
 
@@ -53,4 +54,5 @@ def _environment() -> Environment:
     )
     environment.filters["sentence"] = sentence
     environment.filters["curve_sentence"] = curve_sentence
+    environment.filters["constraint_sentence"] = constraint_sentence
     return environment
