@@ -340,8 +340,9 @@ def test_a_comparison_holds_its_curves_and_merging_joins_them(tmp_path):
     write_run(tmp_path / "two", "later", METHODS["nucleus-0.95"], n=30, families=None)
     one = compare(read_runs([tmp_path / "one"]), draws=200)
     schema.validate(one)
-    assert [curve["outcome"] for curve in one["curves"]] == ["unique_correct", "pass@10"]
-    [first, _] = one["curves"]
+    outcomes = [curve["outcome"] for curve in one["curves"]]
+    assert outcomes == ["unique_correct", "pass@10", "distinct_2_rarefied"]  # of those measured
+    first = one["curves"][0]
     assert first["methods"] == list(names) and first["doses"] == [0.2, 0.5, 0.8, 1.2]
     assert set(first["against"]) == {*noise, "greedy"} and list(first["areas"]) == ["noise-0.1"]
     assert set(first["placebos"]) == {"temp-0.5", "temp-0.8"}
@@ -359,7 +360,7 @@ def test_a_comparison_holds_its_curves_and_merging_joins_them(tmp_path):
     two = compare(read_runs([*temperatures, tmp_path / "two"]), draws=200)
     joined = merge({"one": one, "two": two})
     schema.validate(joined)
-    assert len(joined["curves"]) == 2
+    assert len(joined["curves"]) == len(outcomes)
     assert set(joined["curves"][0]["against"]) == {*noise, "greedy", "later"}
     few = compare(read_runs([tmp_path / "one" / name for name in ("temp-0.8", "greedy")]), draws=50)
     assert few["curves"] == []

@@ -204,11 +204,15 @@ def test_a_longer_equation_is_not_read() -> None:
 
 
 def test_every_embedded_answer_is_read_from_its_text() -> None:
+    def form(side: str) -> tuple[str, ...]:
+        first, sign, second = side.split()
+        return (sign, *sorted((first, second))) if sign in "+*" else (sign, first, second)
+
     for row in load_problems("minimath"):
         worked, target = row["answer"].split("#### ")
-        assert len(calculations(worked, target)) == len(
-            set(re.findall(r"[\d+*/ -]+(?= =)", worked))
-        )
+        sides = re.findall(r"\d+ [+*/-] \d+(?= =)", worked)
+        assert worked.count("=") == len(sides)
+        assert len(calculations(worked, target)) == len(set(map(form, sides)))
 
 
 def test_unique_correct_counts_ways_among_the_correct() -> None:

@@ -167,9 +167,12 @@ def _record(
     compiled = passed or bool(rng.random() < method.compile_rate)
     failed = ("wrong_answer" if compiled else "syntax_error", " return x" * 30)
     looped = not passed and rng.random() < min(0.3, method.sigma)
+    code = failed[1] if looped else f"{text}  # {j}"
     return {
         "index": j,
-        "text": failed[1] if looped else f"{text}  # {j}",
+        "text": code,
+        "code": code,
+        "ast": code,
         "passed": passed,
         "compiled": compiled,
         "verdict": "passed" if passed else failed[0],
