@@ -52,6 +52,7 @@ TEXT = {
     "other": "#007A57",
 }
 WIDTH = 4.6  # inches: a phone shows letters of 8 points as they are
+FEW = 4  # methods that are named as not drawn; of more the number is told
 NAMED = 16  # points with a name in one panel
 _TIP = "tip:"  # begins the group's id that `save` turns into the SVG's own title
 RC: Any = {
@@ -212,10 +213,12 @@ def _points(rows: list[dict[str, Any]], plane: dict[str, Any]) -> list[dict[str,
 
 
 def _left_out(plane: dict[str, Any]) -> str:
-    """The methods that are not drawn, as further lines of the axis' name."""
-    rare = ", ".join(f"{name} ({n})" for name, n in plane.get("left_out", {}).items())
-    said = textwrap.fill(f"not drawn, defined on fewer than half: {rare}", 70)
-    return f"\n{said}" if rare else ""
+    """The methods that are not drawn, or how many, as further lines of the axis' name."""
+    left_out = plane.get("left_out", {})
+    names = ", ".join(f"{name} ({n})" for name, n in left_out.items())
+    rare = names if len(left_out) <= FEW else f"{len(left_out)} methods"
+    said = textwrap.fill(f"not drawn, defined on fewer than half: {rare}", 45)
+    return f"\n{said}" if left_out else ""
 
 
 def whiskers(estimate: dict[str, Any]) -> list[list[float]] | None:

@@ -52,8 +52,8 @@ _METRICS = (
           "means alike."),
     Entry("self_bleu_joint", "The same, against all other samples of the problem together."),
     Entry("edit_distance", "Mean share of characters to change from one sample to another."),
-    Entry("vendi", "Effective number of different samples of a problem: the exponential of the entropy "
-          "of the eigenvalues of their similarity, by shared words and pairs of words."),
+    Entry("vendi", "Effective number of different samples of a problem: the exponential of the "
+          "entropy of the eigenvalues of their similarity, by shared words and pairs of words."),
     Entry("compression_ratio", "Size of a problem's samples over their compressed size; high means "
           "alike."),
     Entry("unique_ast", "Number of different programs among the samples that compile, names, "

@@ -169,7 +169,7 @@ def test_table_and_figure_say_where_the_plane_is_defined(runs):
     figure = pareto_figure(comparison, X, [plane])
     [axis] = figure.axes
     assert any(text.get_text().startswith("n = 21,") for text in axis.texts)
-    assert "fewer than half: embednoise-0.5 (5)" in axis.get_xlabel()
+    assert "fewer than half:\nembednoise-0.5 (5)" in axis.get_xlabel()
     drawn = {
         (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
         for line in axis.lines
