@@ -1,5 +1,5 @@
 # Two commands: `make demo` runs a comparison on the embedded model, `make test` the tests; `make mini`
-# is the paper's whole experiment on that model (about an hour, may be killed and started again).
+# is the paper's whole experiment on that model (an hour or two, may be killed and started again).
 # All create the virtual environment first; `make install` does only that.
 
 PYTHON ?= python3
