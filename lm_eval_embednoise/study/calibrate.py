@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,10 @@ from lm_eval_embednoise.analysis.constraint import Constraint
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.resample import Resampler, cluster_codes
 from lm_eval_embednoise.study import plan
+from lm_eval_embednoise.study.evaluation import CURVE, Evaluation, described
 from lm_eval_embednoise.study.method import Method, StudyError
-from lm_eval_embednoise.study.plan import FAMILIES, Cell, Model, Task, fingerprint, parse_arguments
-from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness, shared
+from lm_eval_embednoise.study.plan import FAMILIES, Model, Task, parse_arguments
+from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
 from lm_eval_embednoise.written import write_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from lm_eval_embednoise.study.sweep import Sweep
 
-CURVE = ("pass@1", "compile_rate", "valid_rate", "distinct_2", "unique_correct", "rho")
 RECORD, POINTS = "calibration.json", "points.jsonl"
 EXAMPLES = """\
 examples:
@@ -220,55 +219,6 @@ def choose(
     return max(known, key=lambda dose: (known[dose], -dose)), False
 
 
-@dataclass(frozen=True)
-class Point:
-    """One method on the calibration problems, in the order of the task.
-
-    Attributes:
-        means: the metrics of `CURVE`, means over problems.
-        constrained: the constraint's metric of each problem.
-        problems: each problem's document hash.
-        clusters: each problem's cluster.
-        model: fingerprint of the model's weights, where the model class gives one.
-    """
-
-    means: dict[str, float]
-    constrained: list[float]
-    problems: list[str]
-    clusters: list[str]
-    model: str | None
-
-
-class Evaluation:
-    """Runs a method on the calibration problems, once, and keeps it in a file."""
-
-    def __init__(
-        self, session: Session, task: Task, protocol: Protocol, points: Path, bar: Any
-    ) -> None:
-        self.session, self.task, self.protocol, self.points = session, task, protocol, points
-        self.bar = bar
-        lines = points.read_text(encoding="utf-8").splitlines() if points.is_file() else []
-        self.known = {line["fingerprint"]: line["point"] for line in map(_parsed, lines) if line}
-
-    def __call__(self, method: Method) -> Point:
-        """The method's point, the same on every rank."""
-        self.bar.set_description(method.name)
-        cell = Cell(self.session.model, self.task, method, seed=0)
-        key = fingerprint({**cell.settings(self.protocol.hash), "task": _described(self.task)})
-        point = self.known.get(key)
-        if point is None:
-            results = self.session.evaluate(cell, self.protocol.hash)
-            rule = self.protocol["calibration"]
-            point = shared(None if results is None else _point(results, rule))
-            if first_rank():
-                self.points.parent.mkdir(parents=True, exist_ok=True)
-                with self.points.open("a", encoding="utf-8") as file:
-                    line = {"fingerprint": key, "method": method.name, "point": point}
-                    file.write(json.dumps(line) + "\n")
-        self.bar.update()
-        return Point(**point)
-
-
 def summary(out: Path) -> str:
     """The dose–responses of a finished calibration and what was chosen, as text."""
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
@@ -322,12 +272,6 @@ def _families(args: argparse.Namespace) -> tuple[Sweep, ...]:
     )
 
 
-def _described(task: Task) -> dict[str, Any]:
-    """Which problems a calibration takes, as JSON."""
-    described: dict[str, Any] = dataclasses.asdict(task)
-    return described
-
-
 def _settings(
     task: Task, families: tuple[Sweep, ...], model: Model, protocol: Protocol
 ) -> dict[str, Any]:
@@ -337,7 +281,7 @@ def _settings(
         "task": task.name,
         "split": task.split,
         "k": task.k,
-        "chosen_on": _described(task),
+        "chosen_on": described(task),
         "families": [
             {
                 "name": family.base.name,
@@ -351,40 +295,6 @@ def _settings(
         "model": model.model,
         "model_args": dict(model.model_args),
     }
-
-
-def _point(results: dict[str, Any], rule: dict[str, Any]) -> dict[str, Any]:
-    [(task, rows)] = results["samples"].items()
-    constrained = rule["constraint"]["metric"]
-    for name in (constrained, rule["maximise"]):
-        if name not in rows[0]:
-            raise StudyError(f"{task} has no {name}, by which the protocol chooses a dose")
-    rows = sorted(rows, key=lambda row: row["doc_id"])
-    metrics = {
-        name: float(np.nanmean([row[name] for row in rows]))
-        for name in CURVE
-        if name in rows[0] and np.isfinite([row[name] for row in rows]).any()
-    }
-    hashes = [str(row["doc_hash"]) for row in rows]
-    named = [(row.get("doc") or {}).get("cluster") for row in rows]
-    clusters = [own if name is None else str(name) for name, own in zip(named, hashes, strict=True)]
-    model = results.get("config", {}).get("embednoise", {}).get("model", {})
-    return {
-        "means": metrics,
-        "constrained": [float(row[constrained]) for row in rows],
-        "problems": hashes,
-        "clusters": clusters,
-        "model": model.get("fingerprint"),
-    }
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    """A finished point; None for a line that a kill cut off."""
-    try:
-        point: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return point
 
 
 def _number(value: float) -> float | None:

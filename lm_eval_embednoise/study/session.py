@@ -121,12 +121,13 @@ class Session:
 
     def _compared(self, task: Task, name: str) -> set[str]:
         """The clusters of the problems from which the task must keep apart."""
-        others = self.load_tasks(task.apart_from) if task.apart_from else []
+        if task.apart_from is None:
+            return set()
         return {
             cluster
-            for other in others
+            for other in self.load_tasks(task.apart_from)
             if other.config.task == name
-            for cluster in parts.clusters(other)[: task.apart_from.limit if task.apart_from else 0]
+            for cluster in parts.clusters(other)[: task.apart_from.limit]
         }
 
     def _perturb(self, cell: Cell) -> dict[str, Any]:
