@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -312,3 +313,23 @@ def test_exact_samples_are_equal_bit_for_bit_in_any_company(
     plain = run(either, method, 64, jobs(many))
     differing = [key for key, sample in plain.items() if whole[key][0] != sample.ids]
     assert len(differing) <= 0.03 * len(plain)  # another shape may round a near tie the other way
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])  # lean, sliding window, its own
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_goes_with_its_last_user(family: str, method: str) -> None:
+    """Keys and values in a reference circle would wait for the collector, gigabytes of them."""
+
+    def tensors() -> set[int]:
+        return {id(found) for found in gc.get_objects() if issubclass(type(found), torch.Tensor)}
+
+    model = tiny(family)
+    first = run(model, method, 4, jobs())  # what a model keeps, it keeps from here on
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        assert run(model, method, 4, jobs()).keys() == first.keys()
+        assert not tensors() - before
+    finally:
+        gc.enable()

@@ -8,6 +8,7 @@ the row's own, or, where K samples share a prompt, are kept once for all of them
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,7 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
-        self.cache = cache
+        self.cache: SlotCache = weakref.proxy(cache)  # no circle: memory goes with the last user
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def room(like: Tensor) -> Tensor:
@@ -200,18 +201,21 @@ class SlotCache(Cache):
         self, rows: Tensor | None, keys: Tensor
     ) -> Callable[[int | None], Tensor | None]:
         length, dtype = keys.shape[2], keys.dtype
+        cache = weakref.proxy(self)
 
         def mask_of(window: int | None) -> Tensor | None:
             if window is None:
                 return None
-            write = self.write if rows is None else self.write[rows]
+            write = cache.write if rows is None else cache.write[rows]
             key = ("prompt", window, id(rows))
-            if key not in self._masks:
+            if key not in cache._masks:
                 newest = length + write
                 visible = torch.arange(length, device=write.device) > newest[:, None] - window
                 mask = None if bool(visible.all()) else additive(visible[:, None, None], dtype)
-                self._masks[key] = mask
-            return self._masks[key]
+                cache._masks[key] = mask
+            mask = cache._masks[key]
+            assert mask is None or isinstance(mask, Tensor)
+            return mask
 
         return mask_of
 
