@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS: dict[str, Any] = {
     "sigma_unit": "relative", "sigma_reference": "site", "scope": "token", "positions": "prompt",
-    "schedule": "constant", "rsp_slot": "after-prompt", "rsp_fit": "isotropic", "rsp_scale": 1.0,
+    "schedule": "constant", "rsp_slot": "auto", "rsp_fit": "isotropic", "rsp_scale": 1.0,
 }  # fmt: skip
 PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # sampling arguments that change nothing
 _WORDS = ("sigma_unit", "scope", "positions", "schedule")  # whose values need no name

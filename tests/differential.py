@@ -201,7 +201,7 @@ def _perturbation(rng: random.Random) -> dict[str, Any]:
         given["positions"] = "dummy:3"
     if rng.random() < 0.25:
         given |= {"rsp": rng.choice([1, 3]), "rsp_scale": rng.choice([0.5, 1.0])}
-        given["rsp_slot"] = rng.choice(["after-prompt", "before-assistant", "after-bos"])
+        given["rsp_slot"] = rng.choice(["auto", "after-prompt", "before-assistant", "after-bos"])
         given["rsp_fit"] = rng.choice(["isotropic", "per-dimension"])
     if rng.random() < 0.1:
         given["prefix"] = "random:4"

@@ -86,6 +86,7 @@ def test_soft_prompts_take_their_slot(chatty: Any) -> None:
     assert ids[0] == chatty.bos_token_id
     answer = len(chatty.encode("<assistant>\n"))
     slots = {"after-prompt": len(ids), "before-assistant": len(ids) - answer, "after-bos": 1}
+    slots["auto"] = slots["before-assistant"]
     for slot, start in slots.items():
         for dummies in ({}, {"positions": "dummy:2"}):
             got = job(chatty, text, rsp=4, rsp_slot=slot, **dummies)
@@ -106,6 +107,12 @@ def test_after_bos_without_bos_is_the_beginning(tokenizer: Any, chatty: Any) -> 
     assert job(tokenizer, TEXT, rsp=2, rsp_slot="after-bos").soft_start == 0
     assert job(chatty, TEXT, rsp=2, rsp_slot="after-bos").soft_start == 0
     assert job(chatty, "<s>" + TEXT, rsp=2, rsp_slot="after-bos").soft_start == 1
+
+
+def test_auto_is_after_the_prompt_where_there_is_no_chat(tokenizer: Any, chatty: Any) -> None:
+    assert job(tokenizer, TEXT, rsp=2).soft_start == len(tokenizer.encode(TEXT))
+    assert job(chatty, TEXT, rsp=2).soft_start == len(chatty.encode(TEXT))
+    assert job(chatty, None, rsp=2).soft_start == len(chatty.encode(TEXT))
 
 
 def test_before_assistant_needs_a_chat_prompt(tokenizer: Any, chatty: Any) -> None:

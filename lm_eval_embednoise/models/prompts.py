@@ -140,9 +140,13 @@ class Prompts:
         if perturbation.where.dummies:
             self.dummy = dummy_token_id(tokenizer, perturbation.dummy_token)
             self._dummies = [self.dummy] * perturbation.where.dummies
-        self._answer = ""
-        if perturbation.rsp and perturbation.rsp_slot == "before-assistant":
-            self._answer = generation_prompt(tokenizer, template_args or {}, template_date)
+        self._answer = ""  # start of the assistant's turn, where a soft prompt goes before it
+        if perturbation.rsp and perturbation.rsp_slot in ("auto", "before-assistant"):
+            try:
+                self._answer = generation_prompt(tokenizer, template_args or {}, template_date)
+            except ValueError:
+                if perturbation.rsp_slot != "auto":
+                    raise
 
     @property
     def vectors(self) -> int:
@@ -230,10 +234,10 @@ class Prompts:
         """Where in the ids the soft prompt starts."""
         if self.perturbation.rsp_slot == "after-bos":
             return self._bos(ids)
-        if not self._answer:
-            return len(ids)
-        cut = (text or "").rfind(self._answer)
+        cut = (text or "").rfind(self._answer) if self._answer else -1
         if text is None or cut < 0:
+            if self.perturbation.rsp_slot != "before-assistant":
+                return len(ids)
             raise ValueError(
                 "rsp_slot='before-assistant': the prompt holds no start of the assistant's turn "
                 f"({self._answer!r}); add --apply_chat_template, or {_ELSE}"

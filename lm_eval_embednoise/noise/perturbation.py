@@ -15,7 +15,7 @@ SIGMA_UNITS = ("relative", "norm", "absolute")
 SIGMA_REFERENCES = ("site", "table", "prompt", "hidden")
 SCOPES = ("token", "sequence")
 SCHEDULES = ("constant", "linear", "cosine", "exponential", "step")
-RSP_SLOTS = ("after-prompt", "before-assistant", "after-bos")
+RSP_SLOTS = ("auto", "after-prompt", "before-assistant", "after-bos")
 RSP_FITS = ("isotropic", "per-dimension")
 
 
@@ -37,7 +37,8 @@ class Perturbation:
         sigma_end: σ at the end of the schedule.
         anneal_tokens: how many generated tokens the schedule takes.
         rsp: number of random soft-prompt vectors, fresh for every sample.
-        rsp_slot: where they go: `after-prompt`, `before-assistant` or `after-bos`.
+        rsp_slot: where they go: `after-prompt`, `before-assistant`, `after-bos`, or `auto`:
+            before the assistant's turn of a chat, after any other prompt.
         rsp_fit: Gaussian with mean and variance of all entries of the embedding table
             (`isotropic`) or of each dimension (`per-dimension`).
         rsp_scale: factor on the Gaussian's standard deviation.
@@ -56,7 +57,7 @@ class Perturbation:
     sigma_end: float | None = None
     anneal_tokens: int | None = None
     rsp: int = 0
-    rsp_slot: str = "after-prompt"
+    rsp_slot: str = "auto"
     rsp_fit: str = "isotropic"
     rsp_scale: float = 1.0
     prefix: str | None = None

@@ -19,7 +19,7 @@ def job_of(p: Perturbation, samples: tuple[int, ...] = (0, 1)) -> Job:
     """The problem with what a perturbation adds: soft prompt at its slot, dummies at the end."""
     kind, _, n = p.positions.partition(":")
     dummies = (DUMMY,) * (int(n) if kind == "dummy" else 0)
-    at = {"after-prompt": len(PROMPT), "before-assistant": 3, "after-bos": 1}[p.rsp_slot]
+    at = {"before-assistant": 3, "after-bos": 1}.get(p.rsp_slot, len(PROMPT))  # no chat
     ids = PROMPT[:at] + (0,) * p.rsp + PROMPT[at:] + dummies
     return Job(ids, PROBLEM, samples, clean_ids=PROMPT, soft_start=at if p.rsp else None)
 
