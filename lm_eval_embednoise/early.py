@@ -176,15 +176,17 @@ def check_methods(
     """
     from transformers import AutoConfig
 
-    from lm_eval_embednoise.minicoder import MODEL_DIR
+    from lm_eval_embednoise.models import gguf_file
     from lm_eval_embednoise.models.arguments import check_arguments
     from lm_eval_embednoise.noise.model_parts import check_sites
 
-    check_arguments(model_args)
+    loading = check_arguments(model_args)
+    copy = loading.gguf and gguf_file.present_copy(loading.gguf, loading.dtype)
+    args = loading.host_args(copy)
     names = ("revision", "subfolder", "trust_remote_code", "gguf_file")
-    given = {name: model_args[name] for name in names if model_args.get(name)}
+    given = {name: args[name] for name in names if args.get(name)}
     try:
-        config = AutoConfig.from_pretrained(model_args.get("pretrained") or MODEL_DIR, **given)
+        config = AutoConfig.from_pretrained(args["pretrained"], **given)
     except Exception:
         config = None
     for name, perturbation, gen_kwargs in methods:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from lm_eval_embednoise.kernels import build
+from lm_eval_embednoise.models import gguf_file
 
 torch.set_num_threads(1)
 os.environ["EMBEDNOISE_VERDICTS"] = "off"  # a test judges what it asks for
@@ -55,6 +56,13 @@ def harness_looks_once() -> Iterator[None]:
         survey = functools.cache(collect_env.get_pretty_env_info)
         patch.setattr(collect_env, "get_pretty_env_info", survey)
         yield
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in the place of the cache's, for the copies of GGUF files."""
+    monkeypatch.setattr(gguf_file, "cache_folder", lambda name: tmp_path / "cache" / name)
+    return tmp_path / "cache" / "gguf"
 
 
 def random_qwen2(width: int) -> PreTrainedModel:

@@ -244,7 +244,7 @@ def first_blocks() -> Any:
     return model
 
 
-def test_gguf_file_with_a_tokenizer(tmp_path: Path, plain: HFEmbedNoise) -> None:
+def test_gguf_file_with_a_tokenizer(tmp_path: Path, copies: Path, plain: HFEmbedNoise) -> None:
     """The embedded model's weights as llama.cpp keeps them, in float32: the same texts."""
     model = first_blocks()
     write_gguf(tmp_path / "model.gguf", model)
@@ -342,7 +342,9 @@ def test_without_a_gpu_what_needs_one_is_refused() -> None:
     [
         ("bitsandbytes", {"quantization": "int8"}, r'pip install "lm-eval-embednoise\[quant\]"'),
         ("peft", {"peft": MINICODER}, r'pip install "lm-eval-embednoise\[peft\]"'),
-        ("gguf", {"gguf_file": "x.gguf"}, "pip install gguf"),
+        ("gguf", {"gguf_file": "x.gguf"}, r'pip install "lm-eval-embednoise\[gguf\]"'),
+        ("gguf", {"pretrained": "x.gguf"}, r'pip install "lm-eval-embednoise\[gguf\]"'),
+        ("gguf", {"pretrained": "smollm2-135m"}, r'pip install "lm-eval-embednoise\[gguf\]"'),
         (
             "flash_attn",
             {"attn_implementation": "flash_attention_2"},
@@ -363,7 +365,7 @@ def test_a_missing_package_gives_the_install_line(
         importlib.util, "find_spec", lambda name, *a: None if name in gone else real(name, *a)
     )
     with pytest.raises(ImportError, match=f"{missing}, which is missing: {line}"):
-        Loading.from_args(MINICODER, args)
+        Loading.from_args(args.pop("pretrained", MINICODER), args)
 
 
 def test_a_model_that_is_loaded_already_takes_no_loading_arguments(plain: HFEmbedNoise) -> None:

@@ -22,6 +22,7 @@ from lm_eval_embednoise.models.loading import (
     IN_KEY_AS,
     LOADING_ARGS,
     NOT_IN_KEY,
+    Loading,
     keyed,
 )
 from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -112,7 +113,9 @@ def test_a_soft_prompts_place_is_in_the_key() -> None:
     assert stored.input_of(stored.Job((1, 2), "p", (0,))) == ""
 
 
-def test_gguf_files_of_one_folder_are_different_models(tmp_path: Path, lm: HFEmbedNoise) -> None:
+def test_gguf_files_of_one_folder_are_different_models(
+    tmp_path: Path, copies: Path, lm: HFEmbedNoise
+) -> None:
     """By their content, whatever their names; each is served its own texts."""
     one, other = first_blocks(), first_blocks()
     torch.manual_seed(0)
@@ -140,7 +143,9 @@ def test_gguf_files_of_one_folder_are_different_models(tmp_path: Path, lm: HFEmb
 
 def test_a_place_on_the_hub_is_part_of_the_model() -> None:
     def of(**given: Any) -> dict[str, str]:
-        return stored._model(SimpleNamespace(pretrained="org/x", given=given), "c0ffee")  # type: ignore[arg-type]
+        loading = Loading.from_args("org/x", given)
+        lm = SimpleNamespace(pretrained="org/x", given=given, loading=loading)
+        return stored._model(lm, "c0ffee")  # type: ignore[arg-type]
 
     assert of() == of(subfolder="") == {"name": "org/x", "commit": "c0ffee"}
     found = [of(), of(subfolder="a"), of(subfolder="b"), of(gguf_file="a"), of(gguf_file="b")]

@@ -164,17 +164,20 @@ def _compiled() -> Finding:
 
 
 def _kernels() -> Iterator[Finding]:
+    from lm_eval_embednoise.models.gguf_file import PACKAGED
     from lm_eval_embednoise.models.loading import ATTENTIONS, QUANTIZATIONS
 
     for name in QUANTIZATIONS:
         yield _loads(name, quantization=name) or _quantizes(name)
     for name in ATTENTIONS:
         yield _loads(name, attn_implementation=name) or (True, name, "ready")
-    for name, arguments in (
-        ("peft adapters", {"peft": str(_EMBEDDED)}),
-        ("gguf files", {"gguf_file": "x.gguf"}),
-        ("parallelize", {"parallelize": True}),
-    ):
+    ways: dict[str, dict[str, Any]] = {
+        "peft adapters": {"peft": str(_EMBEDDED)},
+        "GGUF files": {"gguf_file": "x.gguf"},
+        **{name: {"pretrained": name} for name in PACKAGED},
+        "parallelize": {"parallelize": True},
+    }
+    for name, arguments in ways.items():
         yield _loads(name, **arguments) or (True, name, "ready")
 
 
@@ -186,7 +189,7 @@ def _loads(name: str, **arguments: Any) -> Finding | None:
     from lm_eval_embednoise.models.loading import Loading
 
     try:
-        Loading.from_args(str(_EMBEDDED), arguments)
+        Loading.from_args(arguments.pop("pretrained", str(_EMBEDDED)), arguments)
     except ImportError as error:
         return False, name, str(error)
     except ValueError as error:

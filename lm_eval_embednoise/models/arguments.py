@@ -18,8 +18,8 @@ OWN_ARGS = (
 )
 
 
-def check_arguments(args: Mapping[str, Any]) -> None:
-    """Refuse what the class would refuse before it loads a model.
+def check_arguments(args: Mapping[str, Any]) -> Loading:
+    """Refuse what the class would refuse before it loads a model; returns how it would load it.
 
     Raises:
         ValueError, ImportError: as `HFEmbedNoise` does.
@@ -28,7 +28,7 @@ def check_arguments(args: Mapping[str, Any]) -> None:
     parse_date(args.get("template_date"))
     parse_batch_size(rest.pop("batch_size", None))
     _, hf_args = split_args(rest)
-    Loading.from_args(args.get("pretrained") or str(MODEL_DIR), hf_args)
+    return Loading.from_args(args.get("pretrained") or str(MODEL_DIR), hf_args)
 
 
 def split_args(kwargs: Mapping[str, Any]) -> tuple[Perturbation, dict[str, Any]]:

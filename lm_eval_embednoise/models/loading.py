@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_embednoise.models import gguf_file
 from lm_eval_embednoise.noise.perturbation import suggest
 
 log = logging.getLogger(f"lm_eval.{__name__}")
@@ -109,13 +110,15 @@ class Loading:
     """The loading arguments of one model, checked against each other when built.
 
     Attributes:
-        pretrained: a folder, a name on the hub, or a model that is loaded already.
+        pretrained: a folder, a name on the hub, a GGUF file or the name of a packaged one, or a
+            model that is loaded already.
         quantization: `int8` or `int4` through bitsandbytes, or None.
         attn_implementation: one of ATTENTIONS, a kernel of the hub (`owner/name`), or None for the
             model's default.
         dtype: of the weights (int8, int4: of what isn't quantized); one of DTYPES.
         parallelize: spread one model over all visible GPUs; a `device_map` implies it.
         rest: every other argument of the harness's class, as given.
+        gguf: the local GGUF file that `pretrained` (with `gguf_file`) names, or None.
 
     Raises:
         ValueError: for a value or combination that can't be served.
@@ -128,6 +131,7 @@ class Loading:
     dtype: str = "auto"
     parallelize: bool = False
     rest: Mapping[str, Any] = field(default_factory=dict)
+    gguf: Path | None = field(init=False, default=None)
 
     @classmethod
     def from_args(cls, pretrained: Any, args: Mapping[str, Any]) -> Loading:
@@ -151,6 +155,10 @@ class Loading:
         self._check_combinations()
         self._check_packages()
         self._check_device()
+        found = gguf_file.find(
+            self.pretrained, self.rest.get("gguf_file"), self.rest.get("subfolder")
+        )
+        object.__setattr__(self, "gguf", found)
         self._check_paths()
 
     def _check_choices(self) -> None:
@@ -185,6 +193,7 @@ class Loading:
     def _check_combinations(self) -> None:
         given = {
             **self.rest,
+            "gguf_file": self._gguf_name,
             "quantization": self.quantization,
             "parallelize": self.parallelize,
         }
@@ -222,8 +231,8 @@ class Loading:
             need("bitsandbytes", f"quantization={self.quantization}", _extra("quant"))
         if self.rest.get("peft"):
             need("peft", f"peft={self.rest['peft']}", _extra("peft"))
-        if self.rest.get("gguf_file"):
-            need("gguf", f"gguf_file={self.rest['gguf_file']}", "pip install gguf")
+        if self._gguf_name:
+            need("gguf", f"the GGUF file {self._gguf_name}", _extra("gguf"))
         if self.flash and importlib.util.find_spec("kernels") is None:
             package, install = _FLASH[str(self.attn_implementation)]
             need(package, f"attn_implementation={self.attn_implementation}", install)
@@ -258,25 +267,41 @@ class Loading:
             if not isinstance(value, str):
                 continue
             folder = Path(value)
+            if name == "pretrained" and self.gguf:
+                continue
             if folder.is_dir():
                 inside = folder / str(self.rest.get("subfolder") or "")
-                gguf = name == "pretrained" and self.rest.get("gguf_file")
-                if needed and not gguf and not (inside / needed).is_file():
-                    raise ValueError(f"{name}={value!r} is a folder without {needed}")
+                if needed and not (inside / needed).is_file():
+                    files = sorted(inside.glob(f"*{gguf_file.SUFFIX}"))
+                    raise ValueError(
+                        f"{name}={value!r} is a folder without {needed}"
+                        + (f"; for its GGUF file give {name}={files[0]}" if files else "")
+                    )
             elif folder.exists() or value.startswith((".", "/", "~")) or value.count("/") > 1:
                 raise ValueError(f"{name}={value!r} is no folder (from {Path.cwd()})")
-        gguf_file, folder = self.rest.get("gguf_file"), Path(str(self.pretrained))
-        if gguf_file and folder.is_dir() and not (folder / gguf_file).is_file():
-            raise ValueError(f"gguf_file={gguf_file!r} is not in {self.pretrained}")
+
+    @property
+    def _gguf_name(self) -> str | None:
+        """The GGUF file as the arguments name it, before anybody has looked for it."""
+        named = self.pretrained if gguf_file.is_named(self.pretrained) else None
+        return named or self.rest.get("gguf_file")
 
     @property
     def flash(self) -> bool:
         """Whether the attention is a FlashAttention package's."""
         return str(self.attn_implementation) in _FLASH
 
-    def host_args(self) -> dict[str, Any]:
-        """The arguments of the harness's class; `quantization` isn't among them (see `weights`)."""
-        args = {**self.rest, "dtype": self.dtype, "parallelize": self.parallelize}
+    def host_args(self, copy: Path | None = None) -> dict[str, Any]:
+        """The arguments of the harness's class; `quantization` isn't among them.
+
+        Args:
+            copy: folder with the content of the GGUF file, to be loaded in its place.
+        """
+        args = {"pretrained": self.pretrained, **self.rest, "dtype": self.dtype}
+        args["parallelize"] = self.parallelize
+        if self.gguf is not None:
+            folder, name = (self.gguf.parent, self.gguf.name) if copy is None else (copy, None)
+            args |= {"pretrained": str(folder), "gguf_file": name, "subfolder": ""}
         if self.attn_implementation:
             args["attn_implementation"] = self.attn_implementation
         args.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")

@@ -19,7 +19,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from lm_eval_embednoise.engine.jobs import Job, Sample
 from lm_eval_embednoise.engine.likelihood import unscorable
-from lm_eval_embednoise.models.loading import keyed
+from lm_eval_embednoise.models.loading import Loading, keyed
 from lm_eval_embednoise.models.text import end_tokens
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -44,6 +44,7 @@ class Loaded(Protocol):
     pretrained: Any
     peft: Any
     delta: Any
+    loading: Loading
     given: dict[str, Any]
     identity: dict[str, Any] | None
     perturbation: Perturbation
@@ -109,12 +110,12 @@ def _model(lm: Loaded, commit: str | None) -> dict[str, str]:
 
     A model that was given loaded goes by its parameters and configuration.
     """
+    if lm.loading.gguf is not None:
+        return {"fingerprint": fingerprint.of_file(lm.loading.gguf)}
     if not isinstance(lm.pretrained, (str, Path)):
         return {**_weights(lm, None), "config": fingerprint.of_config(lm.model.config)}
     within = {name: lm.given[name] for name in ("subfolder", "gguf_file") if lm.given.get(name)}
     folder = Path(lm.pretrained)
-    if "gguf_file" in within and (folder / within["gguf_file"]).is_file():
-        return {"fingerprint": fingerprint.of_file(folder / within["gguf_file"])}
     if commit and not folder.is_dir():
         return {"name": str(lm.pretrained), "commit": commit, **within}
     return _weights(lm, folder / within.get("subfolder", ""))
