@@ -323,15 +323,11 @@ class HFEmbedNoise(HFLM):
         places: list[tuple[list[int], int]] = []  # a job's places, and the samples of its problem
         for of_one in slots.values():
             request = requests[of_one[0]]
-            text, keep = request.args[0], self.max_length - sampling.max_gen_toks
-            limit = keep if self.truncation else None
-            prompt = self._prompt_ids(text, limit)
-            problem = streams.problem_id(request.task_name, prompt)
             # A shorter rank is padded with repetitions of its last problem: copies, not new work.
             wanted = min(request.repeats or len(of_one), len(of_one))
             if len(of_one) > wanted:
                 request.resps = AtMost(wanted, request.resps)
-            added = self._prompts.jobs(text, prompt, problem, range(wanted), limit)
+            added = self._jobs_of(request, sampling, range(wanted))
             jobs += added
             places += [(of_one, wanted)] * len(added)
         strings = self._stop_strings(sampling.until)
@@ -358,6 +354,14 @@ class HFEmbedNoise(HFLM):
             if elapsed:
                 bar.set_postfix_str(f"{tokens / elapsed:.0f} tokens/s", refresh=False)
         self._note(sampler, ledger)
+
+    def _jobs_of(self, request: Any, sampling: Sampling, samples: Sequence[int]) -> list[Job]:
+        """The samples of a request's problem, with these indices."""
+        text, keep = request.args[0], self.max_length - sampling.max_gen_toks
+        limit = keep if self.truncation else None
+        prompt = self._prompt_ids(text, limit)
+        problem = streams.problem_id(request.task_name, prompt)
+        return self._prompts.jobs(text, prompt, problem, samples, limit)
 
     def _check_room(self, sampling: Sampling) -> None:
         """Refuse settings under which no prompt fits, however short.
