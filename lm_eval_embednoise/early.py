@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.checks import suggest
 from lm_eval_embednoise.engine.sampling import Sampling
-from lm_eval_embednoise.noise.perturbation import Perturbation
+from lm_eval_embednoise.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -123,6 +123,17 @@ def check_writable(flag: str, path: Path) -> None:
         ) from None
 
 
+def check_store(folder: Path) -> None:
+    """Refuse a folder of samples that holds something else or can't be written to.
+
+    Raises:
+        ValueError: naming the obstacle.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        Store(folder)
+    check_writable("store", folder)
+
+
 def check_prompting(tasks: Iterable[str], apply_chat_template: Any) -> None:
     """Refuse a chat template around a completion prompt, and a chat prompt without one.
 
@@ -161,39 +172,3 @@ def _ours(tasks: Iterable[str]) -> list[str]:
     known = sorted({path.stem for path in task_dir().rglob("*.yaml") if path.stem[0] != "_"})
     matching = (name for task in tasks for name in fnmatch.filter(known, str(task)))
     return list(dict.fromkeys(matching))
-
-
-def check_methods(
-    model_args: Mapping[str, Any],
-    methods: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
-) -> None:
-    """Refuse methods (name, perturbation, gen_kwargs) that hf-embednoise can't run on a model.
-
-    Only the model's configuration is read; where that fails, loading will say why.
-
-    Raises:
-        ValueError: naming method and argument.
-    """
-    from transformers import AutoConfig
-
-    from lm_eval_embednoise.models import gguf_file
-    from lm_eval_embednoise.models.arguments import check_arguments
-    from lm_eval_embednoise.noise.model_parts import check_sites
-
-    loading = check_arguments(model_args)
-    copy = loading.gguf and gguf_file.present_copy(loading.gguf, loading.dtype)
-    args = loading.host_args(copy)
-    names = ("revision", "subfolder", "trust_remote_code", "gguf_file")
-    given = {name: args[name] for name in names if args.get(name)}
-    try:
-        config = AutoConfig.from_pretrained(args["pretrained"], **given)
-    except Exception:
-        config = None
-    for name, perturbation, gen_kwargs in methods:
-        try:
-            parsed = Perturbation.from_args(perturbation)
-            check_sampling(gen_kwargs)
-            if config is not None and not model_args.get("blocks"):
-                check_sites(parsed, config)
-        except ValueError as error:
-            raise ValueError(f"method {name}: {error}") from None

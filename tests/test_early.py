@@ -152,7 +152,12 @@ limit: 1
 @pytest.mark.parametrize(
     ("model", "task", "method", "said"),
     [
-        ("", TASK, "{deep}", "method deep: depth=99 is beyond the last block; the model has"),
+        (
+            "",
+            TASK,
+            "{deep}",
+            "method deep: depth=99 is beyond the last block; Qwen2ForCausalLM has",
+        ),
         ("", TASK, "{typo}", "method typo: gen_kwargs: tempreature"),
         (", apply_chat_template: true", TASK, "temp-0.8", "is a prompt to be continued"),
         ("", "humaneval_diverse_chat", "temp-0.8", "add --apply_chat_template"),

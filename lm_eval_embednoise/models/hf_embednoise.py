@@ -94,6 +94,7 @@ class HFEmbedNoise(HFLM):
     """
 
     chat_template_args: dict[str, Any]
+    _copy_of = staticmethod(gguf_file.copy_of)  # of a GGUF file, made if there is none
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class HFEmbedNoise(HFLM):
         if isinstance(pretrained, str):
             start_missing_processes()
         gguf = self.loading.gguf
-        copy = None if gguf is None else gguf_file.copy_of(gguf, self.loading.dtype)
+        copy = None if gguf is None else self._copy_of(gguf, self.loading.dtype)
         super().__init__(batch_size=batch_size or "auto", **self.loading.host_args(copy))
         if self.backend != "causal":
             raise ValueError(
@@ -331,15 +332,11 @@ class HFEmbedNoise(HFLM):
         places: list[tuple[list[int], int]] = []  # a job's places, and the samples of its problem
         for of_one in slots.values():
             request = requests[of_one[0]]
-            text, keep = request.args[0], self.max_length - sampling.max_gen_toks
-            limit = keep if self.truncation else None
-            prompt = self._prompt_ids(text, limit)
-            problem = streams.problem_id(request.task_name, prompt)
             # A shorter rank is padded with repetitions of its last problem: copies, not new work.
             wanted = min(request.repeats or len(of_one), len(of_one))
             if len(of_one) > wanted:
                 request.resps = AtMost(wanted, request.resps)
-            added = self._prompts.jobs(text, prompt, problem, range(wanted), limit)
+            added = self._jobs_of(request, sampling, range(wanted))
             jobs += added
             places += [(of_one, wanted)] * len(added)
         strings = self._stop_strings(sampling.until)
@@ -366,6 +363,14 @@ class HFEmbedNoise(HFLM):
             if elapsed:
                 bar.set_postfix_str(f"{tokens / elapsed:.0f} tokens/s", refresh=False)
         self._note(sampler, ledger)
+
+    def _jobs_of(self, request: Any, sampling: Sampling, samples: Sequence[int]) -> list[Job]:
+        """The samples of a request's problem, with these indices."""
+        text, keep = request.args[0], self.max_length - sampling.max_gen_toks
+        limit = keep if self.truncation else None
+        prompt = self._prompt_ids(text, limit)
+        problem = streams.problem_id(request.task_name, prompt)
+        return self._prompts.jobs(text, prompt, problem, samples, limit)
 
     def _check_room(self, sampling: Sampling) -> None:
         """Refuse settings under which no prompt fits, however short.

@@ -90,18 +90,26 @@ def without_wrapper(model: Any) -> Any:
     """The model inside a PEFT wrapper: its adapters sit in the layers and stay active.
 
     Raises:
-        ValueError: for an adapter that adds vectors to the input, which is the wrapper's doing.
+        ValueError: see `check_adapter`.
     """
     if not hasattr(model, "peft_config"):
         return model
-    config = model.active_peft_config
+    check_adapter(model.active_peft_config)
+    return model.get_base_model()
+
+
+def check_adapter(config: Any) -> None:
+    """Refuse an adapter (its PEFT configuration) that is more than layers.
+
+    Raises:
+        ValueError: it adds vectors to the input, which is the wrapper's doing.
+    """
     if config.is_prompt_learning:
         raise ValueError(
             f"peft: {config.peft_type.value} adapters add input vectors of their own, which would "
             "shift the perturbed positions; hf-embednoise takes adapters that live in the layers, "
             "such as LoRA"
         )
-    return model.get_base_model()
 
 
 def check_embedding(model: Any) -> None:

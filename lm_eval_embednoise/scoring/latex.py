@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![a-zA-Z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -101,22 +105,32 @@ def same_answer(answer: str, target: str) -> bool:
     Call it from the main thread: math-verify bounds its time with a signal.
 
     Raises:
-        ModuleNotFoundError: with the install line, when math-verify is not there.
+        ModuleNotFoundError: see `verifier`.
     """
     if _plain(answer) == _plain(target):
         return True
     if len(answer) > _LONGEST:
         return False
+    parse, verify = verifier()
+    try:
+        return bool(verify(parse(f"${target}$"), parse(f"${answer}$")))
+    except Exception:  # whatever a hostile expression does to the parser, it is not an answer
+        return False
+
+
+def verifier() -> tuple[Callable[[str], Any], Callable[[Any, Any], bool]]:
+    """math-verify's `parse` and `verify`.
+
+    Raises:
+        ModuleNotFoundError: with the install line, when it is not there.
+    """
     try:
         from math_verify import parse, verify  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "MATH answers are compared by math-verify: pip install 'lm-eval-embednoise[math]'"
         ) from None
-    try:
-        return bool(verify(parse(f"${target}$"), parse(f"${answer}$")))
-    except Exception:  # whatever a hostile expression does to the parser, it is not an answer
-        return False
+    return parse, verify
 
 
 def _plain(text: str) -> str:

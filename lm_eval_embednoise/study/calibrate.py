@@ -19,14 +19,17 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from lm_eval_embednoise import early
 from lm_eval_embednoise.analysis.constraint import Constraint
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.resample import Resampler, cluster_codes
-from lm_eval_embednoise.study import plan
+from lm_eval_embednoise.study import options, plan
 from lm_eval_embednoise.study.evaluation import CURVE, Evaluation, described
 from lm_eval_embednoise.study.method import Method, StudyError
 from lm_eval_embednoise.study.plan import FAMILIES, Model, Task, parse_arguments
+from lm_eval_embednoise.study.rehearse import rehearse
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
+from lm_eval_embednoise.study.tasks import Tasks
 from lm_eval_embednoise.written import write_text
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("--model_args", default="", metavar="K=V,…", help="pretrained=…")
+    options.add_arguments(parser)
     parser.add_argument("--noise", default="", metavar="K=V,…", help="of σ*: depth=5,scope=…")
     parser.add_argument(
         "--families",
@@ -77,8 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--protocol", metavar="FILE", help="protocol file (the packaged one)")
     parser.add_argument("--out", type=Path, default=Path("results/calibration"), metavar="DIR")
-    parser.add_argument("--batch_size", metavar="B", help="as in lm_eval")
-    parser.add_argument("--device", help="as in lm_eval")
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="share the problems among N processes"
     )
@@ -91,18 +92,21 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise StudyError(f"--{name} {value}: it must be a whole number ≥ 1")
     protocol = Protocol.load(args.protocol)
-    model = Model(
-        "model",
-        model_args=parse_arguments("--model_args", args.model_args),
-        batch_size=args.batch_size,
-        device=args.device,
-    )
+    model = options.applied(Model("model"), args)
     task, families = _task(args), _families(args)
     if not calibrated(args.out, task, families, model, protocol):
-        if args.processes > 1 and "RANK" not in os.environ:
-            return launch(args.processes)
+        samples = args.out / "generations"
+        if "RANK" not in os.environ:
+            early.check_writable("--out", args.out)
+            with quiet_harness():
+                work = [(task, tried(families, protocol))]
+                notes = rehearse(model, work, samples, args.processes)
+                check_task(Tasks(model, (task,)), task, protocol)
+            print("\n".join(notes), end="\n" if notes else "", flush=True)
+            if args.processes > 1:
+                return launch(args.processes)
         with quiet_harness():
-            session = Session(model, (task,), args.out / "generations")
+            session = Session(model, (task,), samples)
             calibrate(session, task, families, protocol, args.out)
     if first_rank():
         print(summary(args.out))
@@ -143,15 +147,13 @@ def calibrate(
         protocol: says what is maximised under which constraint.
         out: folder of the records.
     """
-    if len(session.load_tasks(task)) != 1:
-        raise StudyError(f"{task.name} is a group: calibrate each of its tasks")
+    check_task(session.tasks, task, protocol)
     constraint = Constraint.of(protocol)
-    greedy = Method(constraint.not_below, {"sigma": 0}, {"do_sample": False})
     with tqdm(
         total=1 + sum(len(f.doses) for f in families), unit="dose", disable=not first_rank()
     ) as bar:
         evaluation = Evaluation(session, task, protocol, out / POINTS, bar)
-        reference = evaluation(greedy)
+        reference = evaluation(_greedy(protocol))
         tried = {f.chosen: {d: evaluation(f.method(d)) for d in f.doses} for f in families}
     resampler = Resampler(cluster_codes(reference.clusters, len(reference.clusters)))
     record: dict[str, Any] = {
@@ -198,8 +200,28 @@ def calibrate(
         write_text(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         if task.part is not None:
             others = dataclasses.replace(task, part="comparison")
-            write_text(out / "others.json", json.dumps(session.positions(others)) + "\n")
+            write_text(out / "others.json", json.dumps(session.tasks.positions(others)) + "\n")
     return methods
+
+
+def check_task(tasks: Tasks, task: Task, protocol: Protocol) -> None:
+    """Refuse a task on which no dose can be chosen.
+
+    Raises:
+        StudyError: it is a group, or lacks a metric by which the protocol chooses.
+    """
+    loaded = tasks.load(task)
+    if len(loaded) != 1:
+        raise StudyError(f"{task.name} is a group: calibrate each of its tasks")
+    rule = protocol["calibration"]
+    for name in (rule["constraint"]["metric"], rule["maximise"]):
+        if name not in loaded[0].aggregation():
+            raise StudyError(f"{task.name} has no {name}, by which the protocol chooses a dose")
+
+
+def tried(families: tuple[Sweep, ...], protocol: Protocol) -> list[Method]:
+    """Every method that a calibration runs."""
+    return [_greedy(protocol), *(method for family in families for method in family.methods)]
 
 
 def choose(
@@ -237,6 +259,11 @@ def summary(out: Path) -> str:
             lines.append(f"  no dose is shown to keep {metric}; {chosen['dose']:g} comes nearest")
         lines.append(f"  {chosen['axis']} = {chosen['dose']:g} → {out / name}.yaml")
     return "\n".join(lines)
+
+
+def _greedy(protocol: Protocol) -> Method:
+    """What no dose may be far below."""
+    return Method(Constraint.of(protocol).not_below, {"sigma": 0}, {"do_sample": False})
 
 
 def _task(args: argparse.Namespace) -> Task:
@@ -294,6 +321,12 @@ def _settings(
         ],
         "model": model.model,
         "model_args": dict(model.model_args),
+        # Records of earlier versions lack what follows: there it was none.
+        "gen_kwargs": dict(model.gen_kwargs) or None,
+        "apply_chat_template": model.apply_chat_template or None,
+        "system_instruction": model.system_instruction,
+        "fewshot_as_multiturn": model.fewshot_as_multiturn,
+        "num_fewshot": model.num_fewshot,
     }
 
 

@@ -116,7 +116,7 @@ def _part(
     processes: int,
     what: str = "",
 ) -> Part:
-    loaded = session.load_tasks(task)
+    loaded = session.tasks.load(task)
     sizes = [min(task.limit or len(item.eval_docs), len(item.eval_docs)) for item in loaded]
     samples = sum(n * item.get_config("repeats") for n, item in zip(sizes, loaded, strict=True))
     seconds = 0.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,89 @@ from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.study.method import Method, StudyError, find_file, read_file
 from lm_eval_embednoise.study.sweep import AXES, Sweep, axis_of
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "model": (str,),
+    "model_args": (Mapping,),
+    "batch_size": (int, str),
+    "max_batch_size": (int,),
+    "device": (str,),
+    "gen_kwargs": (Mapping,),
+    "apply_chat_template": (bool, str),
+    "system_instruction": (str,),
+    "fewshot_as_multiturn": (bool,),
+    "num_fewshot": (int,),
+}
+_SAID = {
+    (str,): "text",
+    (int,): "a whole number",
+    (bool,): "true or false",
+    (int, str): "a whole number or auto",
+    (bool, str): "true, false or a template's name",
+    (Mapping,): "a mapping, or NAME=VALUE,…",
+}
+_MAPPINGS = ("model_args", "gen_kwargs")
 FAMILIES = ("temp-0.8", "embednoise-0.1")  # calibrated unless a study names others: T* and σ*
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as `lm_eval --model CLASS --model_args …` would load it."""
+    """A model as `lm_eval run` would load and ask it; the keys are those of a run file.
+
+    Attributes:
+        name: in folders, tables and figures.
+        model: the harness's name of its class.
+        model_args: of that class.
+        batch_size: as in `lm_eval`.
+        max_batch_size: as in `lm_eval`.
+        device: as in `lm_eval`.
+        gen_kwargs: added to those of every method; they win.
+        apply_chat_template: write prompts as chats; a string names one of several templates.
+        system_instruction: stands before every prompt.
+        fewshot_as_multiturn: examples are turns of the chat (the harness's default), or stand in
+            its one question.
+        num_fewshot: examples, for tasks that have any.
+
+    Raises:
+        StudyError: a value of another kind.
+    """
 
     name: str
     model: str = "hf-embednoise"
     model_args: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int | str | None = None
+    max_batch_size: int | None = None
     device: str | None = None
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
     apply_chat_template: bool | str = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
+    num_fewshot: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, kinds in _KINDS.items():
+            value = getattr(self, key)
+            wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+            if value is not None and wrong:
+                raise StudyError(f"model {self.name}: {key}={value!r} must be {_SAID[kinds]}")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise StudyError(f"model {self.name}: num_fewshot={self.num_fewshot} must be ≥ 0")
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise StudyError(
+                f"model {self.name}: fewshot_as_multiturn makes examples turns of a chat, so it "
+                "needs apply_chat_template"
+            )
+
+    @property
+    def multiturn(self) -> bool:
+        """Whether examples are turns of a chat."""
+        return True if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What else than the template is given of how it is asked, for fingerprints."""
+        keys = ("system_instruction", "fewshot_as_multiturn", "num_fewshot")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
@@ -88,6 +159,14 @@ class Calibration:
         """The methods that it chooses."""
         return tuple(family.chosen for family in self.families)
 
+    @property
+    def any_dose(self) -> dict[str, Method]:
+        """The methods that it chooses, by name, each at the first dose that it tries."""
+        return {
+            family.chosen: dataclasses.replace(family.methods[0], name=family.chosen)
+            for family in self.families
+        }
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -97,6 +176,11 @@ class Cell:
     task: Task
     method: Method
     seed: int
+
+    @property
+    def gen_kwargs(self) -> dict[str, Any]:
+        """How its samples are drawn: the method's arguments under the model's."""
+        return {**self.method.gen_kwargs, **self.model.gen_kwargs}
 
     @property
     def folder(self) -> Path:
@@ -110,12 +194,13 @@ class Cell:
             "model": self.model.model,
             "model_args": dict(self.model.model_args),
             "apply_chat_template": self.model.apply_chat_template,
+            **self.model.asked,
             "task": self.task.name,
             "limit": self.task.limit,
             "k": self.task.k,
             **({"held_out": self.task.held_out} if self.task.held_out else {}),
             "perturbation": {**self.method.perturbation, "seed": self.seed},
-            "gen_kwargs": dict(self.method.gen_kwargs),
+            "gen_kwargs": self.gen_kwargs,
             "protocol": protocol,
         }
 
@@ -139,14 +224,25 @@ class Study:
             names = [item.name for item in getattr(self, kind)]
             if not names or len(set(names)) != len(names):
                 raise StudyError(f"study {self.name}: {kind} must be different names, got {names}")
-        methods = [method.name for method in self.methods]
+        names = [method.name for method in self.methods]
         for role in ("baseline", "candidate"):
             named = getattr(self, role)
-            if named is not None and named not in methods:
+            if named is not None and named not in names:
                 raise StudyError(
                     f"study {self.name}: the {role} {named!r} is none of its methods: "
-                    f"{', '.join(methods)}"
+                    f"{', '.join(names)}"
                 )
+        tasks = [task.name for task in self.tasks]
+        for name in self.calibrate.on if self.calibrate else ():
+            if name not in tasks:
+                raise StudyError(
+                    f"study {self.name}: calibrate: on names {name!r}, which is none of its "
+                    f"tasks: {', '.join(tasks)}"
+                )
+        families = [family.methods for family in self.calibrate.families] if self.calibrate else []
+        for model in self.models:
+            for compared in (self.methods, *families):
+                _check_distinct(model, compared)
 
     @classmethod
     def load(cls, source: str) -> Study:
@@ -169,9 +265,9 @@ class Study:
             methods=tuple(
                 method
                 for item in _listed(content, "methods")
-                for method in _methods(item, beside, calibrate.names if calibrate else ())
+                for method in read_methods(item, beside, calibrate.names if calibrate else ())
             ),
-            seeds=_seeds(content.get("seeds", [0])),
+            seeds=read_seeds(content.get("seeds", [0])),
             baseline=content.get("baseline"),
             candidate=content.get("candidate"),
             protocol=protocol,
@@ -207,7 +303,7 @@ class Study:
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that identify a cell's settings."""
+    """16 hexadecimal digits that identify settings, such as a cell's."""
     canonical = json.dumps(_with_text_keys(settings), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -222,7 +318,7 @@ def _with_text_keys(value: Any) -> Any:
 def parse_arguments(flag: str, text: str) -> dict[str, Any]:
     """Read `NAME=VALUE,NAME=VALUE`, values as YAML reads them."""
     arguments = {}
-    for item in filter(None, text.split(",")):
+    for item in filter(None, re.split(r",(?![^\[]*\])", text)):  # not those within a list
         name, equals, value = item.partition("=")
         if not equals:
             raise StudyError(f"{flag} {item!r}: write NAME=VALUE, separated by commas")
@@ -230,29 +326,46 @@ def parse_arguments(flag: str, text: str) -> dict[str, Any]:
     return arguments
 
 
+def mapping_of(key: str, value: Any) -> Any:
+    """What a file says under model_args or gen_kwargs; also as on the command line."""
+    return parse_arguments(key, value) if isinstance(value, str) else value
+
+
 def _model(item: Any) -> Model:
     known = [f.name for f in dataclasses.fields(Model)]
     if not isinstance(item, dict) or "name" not in item or set(item) - set(known):
-        raise StudyError(f"a model of a study is a mapping with name and {known[1:]}, got {item!r}")
-    return Model(**item)
+        raise StudyError(
+            f"a model of a study is a mapping with name and {', '.join(known[1:])}; got {item!r}"
+        )
+    given = {key: mapping_of(key, item[key]) for key in _MAPPINGS if item.get(key)}
+    return Model(**{**{k: v for k, v in item.items() if k not in _MAPPINGS}, **given})
 
 
-def _methods(item: Any, beside: Path, calibrated: tuple[str, ...]) -> list[Method]:
-    """One method, or with `doses` all of its family."""
+def read_methods(item: Any, beside: Path | None, calibrated: tuple[str, ...]) -> list[Method]:
+    """One method as a study lists it, or with `doses` all of its family.
+
+    Args:
+        item: a name, or a mapping with name, seeds and doses.
+        beside: another folder to look for files in.
+        calibrated: names of methods whose dose calibration will choose.
+
+    Raises:
+        StudyError: no such file, or a key or value that can't be.
+    """
     given = item if isinstance(item, dict) else {"name": item}
     if "name" not in given or set(given) - {"name", "seeds", "doses"}:
         raise StudyError(f"a method of a study is a name, or name, seeds and doses; got {item!r}")
     name = str(given["name"])
-    seeds = _seeds(given["seeds"]) if "seeds" in given else None
+    own = read_seeds(given["seeds"]) if "seeds" in given else None
     if name in calibrated:
         if "doses" in given:
             raise StudyError(f"{name} gets its dose from calibration, not from doses")
-        return [Method(name, {}, {}, seeds=seeds, pending=True)]
+        return [Method(name, {}, {}, seeds=own, pending=True)]
     if "doses" in given:
-        methods = sweep(name, beside, given["doses"]).methods
+        found = sweep(name, beside, given["doses"]).methods
     else:
-        methods = (Method.load(name, beside),)
-    return [dataclasses.replace(method, seeds=seeds) for method in methods]
+        found = (Method.load(name, beside),)
+    return [dataclasses.replace(method, seeds=own) for method in found]
 
 
 def sweep(
@@ -277,7 +390,30 @@ def sweep(
     return Sweep(base, axis, tuple(float(dose) for dose in doses))
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
+def _check_distinct(model: Model, methods: Sequence[Method]) -> None:
+    """Refuse generation arguments of a model that make one method of two."""
+    merged: dict[str, Method] = {}
+    for method in methods:
+        if method.pending:
+            continue
+        drawn = {**method.gen_kwargs, **model.gen_kwargs}
+        one = merged.setdefault(
+            fingerprint({"input": method.perturbation, "output": drawn}), method
+        )
+        if one.gen_kwargs != method.gen_kwargs:
+            given = ", ".join(f"{name}={value}" for name, value in model.gen_kwargs.items())
+            raise StudyError(
+                f"model {model.name}: with gen_kwargs {given} {one.name} and {method.name} are the "
+                "same; leave out what methods differ in"
+            )
+
+
+def read_seeds(value: Any) -> tuple[int, ...]:
+    """Seeds as a study lists them.
+
+    Raises:
+        StudyError: they are no whole numbers, or not different.
+    """
     whole = isinstance(value, list) and value and all(type(seed) is int for seed in value)
     if not whole or len(set(value)) != len(value):
         raise StudyError(f"seeds={value!r} must be a list of different whole numbers, e.g. [0, 1]")

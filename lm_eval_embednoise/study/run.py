@@ -28,17 +28,26 @@ from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.statement import wrapped
-from lm_eval_embednoise.study import calibrate
+from lm_eval_embednoise.study import calibrate, options
 from lm_eval_embednoise.study.estimate import Estimate, duration, estimate
 from lm_eval_embednoise.study.method import Method, StudyError
-from lm_eval_embednoise.study.plan import Cell, Model, Study, Task, fingerprint, parse_arguments
+from lm_eval_embednoise.study.plan import (
+    Cell,
+    Model,
+    Study,
+    Task,
+    fingerprint,
+)
+from lm_eval_embednoise.study.rehearse import rehearse
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
+from lm_eval_embednoise.study.tasks import Tasks
 from lm_eval_embednoise.written import whole, write_text
 
 if TYPE_CHECKING:
     import argparse
 
 _PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "numpy", "scipy")
+_SAMPLES = "generations"
 _DONE = "cell.json"  # written last into a cell's folder: its settings and their fingerprint
 
 
@@ -48,14 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "study", metavar="STUDY", help="a study file, or the name of a packaged one: quick, …"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/NAME")
-    parser.add_argument(
-        "--model_args", metavar="K=V,…", help="added to every model of the study: pretrained=…"
-    )
     parser.add_argument("--tasks", metavar="NAME,…", help="instead of the study's tasks")
     parser.add_argument("--limit", type=int, metavar="N", help="problems of each task")
     parser.add_argument("-K", "--k", type=int, metavar="K", help="samples a problem")
-    parser.add_argument("--batch_size", metavar="B", help="as in lm_eval")
-    parser.add_argument("--device", help="as in lm_eval")
+    parser.add_argument(
+        "--methods",
+        metavar="NAME,…",
+        help="instead of the study's: some of them, packaged ones, files, or a family along its "
+        "doses as NAME=D:D:…",
+    )
+    parser.add_argument("--baseline", metavar="NAME", help="the method that others are held to")
+    parser.add_argument("--candidate", metavar="NAME", help="the method that the verdict is about")
+    parser.add_argument(
+        "--seeds", "--seed", metavar="N,…", help="of every method, instead of the study's"
+    )
+    options.add_arguments(parser)
     parser.add_argument(
         "--processes",
         type=int,
@@ -79,15 +95,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left of the study and compare; returns the exit status."""
-    study = _overridden(Study.load(args.study), args)
+    study = options.overridden(Study.load(args.study), args)
     out = args.out or Path("results") / study.name
     protocol = Protocol.load(study.protocol)
-    check(study, out)
+    early.check_writable("--out", out)
     runner = Runner(study, out, protocol)
     if args.processes < 1:
         raise StudyError(f"--processes {args.processes}: it must be a whole number ≥ 1")
+    if args.probe < 0:
+        raise StudyError(f"--probe {args.probe}: it must be a whole number ≥ 0")
     if "RANK" not in os.environ:
-        print(runner.overview(), flush=True)
+        notes = runner.rehearse(args.processes)
+        print("\n".join([runner.overview(), *(f"  {note}" for note in notes)]), flush=True)
         if args.dry_run:
             if args.probe and runner.left:
                 print(runner.estimate(args.probe, args.processes))
@@ -112,23 +131,6 @@ def run(args: argparse.Namespace) -> int:
         f"figures and samples: embednoise report {written[0]}"
     )
     return 0
-
-
-def check(study: Study, out: Path) -> None:
-    """Refuse what a run of days would stumble over, before anything is loaded.
-
-    Raises:
-        ValueError: for a folder that can't be written to, a chat template where the task has none
-            (or the other way round), a method that the model can't run.
-    """
-    early.check_writable("--out", out)
-    for model in study.models:
-        early.check_prompting((task.name for task in study.all_tasks), model.apply_chat_template)
-        if model.model == early.OURS:
-            known = [method for method in study.methods if not method.pending]
-            early.check_methods(
-                model.model_args, [(m.name, m.perturbation, m.gen_kwargs) for m in known]
-            )
 
 
 class Runner:
@@ -180,10 +182,50 @@ class Runner:
                     f"  {model.name} · {task.name} ({size}): {len(mine) - len(left)} of "
                     f"{len(mine)} runs done{'; left: ' + names if names else ''}"
                 )
-        smallest = min((task.k for task in self.study.tasks if task.k), default=None)
-        few = early.few_samples(smallest)
-        lines += [f"  {few}"] if few else []
         return "\n".join(lines)
+
+    def rehearse(self, processes: int) -> list[str]:
+        """Refuse what the run would stumble over; returns what is worth knowing before it.
+
+        Args:
+            processes: how many will share the problems.
+
+        Raises:
+            ValueError, ImportError, OSError: see `rehearse` and `calibrate.check_task`.
+        """
+        notes: dict[str, None] = {}
+        for model in self.study.models:
+            work = self._work(model)
+            if not work:
+                continue
+            with quiet_harness():
+                found = rehearse(model, work, self.out / _SAMPLES, processes)
+                for task in self._uncalibrated(model):
+                    calibrate.check_task(Tasks(model, (task,)), task, self.protocol)
+            notes.update(dict.fromkeys(found))
+        return list(notes)
+
+    def _work(self, model: Model) -> list[tuple[Task, list[Method]]]:
+        """What is left of a model: each task with its methods, calibration's with its doses."""
+        plan = self.study.calibrate
+        work: list[tuple[Task, list[Method]]] = []
+        for task in self.study.tasks:
+            left = [c.method for c in self.left if (c.model, c.task) == (model, task)]
+            if left:
+                known = plan.any_dose if plan else {}
+                work.append((task, [known[m.name] if m.pending else m for m in left]))
+        if plan is not None:
+            tried = calibrate.tried(plan.families, self.protocol)
+            work += [(task, tried) for task in self._uncalibrated(model)]
+        return work
+
+    def _uncalibrated(self, model: Model) -> list[Task]:
+        """The problems on which a model's doses are still to be chosen."""
+        plan = self.study.calibrate
+        if plan is None:
+            return []
+        known = self.calibrated
+        return [plan.task(t) for t in self.study.tasks if (model.name, t.name) not in known]
 
     def estimate(self, problems: int, processes: int) -> Estimate:
         """Samples that are left and the time they take, from a probe of a few problems."""
@@ -204,9 +246,9 @@ class Runner:
                 if not any(cell.model == model for cell in self.left):
                     continue
                 bar.set_description(f"loading {model.name}")
-                session = Session(model, self.study.all_tasks, self.out / "generations")
+                session = Session(model, self.study.all_tasks, self.out / _SAMPLES)
                 for task in self.study.all_tasks:  # missing data fails here, with nothing written
-                    session.load_tasks(task)
+                    session.tasks.load(task)
                 if not written:  # its protocol is on record before anything is generated
                     self._write_manifest()
                     written = True
@@ -282,9 +324,9 @@ class Runner:
             tracker.general_config_tracker.log_experiment_args(
                 model_source=cell.model.model,
                 model_args=results["config"]["model_args"],
-                system_instruction=None,
+                system_instruction=cell.model.system_instruction,
                 chat_template=info.pop("chat_template", None),
-                fewshot_as_multiturn=False,
+                fewshot_as_multiturn=bool(cell.model.apply_chat_template) and cell.model.multiturn,
             )
             tracker.general_config_tracker.model_name = cell.model.name
             samples = results.pop("samples")
@@ -302,40 +344,3 @@ class Runner:
             (partial / _DONE).write_text(json.dumps(marker, indent=1), encoding="utf-8")
             for folder in [path for path in partial.iterdir() if path.is_dir()]:
                 shutil.rmtree(folder)
-
-
-def _with_arguments(model: Model, added: dict[str, Any], options: dict[str, Any]) -> Model:
-    """A model with the command line's arguments; other weights go by their own name."""
-    name = model.name
-    other = added.get("pretrained")
-    if other is not None and other != model.model_args.get("pretrained"):
-        name = str(other).rstrip("/").split("/")[-1]
-    return dataclasses.replace(
-        model, name=name, model_args={**model.model_args, **added}, **options
-    )
-
-
-def _overridden(study: Study, args: argparse.Namespace) -> Study:
-    """The study with what the command line says instead."""
-    tasks = study.tasks
-    if args.tasks:
-        first = study.tasks[0]
-        tasks = tuple(Task(name, first.limit, first.k) for name in args.tasks.split(","))
-    sizes = {key: getattr(args, key) for key in ("limit", "k") if getattr(args, key) is not None}
-    for key, value in sizes.items():
-        if value < 1:
-            raise StudyError(f"--{key} {value}: it must be a whole number ≥ 1")
-    options: dict[str, Any] = {
-        key: getattr(args, key) for key in ("batch_size", "device") if getattr(args, key)
-    }
-    added = parse_arguments("--model_args", args.model_args or "")
-    models = tuple(_with_arguments(model, added, options) for model in study.models)
-    calibration = study.calibrate
-    if calibration is not None:  # a smaller study calibrates on less as well
-        calibration = dataclasses.replace(calibration, **sizes)
-    return dataclasses.replace(
-        study,
-        tasks=tuple(dataclasses.replace(t, **sizes) for t in tasks),
-        models=models,
-        calibrate=calibration,
-    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_embednoise import early
 from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.study.method import Method, find_file, read_file
-from lm_eval_embednoise.study.plan import parse_arguments
+from lm_eval_embednoise.study.plan import mapping_of
 
 if TYPE_CHECKING:
     import argparse
@@ -77,9 +77,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = content.get(key) or {}
-    if isinstance(value, str):  # `key=value,key=value`, as on the command line
-        return parse_arguments(key, value)
+    value = mapping_of(key, content.get(key) or {})
     if not isinstance(value, Mapping):
         raise ValueError(f"{key} of a run file must be a mapping, got {value!r}")
     return dict(value)

@@ -5,27 +5,92 @@ What `study` and `calibrate` share. A session is made on every rank; only the fi
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise import plugin
+from lm_eval_embednoise import early, plugin
 from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.launch import own_command, run_in_processes
-from lm_eval_embednoise.problems.task_files import task_dir
-from lm_eval_embednoise.study import parts
 from lm_eval_embednoise.study.method import StudyError
+from lm_eval_embednoise.study.tasks import Tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from lm_eval_embednoise.study.method import Method
     from lm_eval_embednoise.study.plan import Cell, Model, Task
 
 _TORCH_SEED = 1234  # the harness's own
+
+
+def build(model: Model, store: Path | None = None, weights: bool = True) -> Any:
+    """The harness's object for a model.
+
+    Args:
+        model: which model.
+        store: folder of the samples; for hf-embednoise, unless the model's arguments name another.
+        weights: load them; without, hf-embednoise is all but its weights (`Weightless`), and of
+            any other class there is only the class.
+    """
+    import lm_eval.models  # noqa: F401  (the built-in models register themselves first)
+    from lm_eval.api.registry import get_model
+
+    plugin.register()
+    loaded = get_model(model.model)
+    arguments = dict(model.model_args)
+    if model.model != early.OURS:
+        if not weights:
+            return loaded
+    elif not weights:
+        from lm_eval_embednoise.models.weightless import Weightless
+
+        loaded = Weightless
+        arguments.pop("store", None)
+    elif store is not None:
+        arguments.setdefault("store", str(store))
+    options = {
+        "batch_size": model.batch_size,
+        "max_batch_size": model.max_batch_size,
+        "device": model.device,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    lm = loaded.create_from_arg_obj(arguments, given)
+    _choose_template(lm, model.apply_chat_template)
+    return lm
+
+
+def _choose_template(lm: Any, name: bool | str) -> None:
+    """Make a model write its chats by the template of this name; the harness only records it.
+
+    Raises:
+        ValueError: it has no template of this name.
+    """
+    if not isinstance(name, str) or not hasattr(lm, "chat_template_args"):
+        return
+    if not isinstance(lm.tokenizer.chat_template, dict):
+        raise StudyError(
+            f"apply_chat_template={name!r} names one of several templates, and this tokenizer has "
+            "no names for its own: write true"
+        )
+    lm.chat_template(name)
+    lm.chat_template_args = {**lm.chat_template_args, "chat_template": name}
+
+
+def check_perturbable(lm: Any, model: Model, method: Method) -> None:
+    """Refuse noise for a model (or its class) that takes none.
+
+    Raises:
+        StudyError: naming both.
+    """
+    if not hasattr(lm, "set_perturbation") and input_change(method.perturbation) != "none":
+        raise StudyError(
+            f"model {model.model!r} can't be perturbed, so it can't run {method.name}; use "
+            f"{early.OURS}"
+        )
 
 
 class Session:
@@ -35,22 +100,13 @@ class Session:
         model: which model.
         tasks: the tasks that will be evaluated.
         store: folder that keeps every sample as it finishes, so that a killed run loses no more
-            than what was in flight; for hf-embednoise, unless the model's arguments name another.
+            than what was in flight.
     """
 
     def __init__(self, model: Model, tasks: tuple[Task, ...], store: Path | None = None) -> None:
-        import lm_eval.models  # noqa: F401  (the built-in models register themselves first)
-        from lm_eval.api.registry import get_model
-
-        plugin.register()
         self.model = model
-        options = {"batch_size": model.batch_size, "device": model.device}
-        given = {key: value for key, value in options.items() if value is not None}
-        arguments = dict(model.model_args)
-        if store is not None and model.model == "hf-embednoise":
-            arguments.setdefault("store", str(store))
-        self.lm = get_model(model.model).create_from_arg_obj(arguments, given)
-        self.tasks = _task_manager([task.name for task in tasks], dict(model.model_args))
+        self.lm = build(model, store)
+        self.tasks = Tasks(model, tasks)
 
     def evaluate(self, cell: Cell, protocol: str) -> dict[str, Any] | None:
         """Generate and score one cell through the harness; None on ranks other than the first."""
@@ -61,12 +117,14 @@ class Session:
         options = {} if arguments else {"torch_random_seed": _TORCH_SEED + cell.seed}
         results = simple_evaluate(
             model=self.lm,
-            tasks=self.load_tasks(cell.task),
+            tasks=self.tasks.load(cell.task),
             limit=cell.task.limit,
-            gen_kwargs=dict(cell.method.gen_kwargs) or None,
+            gen_kwargs=cell.gen_kwargs or None,
             batch_size=self.model.batch_size,
             apply_chat_template=self.model.apply_chat_template,
-            task_manager=self.tasks,
+            system_instruction=self.model.system_instruction,
+            fewshot_as_multiturn=self.model.multiturn,
+            task_manager=self.tasks.index,
             log_samples=True,
             **options,
         )
@@ -88,48 +146,6 @@ class Session:
         info["model"] = {**info.get("model", {}), **named}
         return dict(results)
 
-    def load_tasks(self, task: Task) -> list[Any]:
-        """Fresh tasks (the harness writes a run's sampling into them) with their part and K.
-
-        Raises:
-            StudyError: no such split, or no problem is left.
-        """
-        loaded = list(self.tasks.load([task.name])["tasks"].values())
-        for item in loaded:
-            if task.k is not None:
-                plugin.set_repeats(item, task.k)
-            if task.split is not None:
-                if task.split not in item.dataset:
-                    raise StudyError(
-                        f"{task.name} has no split {task.split!r}, only {', '.join(item.dataset)}: "
-                        "keep some of its problems (`held_out`), or name another task (`on`)"
-                    )
-                item.set_config("test_split", task.split)
-            kept = parts.kept(task, item, self._compared(task, item.config.task))
-            if kept is not None:
-                split = item.config.test_split
-                item.dataset = {**item.dataset, split: item.dataset[split].select(kept)}
-        return loaded
-
-    def positions(self, task: Task) -> dict[str, list[int] | None]:
-        """Which problems of the whole task its part has, by position; None: all."""
-        whole = dataclasses.replace(task, part=None, held_out=None, apart_from=None)
-        return {
-            item.config.task: parts.kept(task, item, self._compared(task, item.config.task))
-            for item in self.load_tasks(whole)
-        }
-
-    def _compared(self, task: Task, name: str) -> set[str]:
-        """The clusters of the problems from which the task must keep apart."""
-        if task.apart_from is None:
-            return set()
-        return {
-            cluster
-            for other in self.load_tasks(task.apart_from)
-            if other.config.task == name
-            for cluster in parts.clusters(other)[: task.apart_from.limit]
-        }
-
     def _perturb(self, cell: Cell) -> dict[str, Any]:
         arguments = {**cell.method.perturbation, "seed": cell.seed}
         if hasattr(self.lm, "set_perturbation"):
@@ -137,22 +153,8 @@ class Session:
 
             self.lm.set_perturbation(Perturbation.from_args(arguments), method=cell.method.name)
             return arguments
-        if input_change(cell.method.perturbation) != "none":
-            raise StudyError(
-                f"model {self.model.model!r} can't be perturbed, so it can't run "
-                f"{cell.method.name}; use hf-embednoise"
-            )
+        check_perturbable(self.lm, self.model, cell.method)
         return {}
-
-
-def _task_manager(tasks: list[str], metadata: dict[str, Any]) -> Any:
-    """A task index; the harness's thousands of tasks (10 s) are read only if one is needed."""
-    from lm_eval.tasks import TaskManager
-
-    own = TaskManager(include_defaults=False, include_path=task_dir(), metadata=metadata)
-    if all(name in own.all_tasks or Path(name).is_file() for name in tasks):
-        return own
-    return TaskManager(metadata=metadata)
 
 
 @contextmanager
