@@ -118,7 +118,17 @@ def equal(options: argparse.Namespace) -> dict[str, Any]:
     stop = Stop(frozenset([end] if isinstance(end, int) else end))
 
     def ours(where: str, k: int, perturbation: dict[str, Any], sampling: dict[str, Any]) -> Any:
-        jobs = [Job(ids, f"p{number}", tuple(range(k))) for number, ids in enumerate(prompts)]
+        soft = perturbation.get("rsp", 0)
+        jobs = [
+            Job(
+                ids + (0,) * soft,
+                f"p{number}",
+                tuple(range(k)),
+                clean_ids=ids,
+                soft_start=len(ids) if soft else None,
+            )
+            for number, ids in enumerate(prompts)
+        ]
         settings = Sampling(max_gen_toks=64, **sampling)
         sampler = Sampler(
             models[where], Perturbation(**perturbation), settings, stop, batch_size=ROWS

@@ -333,3 +333,12 @@ def test_memory_goes_with_its_last_user(family: str, method: str) -> None:
         assert not tensors() - before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("rsp", "start"), [(2, None), (0, 1)])
+def test_a_job_without_its_soft_prompt_is_refused(
+    rsp: int, start: int | None, qwen2: PreTrainedModel
+) -> None:
+    work = [Job(PROMPTS[0], "p", (0,), soft_start=start)]
+    with pytest.raises(ValueError, match=rf"soft_start={start} and the perturbation rsp={rsp}"):
+        list(Sampler(qwen2, Perturbation(rsp=rsp), Sampling(max_gen_toks=2)).run(work))

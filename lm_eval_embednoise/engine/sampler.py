@@ -127,6 +127,13 @@ class Sampler:
             yield from self._generate(jobs)
 
     def _generate(self, jobs: Sequence[Job]) -> Iterator[Sample]:
+        rsp = self.runner.perturbation.rsp
+        for job in jobs:
+            if (job.soft_start is not None) != bool(rsp):
+                raise ValueError(
+                    f"job {job.problem!r} has soft_start={job.soft_start} and the perturbation "
+                    f"rsp={rsp}; a soft prompt takes the place of rsp placeholders from there on"
+                )
         self.runner.begin()
         waiting: deque[Row] = deque()
         known: dict[tuple[int, ...], int] = {}
