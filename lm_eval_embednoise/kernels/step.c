@@ -1,8 +1,8 @@
 /* What decode steps and prefills do beside their matrix products, for float32 on a CPU.
  *
- * Called from step.py and attention.py beside it, which check types, shapes and places; PyTorch's
- * operations there do the same elsewhere. Rows are independent: a row's result is the same in any
- * company. Arrays are contiguous; `restrict` holds because outputs are never inputs.
+ * Called from step.py, attention.py and choice.py beside it, which check types, shapes and places;
+ * PyTorch's operations there do the same elsewhere. Rows are independent: a row's result is the
+ * same in any company. Arrays are contiguous; `restrict` holds because outputs are never inputs.
  */
 #include <math.h>
 #include <stdint.h>
@@ -125,6 +125,83 @@ INLINE float exponentials(long count, float top, float *restrict scores, float *
     }
     *total = sum;
     return top;
+}
+
+#define PART 64    /* numbers that are summed in float32 */
+#define SURE 2e-6 /* of the total: what rounding here and in PyTorch's softmax can add up to */
+
+/* The largest of x / temperature */
+static float largest(long count, float temperature, const float *restrict x)
+{
+    float top = -INFINITY;
+    MAX(top) for (long j = 0; j < count; j++) top = x[j] > top ? x[j] : top;
+    return top / temperature;
+}
+
+/* out = e^(x / temperature - top), at most PART of them, and their sum */
+static float part_of(long count, float temperature, float top, const float *restrict x,
+                     float *restrict out)
+{
+    float sum = 0;
+    EACH for (long j = 0; j < count; j++) out[j] = exp_of(x[j] / temperature - top);
+    SUM(sum) for (long j = 0; j < count; j++) sum += out[j];
+    return sum;
+}
+
+INLINE long part_end(long start, long vocab) { return vocab - start < PART ? vocab - start : PART; }
+
+/* The token at which the distribution function exceeds `uniform`, -1 where rounding may decide
+ *
+ * sums: [vocab / PART, rounded up], overwritten
+ */
+static int64_t sample_one(long vocab, float temperature, const float *restrict logits,
+                          double uniform, double *restrict sums)
+{
+    float top = largest(vocab, temperature, logits), values[PART];
+    double total = 0, before = 0;
+    for (long start = 0; start < vocab; start += PART)
+        total += sums[start / PART] = part_of(part_end(start, vocab), temperature, top,
+                                              logits + start, values);
+    double target = uniform * total, most = SURE * total;
+    if (!(most < INFINITY)) return -1;
+    long start = 0;
+    while (start + PART < vocab && before + sums[start / PART] <= target)
+        before += sums[start / PART], start += PART;
+    long count = part_end(start, vocab);
+    part_of(count, temperature, top, logits + start, values);
+    for (long j = 0; j < count; j++) {
+        double after = before + values[j];
+        if (after > target)
+            return target - before > most && after - target > most ? start + j : -1;
+        before = after;
+    }
+    return -1;
+}
+
+/* tokens: [rows], of logits [rows, vocab] at uniforms [rows] */
+int sample(long rows, long vocab, float temperature, const float *logits, const double *uniforms,
+           int64_t *tokens)
+{
+    double *sums = malloc(sizeof(double) * (size_t)(vocab / PART + 1));
+    if (!sums) return NO_MEMORY;
+    for (long row = 0; row < rows; row++)
+        tokens[row] = sample_one(vocab, temperature, logits + row * vocab, uniforms[row], sums);
+    free(sums);
+    return 0;
+}
+
+/* out: [rows], -log softmax(logits)[token] for logits: [rows, vocab] */
+int token_nll(long rows, long vocab, const float *logits, const int64_t *tokens, float *out)
+{
+    if (!within(rows, tokens, 0, vocab - 1)) return OUT_OF_RANGE;
+    for (long row = 0; row < rows; row++, logits += vocab) {
+        float top = largest(vocab, 1.0f, logits), values[PART];
+        double total = 0;
+        for (long start = 0; start < vocab; start += PART)
+            total += part_of(part_end(start, vocab), 1.0f, top, logits + start, values);
+        out[row] = (float)(log(total) + ((double)top - (double)logits[tokens[row]]));
+    }
+    return 0;
 }
 
 typedef float vec __attribute__((vector_size(64), aligned(4))); /* 16 numbers */
