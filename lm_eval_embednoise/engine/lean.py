@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.lean_checks import CLASSES, ROUNDING, deviation, obstacle
+from lm_eval_embednoise.engine.packed import Packed, pack, pays
 from lm_eval_embednoise.engine.weights import Linear, SideBySide
 from lm_eval_embednoise.kernels import build, step
 from lm_eval_embednoise.kernels.attention import attend_causal, attend_prompt, serve_heads
@@ -58,13 +59,13 @@ class _Block(NamedTuple):
     qkv: Linear
     o: Linear
     before_mlp: _Norm
-    gate_up: Linear
+    gate_up: Linear | Packed
     down: Linear
     scaling: float
     window: int | None
 
     @classmethod
-    def of(cls, block: Any, config: Any, weights: SideBySide) -> _Block:
+    def of(cls, block: Any, config: Any, weights: SideBySide, packed: bool) -> _Block:
         at, mlp = block.self_attn, block.mlp
         cpu = at.q_proj.weight.device.type == "cpu"
         return cls(
@@ -72,7 +73,9 @@ class _Block(NamedTuple):
             weights.join(at.q_proj, at.k_proj, at.v_proj, by_input=cpu),
             weights.join(at.o_proj, by_input=cpu),
             _Norm.of(block.post_attention_layernorm),
-            weights.join(mlp.gate_proj, mlp.up_proj, by_input=cpu),
+            pack(mlp.gate_proj, mlp.up_proj)
+            if packed
+            else weights.join(mlp.gate_proj, mlp.up_proj, by_input=cpu),
             weights.join(mlp.down_proj, by_input=cpu),
             at.scaling,
             _window(at, config),
@@ -89,11 +92,13 @@ class Lean:
 
     embedding: Tensor
     norm: _Norm
-    lm_head: Linear
+    lm_head: Linear | Packed
     like: tuple[Tensor, Tensor]
 
-    def __init__(self, model: Any, compiled: bool = False, in_c: bool = True) -> None:
-        self.model, self.rotary = model, model.model.rotary_emb
+    def __init__(
+        self, model: Any, compiled: bool = False, in_c: bool = True, packs: bool = False
+    ) -> None:
+        self.model, self.rotary, self.packs = model, model.model.rotary_emb, packs
         self.kv_heads = model.config.num_key_value_heads
         self.dim = model.model.layers[0].self_attn.head_dim
         self.blocks: list[_Block] = []
@@ -105,7 +110,9 @@ class Lean:
         self.suits_kernels = in_c and not compiled and not windows and serve_heads(self.dim)
 
     @classmethod
-    def of(cls, model: Any, compiled: bool = False, in_c: bool = True) -> Lean | None:
+    def of(
+        cls, model: Any, compiled: bool = False, in_c: bool = True, packs: bool = False
+    ) -> Lean | None:
         """The short passes of a model that has this architecture to the letter, None for any other.
 
         What keeps a model of a class that is served from them is logged, once.
@@ -114,11 +121,13 @@ class Lean:
             model: a causal LM.
             compiled: by torch.compile, in its first steps; meant for GPUs.
             in_c: False for PyTorch's operations even where those in C serve.
+            packs: wide layers may be packed where functions in C serve (see packed.py), which
+                depends on the memory that is free.
         """
         if (why := obstacle(model)) is not None:
             _say(model, why)
             return None
-        return cls(model, compiled, in_c)
+        return cls(model, compiled, in_c, packs)
 
     @contextmanager
     def ready(self) -> Iterator[str | None]:
@@ -149,16 +158,20 @@ class Lean:
         config, body = self.model.config, self.model.model
         self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
         self.norm = _Norm.of(body.norm)
-        self.lm_head = weights.join(self.model.lm_head)
+        head = self.model.lm_head
+        gates = [part for of in body.layers for part in (of.mlp.gate_proj, of.mlp.up_proj)]
+        packed = self.packs and self.in_c and pays([head, *gates])
+        self.lm_head = pack(head) if packed else weights.join(head)
         self.like = (self.embedding.new_empty(0, self.kv_heads, 1, self.dim),) * 2
         for block in body.layers:
-            self.blocks.append(_Block.of(block, config, weights))
+            self.blocks.append(_Block.of(block, config, weights, packed))
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _let_go(self, weights: SideBySide) -> None:
         self.blocks.clear()
         weights.restore()
+        vars(self).pop("lm_head", None)  # a packed one is a copy
 
     def _trial(self) -> str | None:
         """In what way a small pass differs from the model's own, None if it doesn't.
@@ -166,7 +179,8 @@ class Lean:
         Tried once a model and way to run it: its modules are looked at before every run, and other
         weights change nothing.
         """
-        way = (self.embedding.dtype, self.embedding.device, self.in_c)
+        packed = isinstance(self.lm_head, Packed)
+        way = (self.embedding.dtype, self.embedding.device, self.in_c, packed)
         if way in _passed.setdefault(self.model, set()):
             return None
         plain = copy.copy(self)  # what is compiled is the same, and compiling takes long
@@ -286,7 +300,10 @@ class Lean:
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(_norm(x, self.norm), self.lm_head.weight, self.lm_head.bias)
+        n = _norm(x, self.norm)
+        if isinstance(self.lm_head, Packed):
+            return self.lm_head.product(n)
+        return F.linear(n, self.lm_head.weight, self.lm_head.bias)
 
     def _in_pytorch(
         self, number: int, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, cache: SlotCache
@@ -360,8 +377,10 @@ def _norm(x: Tensor, norm: _Norm) -> Tensor:
     return step.rms_norm_torch(x, *norm)
 
 
-def _linear(x: Tensor, linear: Linear) -> Tensor:
+def _linear(x: Tensor, linear: Linear | Packed) -> Tensor:
     """The layer's output for [rows, inputs]."""
+    if isinstance(linear, Packed):
+        return linear.product(x)
     if linear.bias is None:
         return torch.mm(x, linear.transposed)
     return torch.addmm(linear.bias, x, linear.transposed)

@@ -101,7 +101,7 @@ class Runner:
         self.own_attention = how is Decoding.ROWS and attention.supported(model)
         self.lean = None
         if self.own_attention and decoder != "model":
-            self.lean = Lean.of(model, compiled, in_c=decoder == "auto")
+            self.lean = Lean.of(model, compiled, in_c=decoder == "auto", packs=not exact)
         if compiled and self.lean is None:
             raise self._cannot_compile(obstacle(model) or "its attention is not served")
         self.shares_prompts = self.own_attention and attends_to_entries(model)

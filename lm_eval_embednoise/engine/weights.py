@@ -8,10 +8,13 @@ of the joint memory meanwhile; `SideBySide.restore` gives each its own memory an
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Linear(NamedTuple):
@@ -62,12 +65,7 @@ class SideBySide:
                 weight = weight.t().contiguous().t()
             if all(map(self._alone, weights)):
                 self._move([layer.weight for layer in layers], weight)
-        biases = [layer.bias for layer in layers]
-        bias = None if biases[0] is None else biases[0].detach()
-        if len(layers) > 1 and any(b is not None for b in biases):
-            parts = zip(biases, weights, strict=True)
-            bias = torch.cat([w.new_zeros(len(w)) if b is None else b for b, w in parts]).detach()
-        return Linear(weight, bias, weight.t())
+        return Linear(weight, joint_bias(layers), weight.t())
 
     def _alone(self, weight: Tensor) -> bool:
         """Whether a weight has its memory to itself, as far as can be seen."""
@@ -102,6 +100,19 @@ class SideBySide:
                 interrupt = raised
         if interrupt is not None:
             raise interrupt
+
+
+def joint_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
+    """The layers' biases one after the other, zeros for those without; None if all are."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    if len(layers) == 1:
+        return layers[0].bias.detach()
+    parts: list[Tensor] = [
+        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+        for layer in layers
+    ]
+    return torch.cat(parts).detach()
 
 
 def _storage(tensor: Tensor) -> int:
