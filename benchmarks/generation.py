@@ -1,9 +1,10 @@
 """How fast generation is, beside the stock `--model hf` and vLLM, in one run on one machine.
 
     python benchmarks/generation.py                          # the embedded model, on the CPU
-    python benchmarks/generation.py --vllm /path/to/python   # with vLLM from its own environment
+    python benchmarks/generation.py --vllm-python PYTHON     # with vLLM from its own environment
+    python benchmarks/generation.py --model PATH             # another model: real_model.py
 
-K = 100 samples a problem, the same prompts, dtype, batch size and sampling on all sides (top_k
+100 samples a problem, the same prompts, dtype, batch size and sampling on all sides (top_k
 off), each contender in a process of its own, in turn, `--repeats` times; medians. Tokens are those
 of the returned texts. Conditions are printed; the last line is JSON. On a GPU: gpu.sh.
 """
@@ -17,13 +18,16 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-K, ROWS, STOP = 100, 100, ["\ndef ", "\nQuestion:"]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import children, real_model
+
+SIZES = {"problems": 3, "k": 100, "tokens": 128}
+ROWS, STOP = 100, ["\ndef ", "\nQuestion:"]
 TEMPERATURE = {"do_sample": True, "temperature": 0.8}
 GREEDY: dict[str, Any] = {"do_sample": False}
 NOISE = {"sigma": 0.3, "positions": "all"}
@@ -126,58 +130,24 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "tokens": tokens, "peak_mib": peak}
 
 
-def vllm_child(options: argparse.Namespace) -> dict[str, Any]:
-    """Run vLLM with n = K on the same prompts; runs in an environment that has vllm alone."""
-    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
-
-    given = json.load(sys.stdin)
-    llm = LLM(
-        given["model"], dtype=options.dtype, enforce_eager=True, max_num_seqs=options.rows,
-        max_model_len=2048, gpu_memory_utilization=0.5,
-    )  # fmt: skip
-    settings = SamplingParams(
-        n=options.k, temperature=0.8, max_tokens=options.tokens, stop=STOP, top_k=0
-    )
-    llm.generate(["def f(xs):\n"], SamplingParams(max_tokens=4), use_tqdm=False)
-    start = time.perf_counter()
-    found = llm.generate(given["prompts"], settings, use_tqdm=False)
-    seconds = time.perf_counter() - start
-    texts = [output.text for request in found for output in request.outputs]
-    tokenizer = llm.get_tokenizer()
-    return {"seconds": seconds, "tokens": sum(len(tokenizer.encode(text)) for text in texts)}
-
-
 def measured(name: str, kind: str, problems: int, options: argparse.Namespace) -> dict[str, Any]:
     """Run one contender in a process of its own."""
     from lm_eval_embednoise.minicoder import MODEL_DIR
 
-    python, given = sys.executable, None
     if name == "vllm temperature":
-        python = options.vllm
-        given = json.dumps({"model": str(MODEL_DIR), "prompts": prompts_of(kind, problems)})
-    command = [
-        *(python, __file__, "--child", name, "--prompts", kind, "--problems", str(problems)),
-        *("--dtype", options.dtype, "--k", str(options.k)),
-        *("--tokens", str(options.tokens), "--rows", str(options.rows)),
-        *(("--threads", str(options.threads)) if options.threads else ()),
-    ]
-    environment = {
-        **os.environ,
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
-    with tempfile.TemporaryFile("w+") as fed, tempfile.TemporaryFile("w+") as said:
-        fed.write(given or "")
-        fed.seek(0)
-        done = subprocess.run(
-            command, stdin=fed, stdout=said, stderr=subprocess.STDOUT, check=False, env=environment
-        )
-        said.seek(0)
-        lines = said.read().splitlines()
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n" + "\n".join(lines[-30:]))
-    # vLLM's processes may have the last word.
-    return dict(json.loads([line for line in lines if line[:1] == "{"][-1]))
+        given = {
+            "model": str(MODEL_DIR), "prompts": prompts_of(kind, problems), "stop": STOP,
+            **{key: getattr(options, key) for key in ("dtype", "k", "tokens", "rows")},
+        }  # fmt: skip
+        return children.said([options.vllm, children.__file__], given)
+    return children.said(
+        [
+            *(sys.executable, __file__, "--child", name, "--prompts", kind),
+            *("--problems", str(problems), "--dtype", options.dtype, "--k", str(options.k)),
+            *("--tokens", str(options.tokens), "--rows", str(options.rows)),
+            *(("--threads", str(options.threads)) if options.threads else ()),
+        ]
+    )
 
 
 def compare(kind: str, problems: int, names: list[str], options: argparse.Namespace) -> Any:
@@ -347,17 +317,31 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default="short,long,greedy,overhead,where", help="which to run")
-    parser.add_argument("--problems", type=int, default=3, help="short prompts; of long ones, one")
-    parser.add_argument("--k", type=int, default=K)
+    parser.add_argument(
+        "--problems", type=int, help="short prompts, 3; of long ones, one; with --model, 5"
+    )
+    parser.add_argument("--k", type=int, help="samples a problem, 100; with --model, 20")
     parser.add_argument("--rows", type=int, default=ROWS, help="batch size, on all sides")
-    parser.add_argument("--tokens", type=int, default=128, help="most tokens a sample")
+    parser.add_argument("--tokens", type=int, help="most a sample, 128; with --model, 256")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice otherwise")
-    parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
+    parser.add_argument(
+        "--vllm-python", "--vllm", dest="vllm", metavar="PYTHON",
+        help="interpreter of an environment with vLLM",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="PATH", help="a model of your own instead: see real_model.py"
+    )
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="with --model, one by one")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--prompts", default="short", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    defaults = {"problems": 5, "k": 20, "tokens": 256} if options.model else SIZES
+    for name, size in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, size)
+    return options
 
 
 def main() -> None:
@@ -365,8 +349,11 @@ def main() -> None:
     options = arguments()
     if options.child:
         with contextlib.redirect_stdout(sys.stderr):
-            found = vllm_child(options) if options.child.startswith("vllm") else child(options)
+            found = child(options)
         print(json.dumps(found))
+        return
+    if options.model:
+        real_model.main(options)
         return
     import torch
     import transformers
