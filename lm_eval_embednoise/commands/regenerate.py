@@ -145,7 +145,7 @@ def regenerate(
             f"{row.key} was made of another input than its prompt gives now: the tokenizer or its "
             "chat template has changed; name the right model with --model_args pretrained=…"
         )
-    sampler = lm._sampler(sampling, lm._stop_strings(sampling.until), [job])
+    sampler = lm._sampler(sampling, lm._stop_strings(sampling.until))
     (sample,) = sampler.run([job])
     text = lm.text_of(sample.ids, sampling.until, job.clean)
     return Regenerated(lm, sampler, job, tuple(sample.ids), text, sample.finish_reason)

@@ -242,7 +242,7 @@ class Lean:
                 x = self._in_pytorch(number, block, x, cos, sin, cache)
             if act is not None and (site := f"block.{number}") in sites:
                 x = act(site, x[:, None])[:, 0]
-        return self._logits(x)[:, None]
+        return self.logits(x)[:, None]
 
     def prefill(
         self,
@@ -261,14 +261,15 @@ class Lean:
             ids: int64 [rows, length].
             cache: gets the entries.
             slots: int64 [rows]; rows of one slot must be equal.
-            at: int64 [rows], which of the ids' logits are wanted; None for all.
+            at: int64 [rows], which of the ids' logits are wanted; None for the vectors of all that
+                `logits` takes: a large vocabulary's logits are too many to have at once.
             shared: of each block, what comes before the ids and is seen by all rows.
             act: see `step`; vectors are [rows, length, dim].
             sites: see `step`.
             replaced: what becomes of the tokens' vectors, [rows, length, dim], before all else.
 
         Returns:
-            [rows, vocab], or [rows, length, vocab].
+            Logits [rows, vocab], or vectors [rows, length, dim].
         """
         rows, length = ids.shape
         columns = torch.arange(length)
@@ -295,11 +296,10 @@ class Lean:
             if act is not None and (site := f"block.{number}") in sites:
                 x = act(site, x.view(rows, length, -1)).view(rows * length, -1)
         x = x.view(rows, length, -1)
-        if at is not None:
-            x = x[torch.arange(rows), at]
-        return self._logits(x)
+        return x if at is None else self.logits(x[torch.arange(rows), at])
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [..., vocab] of vectors [..., dim] after the last block."""
         n = _norm(x, self.norm)
         if isinstance(self.lm_head, Packed):
             return self.lm_head.product(n)

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from lm_eval_embednoise.engine import attention
 from lm_eval_embednoise.engine.attention import Shared
+from lm_eval_embednoise.engine.choose import token_nll
 from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.prefill import run_prompts
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
     from lm_eval_embednoise.engine.jobs import Job, Sample
 
-# By device: positions of a pass, so that products run at full speed and little is filled up, and
-# the most logits of one, of which several copies in float32 exist at once.
+# By device: positions of a pass, so that products run at full speed and little is filled up; the
+# most logits that the model's own forward gives at once; and how many are looked at together, of
+# which copies in float32 exist.
 TOKENS = {"cpu": 1 << 10, "cuda": 1 << 13}
 LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}
+PIECE = {"cpu": 1 << 24, "cuda": 1 << 26}
 BUCKET = (
     32  # lengths of an exact run's passes are multiples of this, or what the model has room for
 )
@@ -123,27 +126,27 @@ def _clean_nll(
         rows = EXACT_ROWS if runner.exact else len(numbers)
         chosen = [texts[i] for i in numbers] + [()] * (rows - len(numbers))
         ids = filled_up(chosen, length)
-        logits = first[None].expand(rows, -1, -1)
+        parts, done = [-first.log_softmax(dim=-1)[0, ids[:, :1]]], 1
         if length > 1:
             # A text's last token is not entered: it may be one that the model makes NaN of, which
             # masks don't hide from the tokens before it.
             entered = filled_up([text[:-1] for text in chosen], length - 1)
-            after = _teacher_forced(runner, entered, shared)
-            logits = torch.cat([logits, after.float()], dim=1)
-        logprobs = logits.log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
-        summed = [
-            -float(logprobs[row, : len(texts[i])].double().sum()) for row, i in enumerate(numbers)
-        ]
+            for logits in _teacher_forced(runner, entered, shared):
+                next_ids = ids[:, done : done + logits.shape[1]].contiguous()
+                nlls = token_nll(logits.float().flatten(0, 1), next_ids.flatten())
+                parts.append(nlls.view_as(next_ids))
+                done += logits.shape[1]
+        each = torch.cat(parts, dim=1)
+        summed = [float(each[row, : len(texts[i])].double().sum()) for row, i in enumerate(numbers)]
         return [None if math.isnan(nll) else nll for nll in summed]
 
     def lane(start: int, stopped: Stopped) -> Iterator[tuple[list[int], list[float | None]]]:
         for numbers, length in passes[start::lanes]:
             yield numbers, score(numbers, length)
 
-    in_c = runner.lean is not None and runner.lean.in_c
-    lanes = max(1, min(torch.get_num_threads(), len(passes))) if in_c else 1
+    lanes = max(1, min(torch.get_num_threads(), len(passes))) if runner.in_c else 1
     work = [functools.partial(lane, start) for start in range(lanes)]
-    scored = run_lanes(work) if in_c else lane(0, lambda: False)
+    scored = run_lanes(work) if runner.in_c else lane(0, lambda: False)
     scores = {i: nll for numbers, nlls in scored for i, nll in zip(numbers, nlls, strict=True)}
     return [scores[i] for i in range(len(texts))]
 
@@ -174,8 +177,11 @@ def _passes(
                 for start in range(0, len(alike), EXACT_ROWS)
             ]
         return passes
-    kind = runner.device.type if runner.device.type in TOKENS else "cpu"
-    tokens = min(TOKENS[kind], LOGITS[kind] // vocabulary)
+    kind = kind_of(runner)
+    tokens = TOKENS[kind]
+    if not runner.in_c:
+        tokens = min(tokens, LOGITS[kind] // vocabulary)
+    rows = min(rows, PIECE[kind] // vocabulary)
     while order:
         length = max(1, len(texts[order[-1]]))
         most = max(1, min(tokens // length, rows))
@@ -184,11 +190,35 @@ def _passes(
     return passes
 
 
-def _teacher_forced(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Tensor:
-    """Logits after each of the ids, [rows, pos, vocab], after a prompt that all rows see."""
+def kind_of(runner: Runner) -> str:
+    """Which of the sizes by device are a runner's."""
+    return runner.device.type if runner.device.type in TOKENS else "cpu"
+
+
+def _teacher_forced(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Iterator[Tensor]:
+    """Logits after each of the ids, after a prompt that all rows see, in pieces of some columns.
+
+    The pieces' sizes depend on the shape of the ids alone.
+
+    Args:
+        runner: gives the model.
+        ids: int64 [rows, pos].
+        prompt: of each block.
+
+    Yields:
+        [rows, fewer pos, vocab].
+    """
+    width = max(1, PIECE[kind_of(runner)] // (len(ids) * len(runner.embedding)))
     if runner.lean is not None and runner.lean.in_c:
         memory = SlotCache(len(prompt), len(ids), ids.shape[1], keep=False)
-        return runner.lean.prefill(ids, memory, torch.arange(len(ids)), None, prompt)
+        vectors = runner.lean.prefill(ids, memory, torch.arange(len(ids)), None, prompt)
+        yield from map(runner.lean.logits, vectors.split(width, dim=1))
+    else:
+        yield from _own_forward(runner, ids, prompt).split(width, dim=1)
+
+
+def _own_forward(runner: Runner, ids: Tensor, prompt: list[Shared]) -> Tensor:
+    """The same by the model's own forward, whole: [rows, pos, vocab]."""
     start = prompt[0].keys.shape[2]
     positions = torch.arange(start, start + ids.shape[1], device=ids.device)
     positions = positions.expand(len(ids), -1)

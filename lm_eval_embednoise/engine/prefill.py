@@ -65,7 +65,7 @@ def prefill_clean(runner: Runner, jobs: list[Prepared], alone: bool) -> None:
         alone: a pass for each.
     """
     together: list[Prepared] = []
-    real = 0
+    real, most = 0, pass_tokens(runner)
 
     def run() -> None:
         prompts = [ready.job.prompt_ids[: ready.shared_len] for ready in together]
@@ -75,7 +75,7 @@ def prefill_clean(runner: Runner, jobs: list[Prepared], alone: bool) -> None:
 
     for ready in sorted(jobs, key=lambda ready: ready.shared_len):
         real, padded = real + ready.shared_len, (len(together) + 1) * ready.shared_len
-        if together and (alone or padded > min(PASS_TOKENS, FILLED_UP * real)):
+        if together and (alone or padded > min(most, FILLED_UP * real)):
             run()
             together, real = [], ready.shared_len
         together.append(ready)
@@ -137,7 +137,7 @@ def prefill_noisy(
     tail = torch.tensor([ready.job.prompt_ids[ready.shared_len :]], device=device)
     length = tail.shape[1]
     positions = torch.arange(ready.shared_len, ready.shared_len + length, device=device)
-    step = tile or max(1, (LEAN_TOKENS if lean else PASS_TOKENS) // length)
+    step = tile or max(1, pass_tokens(runner) // length)
     logits: list[Tensor] = []
     measured: dict[str, list[Tensor]] = {site: [] for site in runner.perturbation.sites}
     for start in range(0, count, step):
@@ -159,6 +159,11 @@ def prefill_noisy(
         for site, sums in measured.items():
             sums.append(ratios[site][: len(real)])
     return torch.cat(logits), {site: torch.cat(sums) for site, sums in measured.items()}
+
+
+def pass_tokens(runner: Runner) -> int:
+    """Most positions of a pass over several prompts."""
+    return LEAN_TOKENS if runner.in_c else PASS_TOKENS
 
 
 def _tail_pass(

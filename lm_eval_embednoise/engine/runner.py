@@ -144,6 +144,11 @@ class Runner:
             finally:
                 self.lean = lean
 
+    @property
+    def in_c(self) -> bool:
+        """Within `ready`: whether prompts are prefilled, and texts scored, by functions in C."""
+        return self.lean is not None and self.lean.in_c
+
     def decoding(self, longest: int) -> Decoding:
         """How rows of up to `longest` positions are decoded: see `families.decoding`."""
         return decoding(self.model, self.blocks, None if self.own_attention else longest)

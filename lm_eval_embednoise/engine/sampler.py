@@ -22,6 +22,7 @@ from lm_eval_embednoise.engine.jobs import Job, Row, Sample, Stop
 from lm_eval_embednoise.engine.lanes import Stopped, run_lanes
 from lm_eval_embednoise.engine.likelihood import clean_nll, scored, unscorable
 from lm_eval_embednoise.engine.padded import PaddedBatch
+from lm_eval_embednoise.engine.room import MOST_ROWS, free_bytes, rows_that_fit
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
 from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.inject import Rows, mean_ratio, noise_keys
@@ -48,7 +49,8 @@ class Sampler:
         sampling: Sampling,
         stop: Stop | None = None,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = 64,
+        most_rows: int | None = None,
         max_length: int = 2048,
         token_ids: Tensor | None = None,
         perplexity: bool = True,
@@ -65,7 +67,8 @@ class Sampler:
             perturbation: the noise; inactive means the plain model.
             sampling: greedy, or temperature with truncation, and the token limit.
             stop: end tokens and stop strings.
-            batch_size: rows decoded at a time.
+            batch_size: rows decoded at a time; None for as many as fit (room.py).
+            most_rows: upper bound of these; `room.MOST_ROWS` by default.
             max_length: most input vectors a sample may have; fewer where the model's rotary
                 frequencies would depend on other samples (`families.steady_positions`).
             token_ids: int64, tokens the `table` reference averages over; None for all.
@@ -87,7 +90,8 @@ class Sampler:
             compiled=compiled, blocks=blocks, decoder=decoder,
         )  # fmt: skip
         self.perturbation, self.sampling, self.stop = perturbation, sampling, stop or Stop()
-        self.batch_size, self.perplexity, self.exact = batch_size, perplexity, exact
+        self.batch_size, self.most_rows = batch_size, most_rows or MOST_ROWS
+        self.perplexity, self.exact = perplexity, exact
         self.on_tokens = on_tokens
 
     @property
@@ -111,13 +115,20 @@ class Sampler:
             for together in self.scored(jobs, self.generate(jobs)):
                 yield from together
 
+    def rows(self, jobs: Sequence[Job]) -> int:
+        """Rows decoded at a time: what fits is found at the first call, within `ready`."""
+        if self.batch_size is None:
+            tokens = self.sampling.max_gen_toks
+            self.batch_size = rows_that_fit(self.runner, jobs, tokens, self.most_rows)
+        return self.batch_size
+
     def scored(self, jobs: Sequence[Job], samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         """Finished samples with their clean log-likelihoods, if these are wanted at all.
 
         See `likelihood.scored`.
         """
         if self.perplexity:
-            yield from scored(self.runner, jobs, samples, self.batch_size)
+            yield from scored(self.runner, jobs, samples, self.batch_size or self.most_rows)
         else:
             yield from ([sample] for sample in samples)
 
@@ -168,7 +179,7 @@ class Sampler:
 
     def _in_lanes(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Row]:
         """Decode in one batch, or in several of fewer rows where that keeps more cores busy."""
-        slots = min(self.batch_size, len(waiting))
+        slots = min(self.rows(jobs), len(waiting))
         count = 1
         lean = self.runner.lean is not None and not self.runner.lean.compiled
         if lean and self.runner.device.type == "cpu" and not self.exact:
@@ -258,11 +269,9 @@ class Sampler:
             return rows >= SHARED_ROWS
         if runner.lean is None:
             return slots <= SHARED_ON_GPU * rows
-        device, lean = runner.device, runner.lean
-        free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        lean = runner.lean
         entry = 2 * len(runner.blocks) * lean.kv_heads * lean.dim * runner.dtype.itemsize
-        return slots * longest * entry > free // 2
+        return slots * longest * entry > free_bytes(runner) // 2
 
     def _samples(self, job: Job, row: Row) -> Iterator[Sample]:
         """A finished row's samples: several where their work was identical."""
@@ -282,7 +291,7 @@ class Sampler:
         self, prompt_ids: Sequence[int], texts: Sequence[tuple[int, ...]]
     ) -> list[float | None]:
         """See `likelihood.clean_nll`."""
-        return clean_nll(self.runner, prompt_ids, texts, self.batch_size)
+        return clean_nll(self.runner, prompt_ids, texts, self.batch_size or self.most_rows)
 
     @torch.no_grad()
     def loglikelihood(

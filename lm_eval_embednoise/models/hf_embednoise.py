@@ -8,8 +8,6 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-import psutil
-import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
@@ -58,7 +56,6 @@ ENDED_BADLY = {
     "dtype=float32",
     "prompt_too_long": "their prompts leave no room in max_length; they count as failures",
 }
-AUTO_ROWS_MOST = 512
 
 
 class HFEmbedNoise(HFLM):
@@ -133,7 +130,7 @@ class HFEmbedNoise(HFLM):
         if pretrained is None:
             pretrained = str(MODEL_DIR)
             log.info("pretrained not given: using the embedded model, minicoder (%s)", pretrained)
-        self._most_rows = int(hf_args.get("max_batch_size") or AUTO_ROWS_MOST)
+        self._most_rows = int(hf_args.get("max_batch_size") or 0) or None
         self.loading = Loading.from_args(pretrained, {**hf_args, "device": device})
         self.store = None if store is None else Store(os.fspath(store), write=True)
         if isinstance(pretrained, str):
@@ -337,7 +334,7 @@ class HFEmbedNoise(HFLM):
             jobs += added
             places += [(of_one, wanted)] * len(added)
         strings = self._stop_strings(sampling.until)
-        sampler = self._sampler(sampling, strings, jobs, progress.more)
+        sampler = self._sampler(sampling, strings, progress.more)
 
         def put(sample: Sample) -> None:
             generation = self._generation(sample, sampling, jobs[sample.job].clean)
@@ -409,17 +406,16 @@ class HFEmbedNoise(HFLM):
         self,
         sampling: Sampling,
         strings: StopStrings,
-        jobs: list[Job],
         on_tokens: Callable[[int], None] | None = None,
     ) -> Sampler:
         width = self.model.get_input_embeddings().weight.shape[0]
-        longest = max((len(job.prompt_ids) for job in jobs), default=1) + sampling.max_gen_toks
         return Sampler(
             self.model,
             self.perturbation,
             sampling,
             strings.stop(end_tokens(self.model, self.tokenizer), self.device),
-            batch_size=self._rows or self._rows_that_fit(min(longest, self.max_length)),
+            batch_size=self._rows,
+            most_rows=self._most_rows,
             max_length=self.max_length,
             token_ids=emittable_ids(self.tokenizer, width),
             perplexity=self.perplexity,
@@ -429,22 +425,6 @@ class HFEmbedNoise(HFLM):
             blocks=self.blocks,
             on_tokens=on_tokens,
         )
-
-    def _rows_that_fit(self, length: int) -> int:
-        """How many rows of `length` positions the free memory holds, for batch_size=auto."""
-        config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None)
-        head_dim = head_dim or config.hidden_size // config.num_attention_heads
-        entry = 2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
-        if self.device.type == "cuda":
-            free = int(0.6 * torch.cuda.mem_get_info(self.device)[0])
-        else:  # what files take in the system's cache is free: a model's just after loading
-            free = int(0.3 * psutil.virtual_memory().available)
-        # twice: a prefill is there too
-        rows = max(1, min(AUTO_ROWS_MOST, self._most_rows, free // (2 * entry * length)))
-        log.info("batch_size=auto: %d rows", rows)
-        return rows
 
     def text_of(
         self, ids: Sequence[int], until: tuple[str, ...], prompt: Sequence[int] = ()

@@ -363,7 +363,7 @@ class Ledger:
             unscored: (job, sample index) → row without a score; gets those of new samples.
         """
         yield from [self._sample(number, row) for (number, _), row in unscored.items()]
-        run = run_of(self.lm, self.sampling, sampler.batch_size, self.hash)
+        run = run_of(self.lm, self.sampling, sampler.rows(self.left), self.hash)
         for sample in sampler.generate(self.left):
             row = self._row(sample, run[0])
             prompts = [self.prompts[sample.job]]
