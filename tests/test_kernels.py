@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.runner import DECODERS
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.engine.sampling import Sampling
-from lm_eval_embednoise.kernels import attention, build, draws, step
+from lm_eval_embednoise.kernels import attention, build, choice, draws, step
 from lm_eval_embednoise.kernels.attention import columns, in_slots
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -80,6 +81,14 @@ def _gate(rows: int, dim: int, seed: int, **_: int) -> dict[str, Any]:
     gate = random(rows, dim, seed=seed) * 9
     gate[0, 0], gate[-1, -1] = 100.0, -100.0  # e^x beyond what float32 holds
     return {"gate_up": torch.cat([gate, random(rows, dim, seed=seed + 1)], dim=1)}
+
+
+def _logits(rows: int, dim: int, seed: int, **_: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "logits": random(rows, dim, seed=seed) * 20,
+        "tokens": torch.randint(0, dim, (rows,), generator=generator),
+    }
 
 
 def _entry(rows: int, heads: int, group: int, length: int, dim: int, seed: int) -> dict[str, Any]:
@@ -147,6 +156,7 @@ PAIRS = {
     "add_noise": Pair(draws.add_noise, draws.add_noise_torch, _noise),
     "rms_norm": Pair(step.rms_norm, step.rms_norm_torch, _norm),
     "silu_product": Pair(step.silu_product, step.silu_product_torch, _gate),
+    "surprisal": Pair(choice.surprisal, choice.surprisal_torch, _logits),
     "enter": Pair(step.enter, step.enter_torch, _entry, ("memory",)),
     "attend": Pair(attention.attend, attention.attend_torch, _own),
     "attend_prompt": Pair(
@@ -203,6 +213,58 @@ def test_a_function_in_c_is_its_twin(name: str, **sizes: int) -> None:
             assert torch.equal(a, b)
         else:
             assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.integers(1, 5), count=st.sampled_from([1, 2, 7, 1023, 1024, 1025, 5000]),
+    temperature=st.floats(0.05, 5), spread=st.sampled_from([0.0, 1.0, 10.0, 300.0]),
+    masked=st.booleans(), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_a_token_is_drawn_where_the_distribution_function_passes_the_uniform(
+    rows: int, count: int, temperature: float, spread: float, masked: bool, seed: int
+) -> None:
+    """By the definition, in doubles; a uniform within rounding of a step may fall either side."""
+    logits = random(rows, count, seed=seed) * spread
+    generator = torch.Generator().manual_seed(seed)
+    if masked and count > 1:
+        logits[torch.rand(rows, count, generator=generator) < 0.5] = -torch.inf
+        logits[:, count // 2] = 0.0
+    uniforms = torch.rand(rows, dtype=torch.float64, generator=generator)
+    uniforms[0] = 0.0 if seed % 2 else 1 - 2**-53
+    exact = logits.double().numpy() / temperature
+    cumulative = np.cumsum(np.exp(exact - exact.max(axis=1, keepdims=True)), axis=1)
+    cumulative /= cumulative[:, -1:]
+    # PyTorch divides before it takes the greatest off, in float32.
+    for function, rounding in ((choice.draw, 2e-5), (choice.draw_torch, 2e-3)):
+        tokens = function(logits, temperature, uniforms)
+        assert tokens.dtype == torch.int64
+        for row, token in enumerate(tokens.tolist()):
+            before = cumulative[row, token - 1] if token else 0.0
+            assert before - rounding <= uniforms[row] <= cumulative[row, token] + rounding
+            assert logits[row, token] > -torch.inf
+        alone = [function(logits[[row]], temperature, uniforms[[row]]) for row in range(rows)]
+        assert torch.equal(torch.cat(alone), tokens)
+
+
+@pytest.mark.parametrize("count", [3, 2000])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("at", [0, -1, slice(None)])
+def test_logits_without_a_softmax_draw_no_token(count: int, bad: float, at: Any) -> None:
+    logits = random(3, count)
+    logits[1, at] = bad
+    uniforms = torch.tensor([0.2, 0.3, 0.9], dtype=torch.float64)
+    drawn = choice.draw(logits, 0.8, uniforms)
+    assert torch.equal(drawn, choice.draw_torch(logits, 0.8, uniforms))
+    assert (drawn[1] == choice.NO_TOKEN) == (bad != -torch.inf or at == slice(None))
+    assert (drawn[[0, 2]] >= 0).all()
+
+
+def test_a_token_beyond_the_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="tokens are 0 to 4"):
+        choice.surprisal(random(2, 5), torch.tensor([0, 5]))
+    with pytest.raises(TypeError, match=r"logits must be a contiguous torch\.float32"):
+        choice.draw(random(2, 5).double(), 1.0, torch.zeros(2, dtype=torch.float64))
 
 
 @given(
@@ -266,7 +328,10 @@ WRONG: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception]]] = {
     "another device": (lambda t: t.to("meta"), ValueError),
 }
 # Sizes that nothing else fixes: with fewer numbers these are other arguments, not wrong ones.
-FREE = {("normals", "positions"), ("add_noise", "hidden"), ("attend_prompt", "rows")}
+FREE = {
+    *(("normals", "positions"), ("add_noise", "hidden"), ("attend_prompt", "rows")),
+    ("surprisal", "logits"),
+}
 ARGUMENTS = [
     (name, seed, argument, place, wrong)
     for name, pair in PAIRS.items()

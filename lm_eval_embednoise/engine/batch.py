@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from lm_eval_embednoise.engine import attention
-from lm_eval_embednoise.engine.choose import NO_TOKEN, choose
+from lm_eval_embednoise.engine.choose import choose, surprisal
 from lm_eval_embednoise.engine.graphs import StepGraphs
 from lm_eval_embednoise.engine.prefill import Prepared, prefill_clean, prefill_noisy
 from lm_eval_embednoise.engine.slots import SlotCache, decode_mask, seen
 from lm_eval_embednoise.kernels import build
+from lm_eval_embednoise.kernels.choice import NO_TOKEN
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.inject import Rows, acting, mean_ratio, noise_keys
 
@@ -369,8 +370,7 @@ class Batch:
         tokens = choices.clamp_min(0)  # a row without a token ends, but may run along once more
         nlls: list[float] | None = None
         if self.score and runner.perturbation.plain:
-            chosen = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
-            nlls = (-chosen).tolist()
+            nlls = surprisal(logits, tokens).tolist()
         if slots is None:
             self.tokens[: len(tokens)] = tokens
         else:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+
+from lm_eval_embednoise.kernels import build, choice
+from lm_eval_embednoise.kernels.choice import NO_TOKEN
 
 if TYPE_CHECKING:
-    from lm_eval_embednoise.engine.sampling import Sampling
+    from torch import Tensor
 
-NO_TOKEN = -1
+    from lm_eval_embednoise.engine.sampling import Sampling
 
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tensor:
@@ -34,6 +36,9 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tenso
         most, tokens = logits.max(dim=-1)
         return tokens.masked_fill(~most.isfinite(), NO_TOKEN)
     assert uniforms is not None
+    truncated = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+    if not truncated and build.serve("step", logits):
+        return choice.draw(logits.contiguous(), sampling.temperature, uniforms)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -48,8 +53,11 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tenso
     if sampling.min_p > 0:
         least = sampling.min_p * probabilities.max(dim=-1, keepdim=True).values
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    cumulative = probabilities.to(torch.float64).cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
-    tokens = index.clamp_max(logits.shape[-1] - 1)
-    return tokens.masked_fill(~total.isfinite(), NO_TOKEN)[:, 0]
+    return choice.inverse(probabilities, uniforms)
+
+
+def surprisal(logits: Tensor, tokens: Tensor) -> Tensor:
+    """See `choice.surprisal`; in C where that serves."""
+    if build.serve("step", logits):
+        return choice.surprisal(logits.contiguous(), tokens)
+    return choice.surprisal_torch(logits, tokens)

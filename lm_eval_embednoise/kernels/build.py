@@ -43,6 +43,8 @@ _SIGNATURES: dict[str, dict[str, list[Any]]] = {
         "attend": [*[_long] * 6, _float, *[_array] * 8],
         "attend_prompt": [*[_long] * 7, _float, *[_array] * 6],
         "attend_causal": [*[_long] * 8, _float, *[_array] * 7],
+        "draw": [*[_long] * 2, _float, *[_array] * 4],
+        "surprisal": [*[_long] * 2, *[_array] * 3],
     },
 }
 eval_logger = logging.getLogger(__name__)

@@ -382,3 +382,76 @@ int attend_causal(long first, long last, long dim, long length, long heads, long
     free(scores);
     return 0;
 }
+
+#define STRETCH 1024 /* logits whose exponentials are summed before one is looked for among them */
+
+/* e^((logit - top) · scale); 0 for what is too small to be chosen, also -inf */
+INLINE float weight_of(float logit, float top, float scale)
+{
+    float x = (logit - top) * scale;
+    return x < -87.0f ? 0.0f : exp_of(x);
+}
+
+/* The sum of a stretch's exponentials; NaN where one of them is */
+INLINE double weights_of(long count, const float *restrict logits, float top, float scale)
+{
+    double sum = 0;
+    SUM(sum) for (long i = 0; i < count; i++) sum += weight_of(logits[i], top, scale);
+    return sum;
+}
+
+INLINE float greatest(long count, const float *restrict logits)
+{
+    float top = -INFINITY;
+    MAX(top) for (long i = 0; i < count; i++) top = logits[i] > top ? logits[i] : top;
+    return top;
+}
+
+/* Tokens by the inverse distribution function of softmax(logits / temperature) at the uniforms
+ *
+ * logits: [rows, count]; uniforms: [rows]; tokens: [rows], -1 where there is no softmax
+ * sums: room for a number a stretch
+ */
+void draw(long rows, long count, float temperature, const float *restrict logits,
+          const double *restrict uniforms, double *restrict sums, int64_t *restrict tokens)
+{
+    float scale = 1.0f / temperature;
+    for (long row = 0; row < rows; row++, logits += count) {
+        float top = greatest(count, logits);
+        double total = 0;
+        for (long start = 0, n = 0; start < count; start += STRETCH, n++) {
+            long size = count - start < STRETCH ? count - start : STRETCH;
+            total += sums[n] = weights_of(size, logits + start, top, scale);
+        }
+        tokens[row] = -1;
+        if (!(total < INFINITY) || !(top > -INFINITY)) continue;
+        double target = uniforms[row] * total, passed = 0;
+        long start = 0;
+        for (long n = 0; start + STRETCH < count && passed + sums[n] <= target; n++) {
+            passed += sums[n];
+            start += STRETCH;
+        }
+        /* rounding may leave the target behind the stretch: then its last possible token */
+        for (long i = start; i < count && passed <= target; i++) {
+            float weight = weight_of(logits[i], top, scale);
+            passed += weight;
+            if (weight > 0) tokens[row] = i;
+        }
+    }
+}
+
+/* out = log Σ e^logits - logits[token], NaN where there is no softmax; logits: [rows, count] */
+int surprisal(long rows, long count, const float *restrict logits,
+              const int64_t *restrict tokens, float *restrict out)
+{
+    if (!within(rows, tokens, 0, count - 1)) return OUT_OF_RANGE;
+    for (long row = 0; row < rows; row++, logits += count) {
+        float top = greatest(count, logits);
+        double total = 0;
+        for (long start = 0; start < count; start += STRETCH)
+            total += weights_of(count - start < STRETCH ? count - start : STRETCH,
+                                logits + start, top, 1.0f);
+        out[row] = (float)(log(total) + top - logits[tokens[row]]);
+    }
+    return 0;
+}
