@@ -1,11 +1,17 @@
 """How fast generation is, beside the stock `--model hf` and vLLM, in one run on one machine.
 
     python benchmarks/generation.py                          # the embedded model, on the CPU
-    python benchmarks/generation.py --vllm /path/to/python   # with vLLM from its own environment
+    python benchmarks/generation.py --vllm-python PYTHON     # with vLLM from its own environment
+    EMBEDNOISE_DATA=DIR python benchmarks/generation.py --model PATH      # a real model's shapes
 
 K = 100 samples a problem, the same prompts, dtype, batch size and sampling on all sides (top_k
 off), each contender in a process of its own, in turn, `--repeats` times; medians. Tokens are those
 of the returned texts. Conditions are printed; the last line is JSON. On a GPU: gpu.sh.
+
+With `--model` it is 20 samples of each of five HumanEval problems asked as chats, at most 256
+tokens, in each of `--dtypes`: stock, ours, noise at block 5 on the prompt, and ours with every
+sample's prompt run apart (each begins with a number of its own), as noise has to from its block on;
+the limit is PyTorch's matrix products at as many rows, with weights from memory.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 K, ROWS, STOP = 100, 100, ["\ndef ", "\nQuestion:"]
@@ -39,6 +46,12 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "ours soft prompt": ("hf-embednoise", {"rsp": 16}, TEMPERATURE),
     "ours noise at the end": ("hf-embednoise", {"sigma": 0.3, "positions": "last:8"}, TEMPERATURE),
+    "ours noise at block 5": (
+        "hf-embednoise",
+        {"sigma": 0.1, "depth": "5", "perplexity": False},
+        TEMPERATURE,
+    ),
+    "ours, prompts apart": ("hf-embednoise", {}, TEMPERATURE),
     "ours exact": ("hf-embednoise", {"exact": True}, TEMPERATURE),
     "stock greedy": ("hf", {}, GREEDY),
     "ours greedy": ("hf-embednoise", {}, GREEDY),
@@ -49,6 +62,12 @@ SAMPLED = [
     "ours noise everywhere",
     "ours noise, no perplexity",
 ]
+REAL = {  # contender → its name in the JSON
+    "stock temperature": "stock",
+    "ours temperature": "ours",
+    "ours noise at block 5": "noise",
+    "ours, prompts apart": "apart",
+}
 CONTESTS = {  # part → who takes part
     "short": SAMPLED,
     "long": [*SAMPLED, "ours soft prompt", "ours noise at the end"],
@@ -63,16 +82,38 @@ RATIOS = (  # what, numerator, denominator, goal
 )
 
 
-def prompts_of(kind: str, count: int) -> list[str]:
-    """Real minicode prompts, or as many of them in a row as make 1,000 tokens."""
+def chats(count: int, model: str) -> list[str]:
+    """HumanEval's first problems, as `humaneval_diverse_chat` asks them."""
     from transformers import AutoTokenizer
 
-    from lm_eval_embednoise.minicoder import MODEL_DIR, load_problems
+    from lm_eval_embednoise.problems import documents
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    asked = (
+        "Complete the following Python function. Answer with the whole function in one code block."
+    )
+    texts = (f"{asked}\n\n```python\n{doc['prompt']}```" for doc in documents.humaneval()["test"])
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+        for text, _ in zip(texts, range(count), strict=False)
+    ]
+
+
+def prompts_of(kind: str, count: int, model: str) -> list[str]:
+    """Minicode prompts, as many of them in a row as make 1,000 tokens, or HumanEval's as chats."""
+    from transformers import AutoTokenizer
+
+    if kind == "chat":
+        return chats(count, model)
+
+    from lm_eval_embednoise.minicoder import load_problems
 
     texts = [problem["prompt"] for problem in load_problems("minicode")]
     if kind == "short":
         return texts[:count]
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     long = []
     for number in range(count):
         ids: list[int] = []
@@ -84,17 +125,17 @@ def prompts_of(kind: str, count: int) -> list[str]:
 
 
 def load(model: str, args: dict[str, Any], options: argparse.Namespace) -> Any:
-    """A model of the harness, with the embedded weights."""
+    """A model of the harness."""
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from lm_eval_embednoise.minicoder import MODEL_DIR
     from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 
     if options.threads:
         torch.set_num_threads(options.threads)
     cls = HFLM if model == "hf" else HFEmbedNoise
-    return cls(str(MODEL_DIR), dtype=options.dtype, batch_size=options.rows, **args)
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # stock's own choice fails without one
+    return cls(options.model, dtype=options.dtype, batch_size=options.rows, device=device, **args)
 
 
 def child(options: argparse.Namespace) -> dict[str, Any]:
@@ -103,9 +144,18 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     from lm_eval.api.instance import Instance
 
     model, args, sampling = CONTENDERS[options.child]
-    prompts = prompts_of(options.prompts, options.problems)
+    prompts = prompts_of(options.prompts, options.problems, options.model)
+    k = options.k
+    if options.child == "ours, prompts apart":  # a number before the first word of each
+        head, k = "<|im_start|>user\n", 1
+        prompts = [
+            text.replace(head, f"{head}{number}\n") if head in text else f"{number}\n{text}"
+            for text in prompts
+            for number in range(options.k)
+        ]
     lm = load(model, args, options)
-    settings = {**sampling, "max_gen_toks": options.tokens, "until": STOP}
+    until = [] if options.prompts == "chat" else STOP
+    settings = {**sampling, "max_gen_toks": options.tokens, "until": until}
 
     def run(texts: list[str], k: int) -> tuple[float, list[str]]:
         requests = []
@@ -120,7 +170,7 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
         return time.perf_counter() - start, found
 
     run(["def f(xs):\n"], 2)  # the first pass of a process is slow
-    seconds, texts = run(prompts, options.k)
+    seconds, texts = run(prompts, k)
     tokens = sum(len(ids) for ids in lm.tokenizer(texts, add_special_tokens=False)["input_ids"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": seconds, "tokens": tokens, "peak_mib": peak}
@@ -136,7 +186,11 @@ def vllm_child(options: argparse.Namespace) -> dict[str, Any]:
         max_model_len=2048, gpu_memory_utilization=0.5,
     )  # fmt: skip
     settings = SamplingParams(
-        n=options.k, temperature=0.8, max_tokens=options.tokens, stop=STOP, top_k=0
+        n=options.k,
+        temperature=0.8,
+        max_tokens=options.tokens,
+        top_k=0,
+        stop=None if options.prompts == "chat" else STOP,
     )
     llm.generate(["def f(xs):\n"], SamplingParams(max_tokens=4), use_tqdm=False)
     start = time.perf_counter()
@@ -149,15 +203,14 @@ def vllm_child(options: argparse.Namespace) -> dict[str, Any]:
 
 def measured(name: str, kind: str, problems: int, options: argparse.Namespace) -> dict[str, Any]:
     """Run one contender in a process of its own."""
-    from lm_eval_embednoise.minicoder import MODEL_DIR
-
     python, given = sys.executable, None
     if name == "vllm temperature":
-        python = options.vllm
-        given = json.dumps({"model": str(MODEL_DIR), "prompts": prompts_of(kind, problems)})
+        python = options.vllm_python
+        prompts = prompts_of(kind, problems, options.model)
+        given = json.dumps({"model": options.model, "prompts": prompts})
     command = [
         *(python, __file__, "--child", name, "--prompts", kind, "--problems", str(problems)),
-        *("--dtype", options.dtype, "--k", str(options.k)),
+        *("--model", options.model, "--dtype", options.dtype, "--k", str(options.k)),
         *("--tokens", str(options.tokens), "--rows", str(options.rows)),
         *(("--threads", str(options.threads)) if options.threads else ()),
     ]
@@ -230,7 +283,9 @@ def overhead(options: argparse.Namespace) -> dict[str, float]:
     lm = load("hf-embednoise", {}, options)
     steps = 48
     job = Job(
-        tuple(lm.tokenizer.encode(prompts_of("short", 1)[0])), "p", tuple(range(options.rows))
+        tuple(lm.tokenizer.encode(prompts_of("short", 1, options.model)[0])),
+        "p",
+        tuple(range(options.rows)),
     )
     seconds: dict[str, list[float]] = {}
     settings = {
@@ -341,23 +396,114 @@ def where(options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
+def limit(options: argparse.Namespace) -> dict[str, float]:
+    """What the matrix products of a decode step allow, weights read from memory; all threads.
+
+    Beside it, on one thread as in a lane of half the rows: the same products, the choice of tokens
+    and the whole step, in milliseconds.
+    """
+    import torch
+    from torch import nn
+
+    from lm_eval_embednoise.engine.choose import choose
+    from lm_eval_embednoise.engine.sampling import Sampling
+
+    lm = load("hf-embednoise", {}, options)
+    linears = [m for m in lm.model.modules() if isinstance(m, nn.Linear)]
+    numbers = sum(m.weight.numel() for m in linears)
+
+    def products(rows: int) -> float:
+        inputs = {
+            m.in_features: torch.randn(rows, m.in_features).to(lm.model.dtype) for m in linears
+        }
+
+        def work() -> None:
+            for m in linears:
+                m(inputs[m.in_features])
+
+        return best(work)
+
+    def best(work: Any) -> float:
+        work()
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    with torch.inference_mode():
+        together = products(options.rows)
+        torch.set_num_threads(1)
+        half = options.rows // 2
+        logits = torch.randn(half, linears[-1].out_features)
+        uniforms = torch.rand(half, dtype=torch.float64)
+        choice = best(lambda: choose(logits, Sampling(temperature=0.8), uniforms))
+        lane = products(half)
+    found = {
+        "gflop_per_token": 2 * numbers / 1e9,
+        "gflop_per_s": 2 * numbers * options.rows / together / 1e9,
+        "tokens_per_s": options.rows / together,
+        "lane_products_ms": 1e3 * lane,
+        "lane_choice_ms": 1e3 * choice,
+    }
+    print(
+        f"limit: {found['tokens_per_s']:.0f} tokens/s ({found['gflop_per_s']:.0f} GFLOP/s in "
+        f"products of {options.rows} rows, {found['gflop_per_token']:.2f} GFLOP a token); a lane "
+        f"of {half} rows: products {1e3 * lane:.0f} ms, choice of tokens {1e3 * choice:.1f} ms"
+    )
+    return found
+
+
+def real(options: argparse.Namespace) -> dict[str, Any]:
+    """A real model: tokens a second of all contenders, and their ratios, in one dtype."""
+    names = [*REAL, *(["vllm temperature"] if options.vllm_python else [])]
+    at_most = limit(options)
+    medians = compare("chat", options.problems, names, options)
+    rates = {name: medians[of]["tokens_per_second"] for of, name in REAL.items()}
+    vllm = medians.get("vllm temperature", {}).get("tokens_per_second")
+    ratios = {
+        "ours_over_stock": rates["ours"] / rates["stock"],
+        "ours_over_vllm": vllm and rates["ours"] / vllm,
+        "noise_over_ours": rates["noise"] / rates["ours"],
+        "noise_over_apart": rates["noise"] / rates["apart"],
+        "share_of_limit": rates["ours"] / at_most["tokens_per_s"],
+    }
+    for name, ratio in ratios.items():
+        print(f"{options.dtype} {name:18} {'-' if ratio is None else f'{ratio:.2f}'}")
+    memory = {name: medians[of]["peak_mib"] for of, name in REAL.items()}
+    return {
+        "tokens_per_s": {**rates, "vllm": vllm},
+        "ratios": ratios,
+        "peak_mib": memory,
+        "limit": at_most,
+    }
+
+
 def arguments() -> argparse.Namespace:
     """The command line's."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default="short,long,greedy,overhead,where", help="which to run")
-    parser.add_argument("--problems", type=int, default=3, help="short prompts; of long ones, one")
-    parser.add_argument("--k", type=int, default=K)
+    parser.add_argument("--model", metavar="PATH", help="folder of a real model, instead of parts")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="with --model")
+    parser.add_argument("--problems", type=int, help="3 short prompts (of long ones, one); 5 chats")
+    parser.add_argument("--k", type=int, help=f"{K}; with --model 20")
     parser.add_argument("--rows", type=int, default=ROWS, help="batch size, on all sides")
-    parser.add_argument("--tokens", type=int, default=128, help="most tokens a sample")
+    parser.add_argument("--tokens", type=int, help="most tokens a sample: 128; with --model 256")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice otherwise")
-    parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
+    parser.add_argument("--vllm-python", metavar="PYTHON", help="of an environment with vLLM")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--prompts", default="short", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    sizes = {"problems": 5, "k": 20, "tokens": 256} if options.model else {}
+    for name, size in {"problems": 3, "k": K, "tokens": 128, **sizes}.items():
+        if getattr(options, name) is None:
+            setattr(options, name, size)
+    return options
 
 
 def main() -> None:
@@ -371,25 +517,34 @@ def main() -> None:
     import torch
     import transformers
 
+    from lm_eval_embednoise.minicoder import MODEL_DIR
+
+    chat, options.model = bool(options.model), options.model or str(MODEL_DIR)
     report: dict[str, Any] = {
         "machine": platform.machine(),
         "processors": os.cpu_count(),
         "threads": options.threads or torch.get_num_threads(),
         "load_before": os.getloadavg()[0],
-        "model": "minicoder",
-        "dtype": options.dtype,
+        "model": Path(options.model).name if chat else "minicoder",
+        "dtype": options.dtypes if chat else options.dtype,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         **{name: getattr(options, name) for name in ("k", "rows", "tokens", "repeats", "problems")},
     }
     for name, value in report.items():
         print(f"{name:14} {value}")
+    if chat:
+        for dtype in options.dtypes.split(","):
+            options.dtype = dtype
+            report[dtype] = real(options)
+        print(json.dumps(report))
+        return
     parts = options.parts.split(",")
     report["medians"], report["ratios"] = {}, {}
     for part, contenders in CONTESTS.items():
         if part in parts:
             names = [*contenders]
-            if part == "short" and options.vllm:
+            if part == "short" and options.vllm_python:
                 names.append("vllm temperature")
             kind, problems = ("long", 1) if part == "long" else ("short", options.problems)
             report["medians"][part] = compare(kind, problems, names, options)
