@@ -6,10 +6,15 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from lm_eval.api.instance import Instance
+from transformers.cache_utils import DynamicCache
 
+from lm_eval_embednoise.engine.slots import entries
 from lm_eval_embednoise.minicoder import load_problems
+from lm_eval_embednoise.models import progress
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store.generation import Generation
@@ -244,3 +249,31 @@ def test_batch_size_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None
     HFEmbedNoise.create_from_arg_string("sigma=0.5", {"batch_size": 8})
     assert [kw["batch_size"] for kw in seen] == ["auto", "1", 1, 8]
     assert seen[3]["sigma"] == 0.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [40, 1000])
+def test_auto_takes_rows_for_a_share_of_the_available_memory(
+    lm: HFEmbedNoise, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages that hold files count as available: after loading, most of what is free."""
+    cache = DynamicCache()
+    lm.model(input_ids=torch.ones(1, length, dtype=torch.int64), past_key_values=cache)
+    row = 2 * sum(part.nbytes for layer in entries(cache) for part in layer)
+    room = int(7.5 * row / 0.3)
+    given = psutil.virtual_memory()._replace(available=room, free=0)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: given)
+    assert lm._rows_that_fit(length) == 7
+
+
+def test_the_bar_shows_tokens_before_a_sample_has_ended(
+    lm: HFEmbedNoise, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    lm.set_perturbation(Perturbation())
+    texts = lm.generate_until(requests(WARM, k=4, problems=1))
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    counts = [int(found[1]) for line in lines if (found := re.search(r"(\d+) tokens, ", line))]
+    assert counts == sorted(counts)
+    assert counts[-1] >= sum(text.tokens for text in texts)
+    assert any("0/4" in line and " tokens/s" in line for line in lines)

@@ -101,6 +101,17 @@ def test_samples_do_not_depend_on_batch_size_order_or_companions(
     assert len(different) == 5 if method == "greedy" else len(different) > 8
 
 
+@pytest.mark.parametrize("method", ["greedy", "temperature"])
+def test_tokens_are_told_as_they_come(qwen2: PreTrainedModel, method: str) -> None:
+    perturbation, sampling = METHODS[method]
+    came: list[int] = []
+    stop = Stop(frozenset({40}))
+    sampler = Sampler(qwen2, perturbation, sampling, stop, batch_size=64, on_tokens=came.append)
+    samples = list(sampler.run(jobs(tuple(range(10)))))
+    assert sum(came) == sum(len(sample.ids) for sample in samples)
+    assert len(came) >= NEW and max(came) <= len(samples)
+
+
 def test_sigma_zero_is_the_plain_model(qwen2: PreTrainedModel) -> None:
     plain = run(qwen2, "greedy", 8, jobs())
     silent = Perturbation(sigma=0.0, depth="1", positions="all")

@@ -23,7 +23,7 @@ from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.inject import Rows, acting, mean_ratio, noise_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers.cache_utils import Cache
 
@@ -49,6 +49,7 @@ class Batch:
             attention must be ours).
         fixed: every pass has `slots` rows and `columns` columns, whatever runs (`exact`).
         flat_mask: the model's attention is its own and takes a mask of [rows, columns].
+        on_tokens: told how many tokens of samples came, after every step.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class Batch:
         share: bool = False,
         fixed: bool = False,
         flat_mask: bool = False,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         self.runner, self.sampling, self.stop, self.score = runner, sampling, stop, score
         self.slots, self.share, self.fixed = slots, share, fixed
-        self.flat_mask = flat_mask
+        self.flat_mask, self.on_tokens = flat_mask, on_tokens
         self.cache = SlotCache(len(runner.blocks), slots, columns)
         self.rows: list[Row | None] = []
         self.state: dict[str, Tensor] = {}  # name → [slots, ...]
@@ -375,12 +377,16 @@ class Batch:
             self.tokens[: len(tokens)] = tokens
         else:
             self.tokens[slots] = tokens
-        listed = choices.tolist()
+        listed, came = choices.tolist(), 0
         for place, slot in enumerate(present):
             at = slot if slots is None else place
             row = self.rows[slot]
             assert row is not None
+            before = len(row.ids)
             self._settle(row, listed[at], None if nlls is None else nlls[at])
+            came += (len(row.ids) - before) * len(row.copies)
+        if self.on_tokens is not None:
+            self.on_tokens(came)
 
     def _settle(self, row: Row, token: int, nll: float | None) -> None:
         """Append a token to its row, or end the row."""

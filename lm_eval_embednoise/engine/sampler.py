@@ -27,7 +27,7 @@ from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.inject import Rows, mean_ratio, noise_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -56,6 +56,7 @@ class Sampler:
         compiled: bool = False,
         blocks: str | None = None,
         decoder: str = "auto",
+        on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -74,6 +75,8 @@ class Sampler:
             blocks: dotted name of the model's list of decoder blocks, if it can't be found.
             decoder: "auto" takes the fastest way that serves the model; "torch" leaves out the
                 functions in C, "model" the short decode step as well.
+            on_tokens: told after every step how many tokens came, by the thread that decodes: one
+                of several on a CPU. Those of identical work count for each of its samples.
 
         Raises:
             ValueError: for a site the model doesn't have, where nothing can be compiled, or for
@@ -85,6 +88,7 @@ class Sampler:
         )  # fmt: skip
         self.perturbation, self.sampling, self.stop = perturbation, sampling, stop or Stop()
         self.batch_size, self.perplexity, self.exact = batch_size, perplexity, exact
+        self.on_tokens = on_tokens
 
     @property
     def max_length(self) -> int:
@@ -229,12 +233,13 @@ class Sampler:
             )
         if how is Decoding.PADDED:
             return PaddedBatch(
-                runner, self.sampling, self.stop, slots, columns, score=self.perplexity
-            )
+                runner, self.sampling, self.stop, slots, columns,
+                score=self.perplexity, on_tokens=self.on_tokens,
+            )  # fmt: skip
         return Batch(
             runner, self.sampling, self.stop, slots, columns,
             score=self.perplexity, share=share, fixed=self.exact,
-            flat_mask=how is Decoding.FLAT_MASK,
+            flat_mask=how is Decoding.FLAT_MASK, on_tokens=self.on_tokens,
         )  # fmt: skip
 
     def _sharing_pays(self, slots: int, rows: float, longest: int) -> bool:

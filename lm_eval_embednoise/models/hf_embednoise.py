@@ -8,6 +8,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from lm_eval_embednoise.models.loaded import (
     without_wrapper,
 )
 from lm_eval_embednoise.models.loading import Loading
+from lm_eval_embednoise.models.progress import Progress
 from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
 from lm_eval_embednoise.models.spelling import Spelling
@@ -43,7 +45,7 @@ from lm_eval_embednoise.store.store import Store, digest
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lm_eval_embednoise.engine.jobs import Job, Sample
     from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -56,7 +58,6 @@ ENDED_BADLY = {
     "dtype=float32",
     "prompt_too_long": "their prompts leave no room in max_length; they count as failures",
 }
-AUTO_ROWS_CPU = 512
 AUTO_ROWS_MOST = 512
 
 
@@ -301,14 +302,10 @@ class HFEmbedNoise(HFLM):
         ]  # all of them are checked before any work is done
         for sampling in settings:
             self._check_room(sampling)
-        with tqdm(
-            total=len(requests),
-            desc="generating",
-            unit="sample",
-            disable=disable_tqdm or self.rank != 0,
-        ) as bar:
+        shown = not disable_tqdm and self.rank == 0
+        with Progress(len(requests), shown) as progress:
             for numbers, sampling in zip(groups.values(), settings, strict=True):
-                self._generate_group(requests, numbers, sampling, results, bar)
+                self._generate_group(requests, numbers, sampling, results, progress)
         self._measured.gather(self.world_size)
         self._report()
         missing = sum(result is None for result in results)
@@ -322,7 +319,7 @@ class HFEmbedNoise(HFLM):
         numbers: list[int],
         sampling: Sampling,
         results: list[Generation | None],
-        bar: Any,
+        progress: Progress,
     ) -> None:
         """Generate the requests that share their sampling settings."""
         slots: dict[int, list[int]] = {}  # an Instance → its places among the requests, in order
@@ -340,28 +337,23 @@ class HFEmbedNoise(HFLM):
             jobs += added
             places += [(of_one, wanted)] * len(added)
         strings = self._stop_strings(sampling.until)
-        sampler = self._sampler(sampling, strings, jobs)
+        sampler = self._sampler(sampling, strings, jobs, progress.more)
 
         def put(sample: Sample) -> None:
             generation = self._generation(sample, sampling, jobs[sample.job].clean)
             of_one, wanted = places[sample.job]
             for place in of_one[sample.index :: wanted]:
                 results[place] = generation
-                bar.update()
+                progress.bar.update()
 
         ledger = None
         if self.store is not None:
             ledger = Ledger(self, sampling, jobs, [requests[of[0]] for of, _ in places])
             for sample in ledger.there:
                 put(sample)
-            ledger.announce(bar)
-        tokens = 0
+            ledger.announce(progress.bar)
         for sample in ledger.run(sampler) if ledger else sampler.run(jobs):
             put(sample)
-            tokens += len(sample.ids)
-            elapsed = bar.format_dict["elapsed"]
-            if elapsed:
-                bar.set_postfix_str(f"{tokens / elapsed:.0f} tokens/s", refresh=False)
         self._note(sampler, ledger)
 
     def _jobs_of(self, request: Any, sampling: Sampling, samples: Sequence[int]) -> list[Job]:
@@ -413,7 +405,13 @@ class HFEmbedNoise(HFLM):
             self._stops[until] = StopStrings(self.tokenizer, until, width, self._spelling)
         return self._stops[until]
 
-    def _sampler(self, sampling: Sampling, strings: StopStrings, jobs: list[Job]) -> Sampler:
+    def _sampler(
+        self,
+        sampling: Sampling,
+        strings: StopStrings,
+        jobs: list[Job],
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> Sampler:
         width = self.model.get_input_embeddings().weight.shape[0]
         longest = max((len(job.prompt_ids) for job in jobs), default=1) + sampling.max_gen_toks
         return Sampler(
@@ -429,6 +427,7 @@ class HFEmbedNoise(HFLM):
             compiled=self.compile,
             decoder=self.decoder,
             blocks=self.blocks,
+            on_tokens=on_tokens,
         )
 
     def _rows_that_fit(self, length: int) -> int:
@@ -440,12 +439,10 @@ class HFEmbedNoise(HFLM):
         entry = 2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
         if self.device.type == "cuda":
             free = int(0.6 * torch.cuda.mem_get_info(self.device)[0])
-            most = AUTO_ROWS_MOST
-        else:
-            free = int(0.3 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-            most = AUTO_ROWS_CPU
-        most = min(most, self._most_rows)
-        rows = max(1, min(most, free // (2 * entry * length)))  # twice: a prefill is there too
+        else:  # what files take in the system's cache is free: a model's just after loading
+            free = int(0.3 * psutil.virtual_memory().available)
+        # twice: a prefill is there too
+        rows = max(1, min(AUTO_ROWS_MOST, self._most_rows, free // (2 * entry * length)))
         log.info("batch_size=auto: %d rows", rows)
         return rows
 
