@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from lm_eval_embednoise.engine import attention
-from lm_eval_embednoise.engine.choose import choose, surprisal
+from lm_eval_embednoise.engine.choose import NO_TOKEN, choose, token_nll
 from lm_eval_embednoise.engine.graphs import StepGraphs
 from lm_eval_embednoise.engine.prefill import Prepared, prefill_clean, prefill_noisy
 from lm_eval_embednoise.engine.slots import SlotCache, decode_mask, seen
 from lm_eval_embednoise.kernels import build
-from lm_eval_embednoise.kernels.choice import NO_TOKEN
 from lm_eval_embednoise.noise import perturb, streams
 from lm_eval_embednoise.noise.inject import Rows, acting, mean_ratio, noise_keys
 
@@ -372,7 +371,7 @@ class Batch:
         tokens = choices.clamp_min(0)  # a row without a token ends, but may run along once more
         nlls: list[float] | None = None
         if self.score and runner.perturbation.plain:
-            nlls = surprisal(logits, tokens).tolist()
+            nlls = token_nll(logits, tokens).tolist()
         if slots is None:
             self.tokens[: len(tokens)] = tokens
         else:

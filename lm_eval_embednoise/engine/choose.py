@@ -1,4 +1,4 @@
-"""The next token of each row: the argmax, or the inverse distribution function at a uniform.
+"""The next token of each row, by argmax or by a uniform, and its log-likelihood.
 
 Logits that are not numbers (overflow in half precision under a large dose) choose no token. The
 greatest logit shows it, and so does the sum of the probabilities: neither costs an extra pass.
@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lm_eval_embednoise.kernels import build, choice
 from lm_eval_embednoise.kernels.choice import NO_TOKEN
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lm_eval_embednoise.engine.sampling import Sampling
 
 
@@ -36,9 +35,8 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tenso
         most, tokens = logits.max(dim=-1)
         return tokens.masked_fill(~most.isfinite(), NO_TOKEN)
     assert uniforms is not None
-    truncated = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
-    if not truncated and build.serve("step", logits):
-        return choice.draw(logits.contiguous(), sampling.temperature, uniforms)
+    if not sampling.truncates and build.serve("step", logits):
+        return choice.sample(logits.contiguous(), sampling.temperature, uniforms)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -53,11 +51,11 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tenso
     if sampling.min_p > 0:
         least = sampling.min_p * probabilities.max(dim=-1, keepdim=True).values
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    return choice.inverse(probabilities, uniforms)
+    return choice.drawn(probabilities, uniforms)
 
 
-def surprisal(logits: Tensor, tokens: Tensor) -> Tensor:
-    """See `choice.surprisal`; in C where that serves."""
+def token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
+    """See `choice.token_nll`."""
     if build.serve("step", logits):
-        return choice.surprisal(logits.contiguous(), tokens)
-    return choice.surprisal_torch(logits, tokens)
+        return choice.token_nll(logits.contiguous(), tokens)
+    return choice.token_nll_torch(logits, tokens)

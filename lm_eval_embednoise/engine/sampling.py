@@ -52,6 +52,11 @@ class Sampling:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
 
+    @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are left out."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
     @classmethod
     def from_gen_kwargs(cls, gen_kwargs: Mapping[str, Any], default_tokens: int = 256) -> Sampling:
         """Read the harness's generation arguments.

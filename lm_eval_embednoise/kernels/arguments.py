@@ -63,6 +63,6 @@ def check(code: int, indices: str) -> None:
         ValueError: an index is out of its bounds. Nothing was read or written there.
     """
     if code == NO_MEMORY:
-        raise MemoryError("no memory for attention scores")
+        raise MemoryError("no memory for intermediate results")
     if code:
         raise ValueError(f"out of range: {indices}")

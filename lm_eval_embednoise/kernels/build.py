@@ -39,12 +39,12 @@ _SIGNATURES: dict[str, dict[str, list[Any]]] = {
     "step": {
         "rms_norm": [_long, _long, _float, *[_array] * 3],
         "silu_product": [*[_long] * 2, *[_array] * 2],
+        "sample": [*[_long] * 2, _float, *[_array] * 3],
+        "token_nll": [*[_long] * 2, *[_array] * 3],
         "enter": [*[_long] * 6, *[_array] * 8],
         "attend": [*[_long] * 6, _float, *[_array] * 8],
         "attend_prompt": [*[_long] * 7, _float, *[_array] * 6],
         "attend_causal": [*[_long] * 8, _float, *[_array] * 7],
-        "draw": [*[_long] * 2, _float, *[_array] * 4],
-        "surprisal": [*[_long] * 2, *[_array] * 3],
     },
 }
 eval_logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 /* What decode steps and prefills do beside their matrix products, for float32 on a CPU.
  *
- * Called from step.py and attention.py beside it, which check types, shapes and places; PyTorch's
- * operations there do the same elsewhere. Rows are independent: a row's result is the same in any
- * company. Arrays are contiguous; `restrict` holds because outputs are never inputs.
+ * Called from step.py, attention.py and choice.py beside it, which check types, shapes and places;
+ * PyTorch's operations there do the same elsewhere. Rows are independent: a row's result is the
+ * same in any company. Arrays are contiguous; `restrict` holds because outputs are never inputs.
  */
 #include <math.h>
 #include <stdint.h>
@@ -125,6 +125,83 @@ INLINE float exponentials(long count, float top, float *restrict scores, float *
     }
     *total = sum;
     return top;
+}
+
+#define PART 64    /* numbers that are summed in float32 */
+#define SURE 2e-6 /* of the total: what rounding here and in PyTorch's softmax can add up to */
+
+/* The largest of x / temperature */
+static float largest(long count, float temperature, const float *restrict x)
+{
+    float top = -INFINITY;
+    MAX(top) for (long j = 0; j < count; j++) top = x[j] > top ? x[j] : top;
+    return top / temperature;
+}
+
+/* out = e^(x / temperature - top), at most PART of them, and their sum */
+static float part_of(long count, float temperature, float top, const float *restrict x,
+                     float *restrict out)
+{
+    float sum = 0;
+    EACH for (long j = 0; j < count; j++) out[j] = exp_of(x[j] / temperature - top);
+    SUM(sum) for (long j = 0; j < count; j++) sum += out[j];
+    return sum;
+}
+
+INLINE long part_end(long start, long vocab) { return vocab - start < PART ? vocab - start : PART; }
+
+/* The token at which the distribution function exceeds `uniform`, -1 where rounding may decide
+ *
+ * sums: [vocab / PART, rounded up], overwritten
+ */
+static int64_t sample_one(long vocab, float temperature, const float *restrict logits,
+                          double uniform, double *restrict sums)
+{
+    float top = largest(vocab, temperature, logits), values[PART];
+    double total = 0, before = 0;
+    for (long start = 0; start < vocab; start += PART)
+        total += sums[start / PART] = part_of(part_end(start, vocab), temperature, top,
+                                              logits + start, values);
+    double target = uniform * total, most = SURE * total;
+    if (!(most < INFINITY)) return -1;
+    long start = 0;
+    while (start + PART < vocab && before + sums[start / PART] <= target)
+        before += sums[start / PART], start += PART;
+    long count = part_end(start, vocab);
+    part_of(count, temperature, top, logits + start, values);
+    for (long j = 0; j < count; j++) {
+        double after = before + values[j];
+        if (after > target)
+            return target - before > most && after - target > most ? start + j : -1;
+        before = after;
+    }
+    return -1;
+}
+
+/* tokens: [rows], of logits [rows, vocab] at uniforms [rows] */
+int sample(long rows, long vocab, float temperature, const float *logits, const double *uniforms,
+           int64_t *tokens)
+{
+    double *sums = malloc(sizeof(double) * (size_t)(vocab / PART + 1));
+    if (!sums) return NO_MEMORY;
+    for (long row = 0; row < rows; row++)
+        tokens[row] = sample_one(vocab, temperature, logits + row * vocab, uniforms[row], sums);
+    free(sums);
+    return 0;
+}
+
+/* out: [rows], -log softmax(logits)[token] for logits: [rows, vocab] */
+int token_nll(long rows, long vocab, const float *logits, const int64_t *tokens, float *out)
+{
+    if (!within(rows, tokens, 0, vocab - 1)) return OUT_OF_RANGE;
+    for (long row = 0; row < rows; row++, logits += vocab) {
+        float top = largest(vocab, 1.0f, logits), values[PART];
+        double total = 0;
+        for (long start = 0; start < vocab; start += PART)
+            total += part_of(part_end(start, vocab), 1.0f, top, logits + start, values);
+        out[row] = (float)(log(total) + ((double)top - (double)logits[tokens[row]]));
+    }
+    return 0;
 }
 
 typedef float vec __attribute__((vector_size(64), aligned(4))); /* 16 numbers */
@@ -380,78 +457,5 @@ int attend_causal(long first, long last, long dim, long length, long heads, long
             }
     }
     free(scores);
-    return 0;
-}
-
-#define STRETCH 1024 /* logits whose exponentials are summed before one is looked for among them */
-
-/* e^((logit - top) · scale); 0 for what is too small to be chosen, also -inf */
-INLINE float weight_of(float logit, float top, float scale)
-{
-    float x = (logit - top) * scale;
-    return x < -87.0f ? 0.0f : exp_of(x);
-}
-
-/* The sum of a stretch's exponentials; NaN where one of them is */
-INLINE double weights_of(long count, const float *restrict logits, float top, float scale)
-{
-    double sum = 0;
-    SUM(sum) for (long i = 0; i < count; i++) sum += weight_of(logits[i], top, scale);
-    return sum;
-}
-
-INLINE float greatest(long count, const float *restrict logits)
-{
-    float top = -INFINITY;
-    MAX(top) for (long i = 0; i < count; i++) top = logits[i] > top ? logits[i] : top;
-    return top;
-}
-
-/* Tokens by the inverse distribution function of softmax(logits / temperature) at the uniforms
- *
- * logits: [rows, count]; uniforms: [rows]; tokens: [rows], -1 where there is no softmax
- * sums: room for a number a stretch
- */
-void draw(long rows, long count, float temperature, const float *restrict logits,
-          const double *restrict uniforms, double *restrict sums, int64_t *restrict tokens)
-{
-    float scale = 1.0f / temperature;
-    for (long row = 0; row < rows; row++, logits += count) {
-        float top = greatest(count, logits);
-        double total = 0;
-        for (long start = 0, n = 0; start < count; start += STRETCH, n++) {
-            long size = count - start < STRETCH ? count - start : STRETCH;
-            total += sums[n] = weights_of(size, logits + start, top, scale);
-        }
-        tokens[row] = -1;
-        if (!(total < INFINITY) || !(top > -INFINITY)) continue;
-        double target = uniforms[row] * total, passed = 0;
-        long start = 0;
-        for (long n = 0; start + STRETCH < count && passed + sums[n] <= target; n++) {
-            passed += sums[n];
-            start += STRETCH;
-        }
-        /* rounding may leave the target behind the stretch: then its last possible token */
-        for (long i = start; i < count && passed <= target; i++) {
-            float weight = weight_of(logits[i], top, scale);
-            passed += weight;
-            if (weight > 0) tokens[row] = i;
-        }
-    }
-}
-
-/* out = log Σ e^logits - logits[token], NaN where there is no softmax; logits: [rows, count] */
-int surprisal(long rows, long count, const float *restrict logits,
-              const int64_t *restrict tokens, float *restrict out)
-{
-    if (!within(rows, tokens, 0, count - 1)) return OUT_OF_RANGE;
-    for (long row = 0; row < rows; row++, logits += count) {
-        float top = greatest(count, logits);
-        double total = 0;
-        for (long start = 0; start < count; start += STRETCH)
-            total += weights_of(count - start < STRETCH ? count - start : STRETCH,
-                                logits + start, top, 1.0f);
-        out[row] = (float)(log(total) + top - logits[tokens[row]]);
-    }
     return 0;
 }
