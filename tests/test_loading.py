@@ -447,6 +447,21 @@ def test_what_the_models_own_settings_would_do_is_said_once_at_loading(
     assert found == ([] if said is None else [said])
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")  # the harness does
+def test_a_checkpoint_saved_in_int8_is_loaded_as_it_is_and_quietly(
+    tmp_path: Path, plain: HFEmbedNoise, caplog: pytest.LogCaptureFixture
+) -> None:
+    """bitsandbytes would tell at every layer of every pass that it rounds to float16."""
+    made = load(quantization="int8", dtype="bfloat16")
+    made.model.save_pretrained(tmp_path)
+    plain.tokenizer.save_pretrained(tmp_path)
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.NOTSET)
+    lm = load(pretrained=str(tmp_path))
+    assert type(lm.model.model.layers[3].mlp.up_proj).__module__.startswith("bitsandbytes")
+    assert greedy(lm) == greedy(made)
+    assert not [r for r in caplog.records if r.name.startswith("bitsandbytes")]
+
+
 # The generation settings of transformers by which its texts differ, or may.
 CHANGE_TEXTS = {
     *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff"),

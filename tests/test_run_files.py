@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lm_eval_embednoise import cli
 from lm_eval_embednoise.engine.sampling import Sampling
-from lm_eval_embednoise.models import arguments, loading
+from lm_eval_embednoise.models import arguments, gguf_file, loading
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.study import runfile
 from lm_eval_embednoise.study.method import StudyError
@@ -32,6 +32,7 @@ STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
 def everything_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with GPUs and every optional package: what is left is the arguments."""
     monkeypatch.setattr(loading, "need", lambda *args: None)
+    monkeypatch.setattr(gguf_file, "find", lambda *args: None)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
 
 

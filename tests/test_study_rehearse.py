@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ import yaml
 from lm_eval_embednoise import cli
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+from lm_eval_embednoise.study.method import Method
+from lm_eval_embednoise.study.plan import Cell, Model, Study
+from lm_eval_embednoise.study.rehearse import _check_methods, _requests
 from lm_eval_embednoise.study.run import Runner
+from lm_eval_embednoise.study.session import Session, build, quiet_harness
+from lm_eval_embednoise.study.tasks import Tasks
 
 FILES = {
     "deep": {"model_args": {"sigma": 0.1, "depth": 99}},
@@ -36,6 +43,7 @@ SMALL = {
     "models": [{"name": "m"}],
     "tasks": ["minicode_diverse"],
     "methods": ["greedy", "embednoise-0.1"],
+    "baseline": "greedy",
     "k": 1,
     "limit": 1,
 }
@@ -96,12 +104,24 @@ MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
     ({}, ["--gen_kwargs", "top_q=0.9"], "gen_kwargs: top_q=0.9 is not supported"),
     ({}, ["--gen_kwargs", "temperature=0.5"], "temperature=0.5 has no effect with do_sample=false"),
     ({}, ["--gen_kwargs", "max_tokens=5"], "are different limits of the same tokens"),
-    ({"methods": ["cold.yaml"]}, [], "do_sample=true needs a temperature > 0"),
-    ({"methods": ["typo.yaml"]}, [], "did you mean 'temperature'"),
-    ({"methods": ["deep.yaml"]}, [], "depth=99 is beyond the last block; Qwen2ForCausalLM has 24"),
-    ({"methods": ["token.yaml"]}, [], "dummy_token='two words' is"),
-    ({"methods": ["slot.yaml"]}, [], "rsp_slot='before-assistant': this tokenizer has no chat"),
-    ({"methods": ["long.yaml"]}, [], "rsp=5000 leave no room for a prompt in max_length=4096"),
+    ({"methods": ["greedy", "cold.yaml"]}, [], "do_sample=true needs a temperature > 0"),
+    ({"methods": ["greedy", "typo.yaml"]}, [], "did you mean 'temperature'"),
+    (
+        {"methods": ["greedy", "deep.yaml"]},
+        [],
+        "depth=99 is beyond the last block; Qwen2ForCausalLM has 24",
+    ),
+    ({"methods": ["greedy", "token.yaml"]}, [], "dummy_token='two words' is"),
+    (
+        {"methods": ["greedy", "slot.yaml"]},
+        [],
+        "rsp_slot='before-assistant': this tokenizer has no chat",
+    ),
+    (
+        {"methods": ["greedy", "long.yaml"]},
+        [],
+        "rsp=5000 leave no room for a prompt in max_length=4096",
+    ),
     ({}, ["--model_args", "sigam=0.1"], "did you mean 'sigma'"),
     ({}, ["--model_args", "exact=true,compile=true"], "exact=true and compile=true"),
     ({}, ["--model_args", "peft=/nowhere"], "peft='/nowhere' is no folder"),
@@ -157,3 +177,99 @@ def test_a_dry_run_says_what_the_run_would_say(
     monkeypatch.setattr(Runner, "rehearse", lambda self, processes: [])
     late = told(capsys, change, *options).rpartition("embednoise: error: ")[2]
     assert dry.endswith(late)
+
+
+def shown(capsys: pytest.CaptureFixture[str], change: dict[str, Any], *options: str) -> str:
+    """What a dry run without a probe prints."""
+    Path("s.yaml").write_text(yaml.safe_dump({**SMALL, "k": 10, **change}))
+    capsys.readouterr()
+    assert cli.main(["study", "s.yaml", "--out", "out", "--dry-run", "--probe", "0", *options]) == 0
+    assert not Path("out").exists()
+    return capsys.readouterr().out
+
+
+def test_what_is_worth_knowing_is_said_before_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, {}).count("\n") == 2
+    assert "limit=999: minicode_diverse has 164 problems here" in shown(capsys, {"limit": 999})
+    few = shown(capsys, {"tasks": ["minicode_diverse_k1"], "k": None})
+    assert "K = 1: pass@10 needs ten samples" in few
+    short = ["--model_args", "max_length=45"]
+    said = shown(capsys, {"methods": ["greedy", "embednoise-0.1", "rsp-16"]}, *short)
+    lines = [line.strip() for line in said.splitlines()[2:]]
+    assert lines == [
+        "minicode_diverse (greedy, embednoise-0.1): 1 of 1 prompts leave fewer than "
+        "max_gen_toks=128 of max_length=45; answers may be cut there",
+        "minicode_diverse (rsp-16): 1 of 1 prompts leave no room in max_length=45; their samples "
+        "count as failures",
+    ]
+
+
+def test_the_prompts_counted_as_too_long_are_those_that_fail() -> None:
+    """Room is counted from the very prompts that generation gets."""
+    model = Model("m", model_args={"max_length": 45})
+    [task] = (replace(task, limit=12, k=1) for task in Study.load("quick").tasks[:1])
+    methods = [Method.load(name) for name in ("greedy", "rsp-16", "prefix-10", "dummy-8")]
+    [item] = Tasks(model, (task,)).load(task)
+    lm = build(model, weights=False)
+    rooms = _check_methods(lm, task, methods, model, _requests(model, lm, item, 12))
+    told = {name: room.too_long for room, names in rooms.items() for name in names}
+    assert 0 < told["greedy"] < told["rsp-16"] <= 12
+    with quiet_harness():
+        session = Session(model, (task,))
+        for method in methods:
+            results = session.evaluate(Cell(model, task, method, 0), "p")
+            assert results is not None
+            [rows] = results["samples"].values()
+            failed = sum(
+                record["finish_reason"] == "prompt_too_long"
+                for row in rows
+                for record in row["filtered_resps"][0]
+            )
+            assert told[method.name] == failed
+
+
+def test_a_baseline_that_is_not_run_is_missed_before_and_not_after(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = told(capsys, {"baseline": None}, "--dry-run")
+    assert "the baseline 'temp-0.8' is none of the methods that are compared: add it, or" in said
+    assert told(capsys, {"baseline": None}) == said
+
+
+def test_every_process_needs_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told(capsys, {}, "--processes", "3")
+    assert "--processes 3: minicode_diverse has 1 problems here, and every process needs" in said
+    assert told(capsys, {}, "--processes", "3", "--dry-run") == said
+
+
+def test_a_missing_package_is_found_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    said = told(capsys, {"tasks": ["math500_diverse"]}, "--dry-run")
+    assert "pip install 'lm-eval-embednoise[math]'" in said
+
+
+def test_a_named_template_is_the_one_that_is_applied(folder: Path) -> None:
+    arguments = {"pretrained": str(folder / "two-templates")}
+    for name, begins in ((True, "default:hi"), ("other", "other:hi")):
+        for weights in (True, False):
+            lm = build(Model("m", model_args=arguments, apply_chat_template=name), weights=weights)
+            assert lm.apply_chat_template([{"role": "user", "content": "hi"}]) == begins
+
+
+def test_calibrate_rehearses_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loaded(self: Any, **_: Any) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr(HFEmbedNoise, "_create_model", loaded)
+    for options, said in (
+        (["--task", "mbpp_diverse", "--held_out", "3"], "holds no mbpp/sanitized-mbpp.json"),
+        (["--task", "humaneval_diverse_chat", "--held_out", "1"], "add --apply_chat_template"),
+        (["--gen_kwargs", "top_q=1"], "did you mean 'top_p'"),
+        (["--task", "embednoise_mini"], "is a group: calibrate each of its tasks"),
+    ):
+        assert cli.main(["calibrate", "--out", "out", *options]) == 1
+        assert said in capsys.readouterr().err

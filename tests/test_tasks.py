@@ -28,7 +28,7 @@ EMBEDDED = {
     f"{name}{suffix}": k
     for name in ("minicode_diverse", "minimath_diverse")
     for suffix, k in (("", 100), ("_k1", 1), ("_k10", 10), ("_k20", 20))
-}
+} | {"minimath_diverse_fewshot": 100}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -60,6 +60,19 @@ def loaded(manager: TaskManager) -> dict[str, Any]:
 
 def test_every_task_and_the_group_are_known_by_name(manager: TaskManager) -> None:
     assert {*EMBEDDED, "embednoise_mini"} <= set(manager.all_tasks)
+
+
+def test_examples_are_problems_that_no_comparison_sees(loaded: dict[str, Any]) -> None:
+    """Each with its own answer, from the calibration split: none of its families is in the test."""
+    known = {p["question"]: p["answer"] for p in load_problems("minimath", "calibration")}
+    task = loaded["minimath_diverse_fewshot"]
+    examples = task.config.fewshot_config.samples
+    assert len(examples) == task.config.num_fewshot == 4
+    assert {e["question"]: e["answer"] for e in examples}.items() <= known.items()
+    doc = task.test_docs()[0]
+    prompt = task.fewshot_context(doc, 4)
+    assert prompt.count("Question: ") == 5
+    assert prompt.endswith(f"\n#### 25\n\nQuestion: {doc['question']}\nAnswer:")
 
 
 def test_k_stands_in_repeats_and_in_the_filter_alike(loaded: dict[str, Any]) -> None:

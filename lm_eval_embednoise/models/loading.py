@@ -316,11 +316,14 @@ class Loading:
         Raises:
             ValueError: for a checkpoint that is quantized already.
         """
+        stored = getattr(config, "quantization_config", None)
+        kind = stored.get("quant_method") if isinstance(stored, Mapping) else stored
+        if self.quantization == "int8" or kind == "bitsandbytes":
+            # Says at every layer of every pass that inputs are rounded to float16.
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         if self.quantization is None:
             return None
-        stored = getattr(config, "quantization_config", None)
         if stored is not None:
-            kind = stored.get("quant_method") if isinstance(stored, Mapping) else stored
             raise ValueError(
                 f"quantization={self.quantization!r}: {self.pretrained} is quantized already "
                 f"({kind}); leave quantization out"
@@ -328,8 +331,6 @@ class Loading:
         from transformers import BitsAndBytesConfig
 
         if self.quantization == "int8":
-            # Says at every layer of every pass that inputs are rounded to float16; once is enough.
-            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             log.info("int8: the inputs of quantized layers are rounded to float16")
             return BitsAndBytesConfig(load_in_8bit=True)
         dtype = config.dtype if self.dtype == "auto" else getattr(torch, self.dtype)

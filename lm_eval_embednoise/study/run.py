@@ -203,6 +203,13 @@ class Runner:
                 for task in self._uncalibrated(model):
                     calibrate.check_task(Tasks(model, (task,)), task, self.protocol)
             notes.update(dict.fromkeys(found))
+        names = [method.name for method in self.study.methods]
+        baseline = self.study.baseline or self.protocol["baseline"]
+        if baseline not in names:
+            raise StudyError(
+                f"the baseline {baseline!r} is none of the methods that are compared: add it, or "
+                f"name another (`baseline`): {', '.join(names)}"
+            )
         return list(notes)
 
     def _work(self, model: Model) -> list[tuple[Task, list[Method]]]:
