@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from lm_eval_embednoise.engine import lean as engine_lean
+from lm_eval_embednoise.engine.attention import Shared
 from lm_eval_embednoise.engine.jobs import Job, Stop
 from lm_eval_embednoise.engine.lanes import run_lanes
 from lm_eval_embednoise.engine.lean import Lean
@@ -81,6 +83,52 @@ def test_a_prefill_in_c_is_the_models_own(wide_qwen2: PreTrainedModel, threads: 
         for held, new in zip(mine, others, strict=True):
             assert torch.allclose(held[slots, :, :21], new, rtol=1e-4, atol=1e-4)
             assert not held[:, :, 21:].any()
+            assert not held[1:3].any()
+
+
+@pytest.mark.skipif(build.library("step") is None, reason="nothing compiled here")
+@pytest.mark.parametrize("sites", [[], ["embed"], ["block.0"], ["block.1", "block.2"], ["block.2"]])
+@pytest.mark.parametrize("behind", [0, 5])
+@torch.no_grad()
+def test_rows_of_one_prompt_run_apart_from_where_they_differ(
+    sites: list[str], behind: int, wide_qwen2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a part that was shared, too; each block is run for one row or for all."""
+    torch.manual_seed(0)
+    ids, slots = torch.randint(0, 97, (1, behind + 9)), torch.tensor([4, 0, 3, 0])
+    moved = {site: torch.randn(4, 9, 64) for site in sites}
+    for of in moved.values():
+        of[3] = of[1]  # in one slot
+    lean, cache = Lean.of(wide_qwen2), SlotCache(3, 5, 30)
+    first, prefilled = DynamicCache(), DynamicCache()
+    assert lean is not None
+    shared = None
+    if behind:
+        wide_qwen2(input_ids=ids[:, :behind], past_key_values=first)
+        shared = [Shared(*layer) for layer in entries(first)]
+    widths: list[int] = []
+    own = engine_lean._behind_in_c
+
+    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        widths.append(len(x) // 9)
+        return own(x, *rest)
+
+    with lean.ready():
+        monkeypatch.setattr(engine_lean, "_behind_in_c", counted)
+        got = lean.prefill(
+            ids[:, behind:], cache, slots, torch.full((4,), 8), shared,
+            lambda site, x: x + moved[site], moved.keys(),
+        )  # fmt: skip
+    parts = {"embed": 0, "block.0": 1, "block.1": 2}.get(sites[0], 3) if sites else 3
+    assert widths == [1] * parts + [4] * (3 - parts)
+    spread = {site: torch.cat([torch.zeros(4, behind, 64), of], 1) for site, of in moved.items()}
+    with hooked(wide_qwen2, tuple(moved), lambda site, x: x + spread[site]):
+        expected = wide_qwen2(input_ids=ids.expand(4, -1), past_key_values=prefilled).logits[:, -1]
+    assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
+    for mine, others in zip(entries(cache), entries(prefilled), strict=True):
+        for held, new in zip(mine, others, strict=True):
+            assert torch.allclose(held[slots, :, :9], new[:, :, behind:], rtol=1e-4, atol=1e-4)
+            assert not held[:, :, 9:].any()
             assert not held[1:3].any()
 
 

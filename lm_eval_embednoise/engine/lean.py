@@ -258,7 +258,8 @@ class Lean:
         """Run prompts, whose entries go to the first columns of slots. Only where `in_c`.
 
         Args:
-            ids: int64 [rows, length].
+            ids: int64 [rows, length], or [1, length] where all rows have these: then blocks run for
+                one of them until `replaced` or a site makes them differ.
             cache: gets the entries.
             slots: int64 [rows]; rows of one slot must be equal.
             at: int64 [rows], which of the ids' logits are wanted; None for the vectors of all that
@@ -271,31 +272,36 @@ class Lean:
         Returns:
             Logits [rows, vocab], or vectors [rows, length, dim].
         """
-        rows, length = ids.shape
+        rows, length = len(slots), ids.shape[1]
         columns = torch.arange(length)
         positions = columns + (shared[0].keys.shape[2] if shared else 0)
+        rotary = [part[0] for part in self.rotary(self.embedding, positions[None])]
         x = F.embedding(ids, self.embedding)
         if replaced is not None:
-            x = replaced(x)
+            x = replaced(_for_each(x, rows))
         if act is not None and EMBED in sites:
-            x = act(EMBED, x)
-        cos, sin = (part[0].repeat(rows, 1) for part in self.rotary(x, positions[None]))
-        write, where = columns.repeat(rows), slots.repeat_interleave(length)
-        x = x.view(rows * length, -1)
+            x = act(EMBED, _for_each(x, rows))
         for number, block in enumerate(self.blocks):
-            memory = cache.slot_layers[number].memory(*self.like)
-            q = _entered(x, block, cos, sin, memory, write, where)
+            now = len(x)
+            cos, sin = (part.repeat(now, 1) for part in rotary)
+            layer = cache.slot_layers[number]
+            memory = layer.memory(*self.like)
+            where = slots[:now].repeat_interleave(length)
+            x = x.view(now * length, -1)
+            q = _entered(x, block, cos, sin, memory, columns.repeat(now), where)
             prompt = None
             if shared:
                 prompt = attention.room_for(q)
                 prefix = shared[number]
                 attend_prompt(q, prefix.columns, prefix.values, None, block.scaling, prompt)
-            q = q.view(rows, length, *q.shape[1:])
-            mixed = attend_causal(q, memory, slots, block.scaling, prompt)
-            x = _behind_in_c(x, mixed.view(rows * length, -1), block)
+            q = q.view(now, length, *q.shape[1:])
+            mixed = attend_causal(q, memory, slots[:now], block.scaling, prompt)
+            x = _behind_in_c(x, mixed.view(now * length, -1), block).view(now, length, -1)
+            if now < rows:
+                layer.move(slots[:1], slots[1:], length)
             if act is not None and (site := f"block.{number}") in sites:
-                x = act(site, x.view(rows, length, -1)).view(rows * length, -1)
-        x = x.view(rows, length, -1)
+                x = act(site, _for_each(x, rows))
+        x = _for_each(x, rows)
         return x if at is None else self.logits(x[torch.arange(rows), at])
 
     def logits(self, x: Tensor) -> Tensor:
@@ -316,6 +322,11 @@ class Lean:
             compiled=self.compiled, with_lse=False,
         )  # fmt: skip
         return self.behind(x, mixed.reshape(len(x), -1), block)
+
+
+def _for_each(x: Tensor, rows: int) -> Tensor:
+    """Vectors [rows, pos, dim] of [rows or 1, pos, dim]."""
+    return x if len(x) == rows else x.repeat(rows, 1, 1)
 
 
 def _entered(

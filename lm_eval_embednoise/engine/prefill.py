@@ -144,16 +144,16 @@ def prefill_noisy(
         real = torch.arange(start, min(start + step, count), device=device)
         chosen = real if not tile else torch.cat([real, real[:1].expand(step - len(real))])
         part = rows.chosen(chosen, positions.expand(len(chosen), -1))
-        ids = tail.expand(len(chosen), -1)
         if lean is not None:
             act, ratios = acting(runner.perturbation, part)
             at = torch.full((len(chosen),), length - 1)
+            replaced = part.replaced if part.soft is not None else None
             with threads(alone=False):
                 out = lean.prefill(
-                    ids, cache, slots[chosen], at, ready.shared, act, measured.keys(), part.replaced
+                    tail, cache, slots[chosen], at, ready.shared, act, measured.keys(), replaced
                 )
         else:
-            out, new, ratios = _tail_pass(runner, ready, part, ids)
+            out, new, ratios = _tail_pass(runner, ready, part, tail.expand(len(chosen), -1))
             cache.fill(slots[real], [(k[: len(real)], v[: len(real)]) for k, v in new])
         logits.append(out[: len(real)].float())
         for site, sums in measured.items():
