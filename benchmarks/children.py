@@ -1,6 +1,6 @@
 """A contender in a process of its own, which says its figures in JSON; vLLM's runs from this file.
 
-vLLM has an environment of its own, so nothing but the standard library is imported here.
+vLLM has an environment of its own, so only the standard library is imported until it runs.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def vllm(given: dict[str, Any]) -> dict[str, Any]:
     Args:
         given: model, dtype, prompts, and k, rows, tokens, stop as in generation.py.
     """
+    import torch
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
     llm = LLM(
-        given["model"], dtype=given["dtype"], enforce_eager=True, max_num_seqs=given["rows"],
-        max_model_len=2048, gpu_memory_utilization=0.5,
+        given["model"], dtype=given["dtype"], enforce_eager=not torch.cuda.is_available(),
+        max_num_seqs=given["rows"], max_model_len=2048, gpu_memory_utilization=0.5,
     )  # fmt: skip
     settings = SamplingParams(
         n=given["k"], temperature=0.8, max_tokens=given["tokens"], stop=given["stop"], top_k=0
