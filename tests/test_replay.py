@@ -585,6 +585,15 @@ def test_the_form_of_an_import_is_kept_and_export_is_in_the_tasks_order(tmp_path
     assert {text.form for text in texts} == {"completion"}
 
 
+def test_ids_are_exported_to_evalplus_as_its_evaluator_spells_them(tmp_path: Path) -> None:
+    for name in ("MBPP/2", "Mbpp/2", "mbpp/02"):
+        path = write(tmp_path / "in.jsonl", [{"task_id": name, "solution": PROGRAMS[0]}])
+        store, out = tmp_path / name.replace("/", "-"), tmp_path / "out.jsonl"
+        assert command("generations", "import", path, "--store", store) == 0
+        assert command("generations", "export", store, "--to", "evalplus", "--out", out) == 0
+        assert json.loads(out.read_text()) == {"task_id": "Mbpp/2", "solution": PROGRAMS[0]}
+
+
 def test_problems_are_joined_by_id_or_prompt_not_by_place(tmp_path: Path, capsys: Any) -> None:
     """Generations in one order, --problems in another; ids that are numbers are no places."""
     problems = write(tmp_path / "p.jsonl", CODE)

@@ -6,12 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lm_eval_embednoise.store.generation import FIELDS, MISSING, Generation
+from lm_eval_embednoise.store.matching import id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from lm_eval_embednoise.store.problem import Problem
 
+_IN_EVALPLUS = {"humaneval": "HumanEval", "mbpp": "Mbpp"}  # ids as its evaluator spells them
 _MEASURED = tuple(name for name in FIELDS if name not in ("sample_index", "form"))
 
 
@@ -76,8 +78,12 @@ def _write_human_eval(problem: Problem, measurements: bool) -> Iterator[dict[str
 
 
 def _write_evalplus(problem: Problem, measurements: bool) -> Iterator[dict[str, Any]]:
+    name = _named(problem)
+    benchmark, rest = id_of(name)
+    if benchmark in _IN_EVALPLUS:
+        name = f"{_IN_EVALPLUS[benchmark]}/{rest}"
     for text in problem.samples:
-        line = {"task_id": _named(problem), "solution": problem.program(str(text))}
+        line = {"task_id": name, "solution": problem.program(str(text))}
         yield {**line, **_measured(text, measurements)}
 
 
