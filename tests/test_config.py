@@ -126,7 +126,7 @@ def test_whole_numbers_keep_every_digit(value: int) -> None:
     """Whatever brings them: Python, a command line's text, YAML, JSON."""
     from lm_eval.utils import simple_parse_args_string
 
-    from lm_eval_embednoise.study.plan import parse_arguments
+    from lm_eval_embednoise.study.method import parse_arguments
 
     for given_ in (
         value,

@@ -17,9 +17,8 @@ from lm_eval_embednoise import cli
 from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.models import arguments, gguf_file, loading
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.study import runfile
+from lm_eval_embednoise.study import runfile, study_file
 from lm_eval_embednoise.study.method import StudyError
-from lm_eval_embednoise.study.plan import Study
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
 SHAPES = Path(__file__).parents[1] / "benchmarks" / "shapes"
@@ -82,7 +81,7 @@ def test_method_files_are_read_by_the_harness_and_served_by_the_class(path: Path
 @pytest.mark.usefixtures("everything_there")
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_study_files_name_what_is_there(path: Path) -> None:
-    study = Study.load(str(path))
+    study = study_file.load(str(path))
     for model in study.models:
         assert model.model == "hf-embednoise"
         arguments.check_arguments(model.model_args)

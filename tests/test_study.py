@@ -14,10 +14,10 @@ from lm_eval.api.registry import model_registry
 
 from lm_eval_embednoise.analysis.methods import input_change
 from lm_eval_embednoise.analysis.records import read_runs, samples
-from lm_eval_embednoise.study import estimate, options
+from lm_eval_embednoise.study import estimate, options, study_file
 from lm_eval_embednoise.study import run as study_command
 from lm_eval_embednoise.study.method import Method, StudyError
-from lm_eval_embednoise.study.plan import Study, fingerprint
+from lm_eval_embednoise.study.plan import fingerprint
 
 CONFIGS = Path(str(resources.files("lm_eval_embednoise.model_configs")))
 TWO_DOSES = [
@@ -224,7 +224,7 @@ def test_the_estimate_is_linear_in_problems_and_shared_by_processes(toy, monkeyp
 
     monkeypatch.setattr(estimate.Session, "evaluate", evaluate)
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
-    found = Study.load(str(toy))
+    found = study_file.load(str(toy))
     for processes, seconds in ((1, 20), (2, 15)):
         told = estimate.estimate(found, found.cells(), {}, 3, processes)
         [part] = told.parts
@@ -287,7 +287,7 @@ def test_families_along_their_dose(toy):
     content = yaml.safe_load(toy.read_text())
     methods = ["greedy", {"name": "temp-0.8", "doses": [0.2, 1], "seeds": [0, 1]}]
     toy.write_text(yaml.safe_dump({**content, "methods": methods, "candidate": None}))
-    cells = Study.load(str(toy)).cells()
+    cells = study_file.load(str(toy)).cells()
     assert [(cell.method.name, cell.seed) for cell in cells] == [
         *(("greedy", 0), ("temp-0.2", 0), ("temp-0.2", 1), ("temp-1.0", 0), ("temp-1.0", 1))
     ]
@@ -298,7 +298,7 @@ def test_a_method_may_have_seeds_of_its_own(toy):
     content = yaml.safe_load(toy.read_text())
     methods = ["greedy", {"name": "temp-0.8", "seeds": [0, 1]}]
     toy.write_text(yaml.safe_dump({**content, "methods": methods, "candidate": None}))
-    cells = Study.load(str(toy)).cells()
+    cells = study_file.load(str(toy)).cells()
     assert [(cell.method.name, cell.seed) for cell in cells] == [
         *(("greedy", 0), ("temp-0.8", 0), ("temp-0.8", 1))
     ]
@@ -344,15 +344,15 @@ def test_the_command_line_overrides_the_file(toy):
     parser = argparse.ArgumentParser()
     study_command.add_arguments(parser)
     args = parser.parse_args([str(toy), "-K", "7", "--tasks", "one,two", *arguments])
-    found = options.overridden(Study.load(str(toy)), args)
+    found = options.overridden(study_file.load(str(toy)), args)
     assert [(t.name, t.limit, t.k) for t in found.tasks] == [("one", 5, 7), ("two", 5, 7)]
     assert found.models[0].model_args == {"pretrained": "a/b", "dtype": "float32"}
     assert found.models[0].name == "b"  # other weights are not published under the study's name
     quick = parser.parse_args(["quick", "--model_args", "pretrained=/models/mine/"])
-    assert options.overridden(Study.load("quick"), quick).models[0].name == "mine"
+    assert options.overridden(study_file.load("quick"), quick).models[0].name == "mine"
     typed = parser.parse_args(["quick", "--model_args", "dtype=float32"])
-    assert options.overridden(Study.load("quick"), typed).models[0].name == "minicoder"
-    mini = options.overridden(Study.load("mini"), parser.parse_args(["mini", "-K", "4"]))
+    assert options.overridden(study_file.load("quick"), typed).models[0].name == "minicoder"
+    mini = options.overridden(study_file.load("mini"), parser.parse_args(["mini", "-K", "4"]))
     calibrated_on = mini.calibrate.task(mini.tasks[0])
     assert (calibrated_on.k, calibrated_on.split) == (4, "calibration")
     assert found.models[0].device == "cpu"
@@ -380,18 +380,18 @@ def test_the_command_line_overrides_the_file(toy):
 def test_bad_study_files_are_one_line(toy, change, said):
     toy.write_text(yaml.safe_dump({**yaml.safe_load(toy.read_text()), **change}))
     with pytest.raises(StudyError, match=said) as error:
-        Study.load(str(toy))
+        study_file.load(str(toy))
     assert "\n" not in str(error.value)
 
 
 def test_unknown_studies_name_the_packaged_ones():
     with pytest.raises(StudyError, match="did you mean 'quick'"):
-        Study.load("quik")
+        study_file.load("quik")
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_packaged_studies_are_whole(path):
-    found = Study.load(str(path))
+    found = study_file.load(str(path))
     assert found.candidate in [method.name for method in found.methods]
     cells = found.cells()
     assert len(cells) == len({cell.folder for cell in cells})

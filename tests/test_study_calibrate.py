@@ -20,10 +20,10 @@ from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.resample import Resampler
 from lm_eval_embednoise.minicoder import NAMES, load_problems
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from lm_eval_embednoise.study import calibrate, parts, plan
+from lm_eval_embednoise.study import calibrate, parts, study_file
 from lm_eval_embednoise.study.method import Method, StudyError
 from lm_eval_embednoise.study.plan import Task
-from lm_eval_embednoise.study.sweep import AXES, axis_of, own_dose
+from lm_eval_embednoise.study.sweep import AXES, Sweep, axis_of, own_dose
 from lm_eval_embednoise.study.tasks import Tasks
 
 PROTOCOL = Protocol.load()
@@ -55,12 +55,12 @@ GRIDS = PROTOCOL["calibration"]["doses"]
     ],
 )
 def test_a_family_varies_one_dose_and_nothing_else(base, axis, names, chosen):
-    family = plan.sweep(base, None, [0.2, 0.8, 1])
+    family = study_file.sweep(base, None, [0.2, 0.8, 1])
     assert (family.axis, [m.name for m in family.methods], family.chosen) == (axis, names, chosen)
     assert [own_dose(method, axis) for method in family.methods] == pytest.approx([0.2, 0.8, 1])
     for method in family.methods:
         Perturbation.from_args(dict(method.perturbation))
-        back = plan.Sweep(method, axis, ()).method(own_dose(family.base, axis))
+        back = Sweep(method, axis, ()).method(own_dose(family.base, axis))
         assert back.gen_kwargs == family.base.gen_kwargs
         noise = [Perturbation.from_args(dict(m.perturbation)) for m in (back, family.base)]
         assert noise[0].sites == pytest.approx(noise[1].sites)
@@ -68,7 +68,7 @@ def test_a_family_varies_one_dose_and_nothing_else(base, axis, names, chosen):
 
 
 def test_a_family_of_sites_keeps_their_proportions():
-    family = plan.sweep("embednoise-layers-early", None, [0.2])
+    family = study_file.sweep("embednoise-layers-early", None, [0.2])
     [method] = family.methods
     assert method.perturbation["depth"] == pytest.approx({"embed": 0.2, 5: 0.1, 10: 0.04})
 
@@ -77,7 +77,7 @@ def test_methods_at_the_packaged_doses_are_the_packaged_methods():
     for base in ("temp-0.8", "nucleus-0.95", "embednoise-0.1", "embednoise-0.1-block-5", "rsp-16"):
         packaged = Method.load(base)
         axis = axis_of(packaged)
-        again = plan.sweep(base, None, [own_dose(packaged, axis)]).methods[0]
+        again = study_file.sweep(base, None, [own_dose(packaged, axis)]).methods[0]
         assert (again.name, again.gen_kwargs) == (packaged.name, packaged.gen_kwargs)
         noise = [Perturbation.from_args(dict(m.perturbation)) for m in (again, packaged)]
         assert noise[0] == noise[1]
@@ -97,7 +97,7 @@ def test_methods_at_the_packaged_doses_are_the_packaged_methods():
 )
 def test_bad_doses_are_named(base, doses, said):
     with pytest.raises(StudyError, match=said):
-        plan.sweep(base, None, doses)
+        study_file.sweep(base, None, doses)
 
 
 def test_the_protocol_has_equally_many_doses_for_every_axis():
@@ -117,7 +117,7 @@ def test_the_protocol_has_equally_many_doses_for_every_axis():
 )
 def test_bad_calibrations_are_named(block, said):
     with pytest.raises(StudyError, match=said):
-        plan.calibration(block, None, None)
+        study_file.calibration(block, None, None)
 
 
 # Which problems

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lm_eval_embednoise.study import calibrate, options
+from lm_eval_embednoise.study import calibrate, options, study_file
 from lm_eval_embednoise.study import run as study_command
-from lm_eval_embednoise.study.method import Method, StudyError
-from lm_eval_embednoise.study.plan import Cell, Model, Study, Task, fingerprint, parse_arguments
+from lm_eval_embednoise.study.method import Method, StudyError, parse_arguments
+from lm_eval_embednoise.study.plan import Cell, Model, Study, Task, fingerprint
 
 PLAIN = Model("m", model_args={"pretrained": "a/b", "dtype": "bfloat16"}, apply_chat_template=True)
 DRAWN = Method("temp-0.8", {"sigma": 0}, {"do_sample": True, "temperature": 0.8})
@@ -25,7 +25,7 @@ def cell(model: Model) -> Cell:
 def overridden(name: str, *given: str) -> Study:
     parser = argparse.ArgumentParser()
     study_command.add_arguments(parser)
-    return options.overridden(Study.load(name), parser.parse_args([name, *given]))
+    return options.overridden(study_file.load(name), parser.parse_args([name, *given]))
 
 
 def test_cells_of_earlier_studies_are_found_again() -> None:
@@ -33,7 +33,7 @@ def test_cells_of_earlier_studies_are_found_again() -> None:
     assert fingerprint(cell(PLAIN).settings("f" * 16)) == "c1df516da40d9f25"
     known = {
         (one.method.name, one.task.name, one.seed): fingerprint(one.settings("0123"))
-        for one in Study.load("mini").cells()
+        for one in study_file.load("mini").cells()
     }
     assert known["temp-0.8", "minicode_diverse", 1] == "df889fe5d54ad87e"
     assert known["embednoise-layers-early", "minimath_diverse", 0] == "a60e22a33a1149f6"
@@ -102,7 +102,7 @@ def test_without_calibrated_methods_nothing_is_calibrated() -> None:
     assert doses.calibrate is None
     assert doses.methods[1].gen_kwargs["temperature"] == 0.4
     star = overridden("mini", "--methods", "temp-0.8,embednoise-star")
-    assert star.calibrate == Study.load("mini").calibrate
+    assert star.calibrate == study_file.load("mini").calibrate
     paper = overridden("paper", "--methods", "greedy", "--tasks", "mbpp_diverse")
     assert (paper.tasks[0].held_out, paper.tasks[0].part) == (50, "comparison")
 
@@ -155,7 +155,7 @@ def test_a_models_keys_have_their_kinds(key: str, value: Any) -> None:
 
 
 def test_doses_that_become_one_are_not_calibrated() -> None:
-    study = Study.load("mini")
+    study = study_file.load("mini")
     models = tuple(replace(m, gen_kwargs={"temperature": 1.0}) for m in study.models)
     with pytest.raises(StudyError, match="are the same; leave out what methods differ in"):
         replace(study, methods=study.methods[:2], models=models, baseline=None, candidate=None)
@@ -166,7 +166,7 @@ def test_arguments_are_split_outside_of_lists() -> None:
 
 
 def test_calibration_goes_on_only_as_it_was_asked() -> None:
-    study = Study.load("mini")
+    study = study_file.load("mini")
     assert study.calibrate is not None
     one, other = (
         calibrate._settings(

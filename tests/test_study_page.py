@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from lm_eval_embednoise.study import run as study_command
+from lm_eval_embednoise.study import study_file
 from lm_eval_embednoise.study.method import StudyError
-from lm_eval_embednoise.study.plan import Calibration, Model, Study, read_methods
+from lm_eval_embednoise.study.plan import Calibration, Model, Study
+from lm_eval_embednoise.study.study_file import read_methods
 
 PAGE = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
@@ -41,10 +43,10 @@ def test_the_keys_of_tasks_and_methods_are_those_that_are_read(
     whole = {"models": [{"name": "m"}], "tasks": ["minicode_diverse"], "methods": ["greedy"]}
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({**whole, list_: [{k: values[k] for k in keys(section)}]}))
-    Study.load(str(path))
+    study_file.load(str(path))
     path.write_text(yaml.safe_dump({**whole, list_: [{"name": "greedy", "other": 1}]}))
     with pytest.raises(StudyError) as error:
-        Study.load(str(path))
+        study_file.load(str(path))
     allowed = str(error.value).partition("or ")[2].partition(";")[0]
     assert set(re.findall(r"\w+", allowed)) - {"and"} == keys(section)
 
@@ -68,7 +70,7 @@ def test_every_flag_is_on_the_page() -> None:
 def test_the_examples_are_studies(tmp_path: Path) -> None:
     [example] = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
     (tmp_path / "mine.yaml").write_text(example)
-    found = Study.load(str(tmp_path / "mine.yaml"))
+    found = study_file.load(str(tmp_path / "mine.yaml"))
     assert found.candidate in found.calibrate.names if found.calibrate else False
     names = [m.name for m in read_methods({"name": "temp-0.8", "doses": [0.2, 0.8]}, None, ())]
     assert f"is `{names[0]}` and `{names[1]}`" in SECTIONS["A method"]

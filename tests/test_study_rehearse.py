@@ -15,8 +15,9 @@ import yaml
 from lm_eval_embednoise import cli
 from lm_eval_embednoise.minicoder import MODEL_DIR
 from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
+from lm_eval_embednoise.study import study_file
 from lm_eval_embednoise.study.method import Method
-from lm_eval_embednoise.study.plan import Cell, Model, Study
+from lm_eval_embednoise.study.plan import Cell, Model
 from lm_eval_embednoise.study.rehearse import _check_methods, _requests
 from lm_eval_embednoise.study.run import Runner
 from lm_eval_embednoise.study.session import Session, build, quiet_harness
@@ -207,7 +208,7 @@ def test_what_is_worth_knowing_is_said_before_a_run(capsys: pytest.CaptureFixtur
 def test_the_prompts_counted_as_too_long_are_those_that_fail() -> None:
     """Room is counted from the very prompts that generation gets."""
     model = Model("m", model_args={"max_length": 45})
-    [task] = (replace(task, limit=12, k=1) for task in Study.load("quick").tasks[:1])
+    [task] = (replace(task, limit=12, k=1) for task in study_file.load("quick").tasks[:1])
     methods = [Method.load(name) for name in ("greedy", "rsp-16", "prefix-10", "dummy-8")]
     [item] = Tasks(model, (task,)).load(task)
     lm = build(model, weights=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 from lm_eval_embednoise.store.store import Store, Stored, digest
-from lm_eval_embednoise.study.plan import parse_arguments
+from lm_eval_embednoise.study.method import parse_arguments
 
 if TYPE_CHECKING:
     import argparse

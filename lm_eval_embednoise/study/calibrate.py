@@ -23,12 +23,13 @@ from lm_eval_embednoise import early
 from lm_eval_embednoise.analysis.constraint import Constraint
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.resample import Resampler, cluster_codes
-from lm_eval_embednoise.study import options, plan
+from lm_eval_embednoise.study import options, study_file
 from lm_eval_embednoise.study.evaluation import CURVE, Evaluation, described
-from lm_eval_embednoise.study.method import Method, StudyError
-from lm_eval_embednoise.study.plan import FAMILIES, Model, Task, parse_arguments
+from lm_eval_embednoise.study.method import Method, StudyError, parse_arguments
+from lm_eval_embednoise.study.plan import Model, Task
 from lm_eval_embednoise.study.rehearse import rehearse
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
+from lm_eval_embednoise.study.study_file import FAMILIES
 from lm_eval_embednoise.study.tasks import Tasks
 from lm_eval_embednoise.written import write_text
 
@@ -283,7 +284,7 @@ def _families(args: argparse.Namespace) -> tuple[Sweep, ...]:
         axis, _, values = text.partition("=")
         grids[axis] = yaml.safe_load(f"[{values}]")
     named = [{"name": name} for name in args.families or FAMILIES]
-    found = plan.calibration({"families": named}, args.protocol, None, grids)
+    found = study_file.calibration({"families": named}, args.protocol, None, grids)
     assert found is not None
     noise = parse_arguments("--noise", args.noise)
     return tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -94,3 +95,19 @@ def read_file(path: Path, known: set[str] | None) -> dict[str, Any]:
     if known is not None and unknown:
         raise StudyError(f"{path}: unknown {unknown}; allowed: {', '.join(sorted(known))}")
     return content
+
+
+def parse_arguments(flag: str, text: str) -> dict[str, Any]:
+    """Read `NAME=VALUE,NAME=VALUE`, values as YAML reads them."""
+    arguments = {}
+    for item in filter(None, re.split(r",(?![^\[]*\])", text)):  # not those within a list
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise StudyError(f"{flag} {item!r}: write NAME=VALUE, separated by commas")
+        arguments[name] = yaml.safe_load(value)
+    return arguments
+
+
+def mapping_of(key: str, value: Any) -> Any:
+    """What a file says under model_args or gen_kwargs; also as on the command line."""
+    return parse_arguments(key, value) if isinstance(value, str) else value

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lm_eval_embednoise.study.method import Method, StudyError
-from lm_eval_embednoise.study.plan import (
-    Model,
-    Study,
-    parse_arguments,
-    read_methods,
-    read_seeds,
-)
+from lm_eval_embednoise.study.method import Method, StudyError, parse_arguments
+from lm_eval_embednoise.study.study_file import read_methods, read_seeds
 
 if TYPE_CHECKING:
     import argparse
+
+    from lm_eval_embednoise.study.plan import Model, Study
 
 _INSTEAD = (
     *("batch_size", "max_batch_size", "device", "apply_chat_template", "system_instruction"),

@@ -28,7 +28,7 @@ from lm_eval_embednoise.analysis.comparison import compare
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.analysis.statement import wrapped
-from lm_eval_embednoise.study import calibrate, options
+from lm_eval_embednoise.study import calibrate, options, study_file
 from lm_eval_embednoise.study.estimate import Estimate, duration, estimate
 from lm_eval_embednoise.study.method import Method, StudyError
 from lm_eval_embednoise.study.plan import (
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left of the study and compare; returns the exit status."""
-    study = options.overridden(Study.load(args.study), args)
+    study = options.overridden(study_file.load(args.study), args)
     out = args.out or Path("results") / study.name
     protocol = Protocol.load(study.protocol)
     early.check_writable("--out", out)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise import early
 from lm_eval_embednoise.analysis.methods import input_change
-from lm_eval_embednoise.study.method import Method, find_file, read_file
-from lm_eval_embednoise.study.plan import mapping_of
+from lm_eval_embednoise.study.method import Method, find_file, mapping_of, read_file
 
 if TYPE_CHECKING:
     import argparse
