@@ -19,11 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from scipy.stats import binomtest
 
-from lm_eval_embednoise.analysis.records import read_results
+from lm_eval_embednoise.analysis.records import read_runs
+from lm_eval_embednoise.store.matching import Id, id_of
 
 ROWS = (  # name, task, metric, EvalPlus's key, published, whether on the same problems
     ("HumanEval", "humanevalplus", "pass@1_base", "base_status", 61.6, True),
@@ -33,14 +33,14 @@ ROWS = (  # name, task, metric, EvalPlus's key, published, whether on the same p
 )
 
 
-def theirs(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """EvalPlus's verdict of each task's first sample; of a task that failed the base, no more."""
-    found: dict[str, dict[str, Any]] = {}
+def theirs(paths: list[Path]) -> dict[Id, dict[str, bool]]:
+    """EvalPlus's verdict of each task's first sample; one that fails the base tests fails all."""
+    found: dict[Id, dict[str, bool]] = {}
     for path in paths:
         for task_id, samples in json.loads(path.read_text())["eval"].items():
             base = samples[0]["base_status"] == "pass"
             plus = base and samples[0]["plus_status"] == "pass"
-            found[task_id] = {"base_status": base, "plus_status": plus}
+            found[id_of(task_id)] = {"base_status": base, "plus_status": plus}
     return found
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="folder that the run wrote")
     parser.add_argument("--evalplus", type=Path, nargs="*", default=[], help="its results files")
     options = parser.parse_args()
-    runs = {run.task.split("_")[0]: run for run in read_results(options.results)}
+    runs = {run.task.split("_")[0]: run for run in read_runs([options.results])}
     verdicts, report = theirs(options.evalplus), {}
     print("| benchmark | problems | reported | here [95 %] | EvalPlus on these samples | differ |")
     print("|---|---|---|---|---|---|")
@@ -63,8 +63,8 @@ def main() -> None:
         ours = dict(zip(run.problems, run.metrics[metric] > 0, strict=True))
         passed, count = sum(map(bool, ours.values())), len(ours)
         interval = binomtest(passed, count).proportion_ci(0.95)
-        known = {number: verdicts[number][key] for number in ours if number in verdicts}
-        differ = sorted(number for number, status in known.items() if status != ours[number])
+        known = {name: verdicts[id_of(name)][key] for name in ours if id_of(name) in verdicts}
+        differ = sorted(name for name, status in known.items() if status != ours[name])
         report[name] = {
             "n": count, "passed": passed, "low": interval.low, "high": interval.high,
             "reported": published / 100, "comparable": same,
