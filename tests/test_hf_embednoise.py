@@ -258,3 +258,5 @@ def test_the_bar_shows_tokens_before_a_sample_has_ended(
     assert counts == sorted(counts)
     assert counts[-1] >= sum(text.tokens for text in texts)
     assert any("0/4" in line and " tokens/s" in line for line in lines)
+    prompt = len(lm.tok_encode(requests(WARM, k=4, problems=1)[0].args[0]))
+    assert any(f"0 tokens, 0 tokens/s, {prompt} of prompts" in line for line in lines)

@@ -101,15 +101,20 @@ def test_samples_do_not_depend_on_batch_size_order_or_companions(
     assert len(different) == 5 if method == "greedy" else len(different) > 8
 
 
-@pytest.mark.parametrize("method", ["greedy", "temperature"])
+@pytest.mark.parametrize("method", ["greedy", "temperature", "prompt noise"])
 def test_tokens_are_told_as_they_come(qwen2: PreTrainedModel, method: str) -> None:
     perturbation, sampling = METHODS[method]
-    came: list[int] = []
+    told: list[tuple[int, int]] = []
     stop = Stop(frozenset({40}))
-    sampler = Sampler(qwen2, perturbation, sampling, stop, batch_size=64, on_tokens=came.append)
+    sampler = Sampler(
+        qwen2, perturbation, sampling, stop, batch_size=64, on_tokens=lambda *new: told.append(new)
+    )
     samples = list(sampler.run(jobs(tuple(range(10)))))
+    came, read = zip(*told, strict=True)
     assert sum(came) == sum(len(sample.ids) for sample in samples)
     assert len(came) >= NEW and max(came) <= len(samples)
+    assert sum(read) == sum(map(len, PROMPTS)) * (10 if perturbation.perturbs_prompt else 1)
+    assert read[0] and not came[0]
 
 
 def test_sigma_zero_is_the_plain_model(qwen2: PreTrainedModel) -> None:

@@ -48,7 +48,7 @@ class Batch:
             attention must be ours).
         fixed: every pass has `slots` rows and `columns` columns, whatever runs (`exact`).
         flat_mask: the model's attention is its own and takes a mask of [rows, columns].
-        on_tokens: told how many tokens of samples came, after every step.
+        on_tokens: told after every pass how many tokens of samples came and of prompts were read.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Batch:
         share: bool = False,
         fixed: bool = False,
         flat_mask: bool = False,
-        on_tokens: Callable[[int], None] | None = None,
+        on_tokens: Callable[[int, int], None] | None = None,
     ) -> None:
         self.runner, self.sampling, self.stop, self.score = runner, sampling, stop, score
         self.slots, self.share, self.fixed = slots, share, fixed
@@ -102,7 +102,7 @@ class Batch:
         for number in new:
             self._prepared[number] = self._streams_of(number, jobs[number])
         shared = [self._prepared[number] for number in new if self._prepared[number].shared_len]
-        prefill_clean(self.runner, shared, self._alone)
+        prefill_clean(self.runner, shared, self._alone, self._read)
         _charge(started, rows)
 
     def join(self, number: int, job: Job, rows: list[Row]) -> None:
@@ -138,7 +138,9 @@ class Batch:
             noise.soft = self.runner.soft_prompts.vectors(pairs)
             noise.soft_start = job.soft_starts(len(rows), device)
             tile = self.slots if self.fixed else None
-            logits, measured = prefill_noisy(self.runner, self.cache, ready, noise, slots, tile)
+            logits, measured = prefill_noisy(
+                self.runner, self.cache, ready, noise, slots, self._read, tile
+            )
             _add_up(new, measured)
         else:
             assert ready.logits is not None
@@ -385,7 +387,11 @@ class Batch:
             self._settle(row, listed[at], None if nlls is None else nlls[at])
             came += (len(row.ids) - before) * len(row.copies)
         if self.on_tokens is not None:
-            self.on_tokens(came)
+            self.on_tokens(came, 0)
+
+    def _read(self, positions: int) -> None:
+        if self.on_tokens is not None:
+            self.on_tokens(0, positions)
 
     def _settle(self, row: Row, token: int, nll: float | None) -> None:
         """Append a token to its row, or end the row."""

@@ -18,7 +18,7 @@ from lm_eval_embednoise.engine.slots import Entries, SlotCache, entries
 from lm_eval_embednoise.noise.inject import Rows, acting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lm_eval_embednoise.engine.jobs import Job
     from lm_eval_embednoise.engine.runner import Runner
@@ -56,13 +56,16 @@ class Prepared:
     logits: Tensor | None = None
 
 
-def prefill_clean(runner: Runner, jobs: list[Prepared], alone: bool) -> None:
+def prefill_clean(
+    runner: Runner, jobs: list[Prepared], alone: bool, read: Callable[[int], None]
+) -> None:
     """Run what samples share of jobs' prompts, several in one pass.
 
     Args:
         runner: gives the model.
         jobs: get entries and logits.
         alone: a pass for each.
+        read: told after each pass how many positions it had.
     """
     together: list[Prepared] = []
     real, most = 0, pass_tokens(runner)
@@ -72,6 +75,7 @@ def prefill_clean(runner: Runner, jobs: list[Prepared], alone: bool) -> None:
         for ready, (logits, prefilled) in zip(together, run_prompts(runner, prompts), strict=True):
             ready.logits, ready.entries = logits, prefilled
             ready.shared = [Shared(*layer) for layer in prefilled]
+        read(sum(map(len, prompts)))
 
     for ready in sorted(jobs, key=lambda ready: ready.shared_len):
         real, padded = real + ready.shared_len, (len(together) + 1) * ready.shared_len
@@ -117,6 +121,7 @@ def prefill_noisy(
     ready: Prepared,
     rows: Rows,
     slots: Tensor,
+    read: Callable[[int], None],
     tile: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run what follows the shared part of a job's prompt, with each row's noise.
@@ -127,6 +132,7 @@ def prefill_noisy(
         ready: gives the prompt and the entries of its shared part.
         rows: the rows' streams and soft prompts; their positions are ignored.
         slots: int64 [rows], where their entries go.
+        read: told after each pass how many positions its rows had.
         tile: rows of every pass, filled up with copies (`exact`); None for as many as are fast.
 
     Returns:
@@ -155,6 +161,7 @@ def prefill_noisy(
         else:
             out, new, ratios = _tail_pass(runner, ready, part, tail.expand(len(chosen), -1))
             cache.fill(slots[real], [(k[: len(real)], v[: len(real)]) for k, v in new])
+        read(len(real) * length)
         logits.append(out[: len(real)].float())
         for site, sums in measured.items():
             sums.append(ratios[site][: len(real)])

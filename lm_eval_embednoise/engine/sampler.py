@@ -58,7 +58,7 @@ class Sampler:
         compiled: bool = False,
         blocks: str | None = None,
         decoder: str = "auto",
-        on_tokens: Callable[[int], None] | None = None,
+        on_tokens: Callable[[int, int], None] | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -78,8 +78,9 @@ class Sampler:
             blocks: dotted name of the model's list of decoder blocks, if it can't be found.
             decoder: "auto" takes the fastest way that serves the model; "torch" leaves out the
                 functions in C, "model" the short decode step as well.
-            on_tokens: told after every step how many tokens came, by the thread that decodes: one
-                of several on a CPU. Those of identical work count for each of its samples.
+            on_tokens: told after every pass how many tokens of samples came and how many of
+                prompts were read, by the thread that decodes: one of several on a CPU. Tokens of
+                identical work count for each of its samples, a prompt as often as it is run.
 
         Raises:
             ValueError: for a site the model doesn't have, where nothing can be compiled, or for

@@ -406,7 +406,7 @@ class HFEmbedNoise(HFLM):
         self,
         sampling: Sampling,
         strings: StopStrings,
-        on_tokens: Callable[[int], None] | None = None,
+        on_tokens: Callable[[int, int], None] | None = None,
     ) -> Sampler:
         width = self.model.get_input_embeddings().weight.shape[0]
         return Sampler(

@@ -1,4 +1,4 @@
-"""The progress bar of a run: samples as they end, tokens as they come."""
+"""The progress bar of a run: samples as they end, tokens as they are read and come."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class Progress:
     Attributes:
         bar: tqdm's, over samples.
         tokens: of samples, so far.
+        read: of prompts, so far.
     """
 
     def __init__(self, samples: int, shown: bool) -> None:
         """Begin at no sample of `samples`."""
         self.bar: Any = tqdm(total=samples, desc="generating", unit="sample", disable=not shown)
-        self.tokens = 0
+        self.tokens = self.read = 0
         self._started = self._looked = time.monotonic()
         self._lock = threading.Lock()
 
@@ -32,13 +33,16 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         self.bar.close()
 
-    def more(self, tokens: int) -> None:
-        """Count tokens; any thread may call it."""
+    def more(self, tokens: int, read: int) -> None:
+        """Count tokens of samples and of prompts; any thread may call it."""
         with self._lock:
             self.tokens += tokens
+            self.read += read
             now = time.monotonic()
             if now - self._looked < SECONDS:
                 return
             self._looked = now
             rate = self.tokens / (now - self._started)
-            self.bar.set_postfix_str(f"{self.tokens} tokens, {rate:.0f} tokens/s")
+            self.bar.set_postfix_str(
+                f"{self.tokens} tokens, {rate:.0f} tokens/s, {self.read} of prompts"
+            )
