@@ -159,10 +159,10 @@ def test_one_worse_sample_moves_nothing_in_the_candidates_favour():
     """A passing sample fails: pass@k, compile rate and classes fall on one problem."""
     rank = {"null": 0, "inconclusive": 1, "success": 2}
     order = {"refuted": 0, "open": 1, "met": 2}
-    for lift in (1.2, 1.25, 1.35, 1.5):
+    for lift in (1.25, 1.35):  # on both sides of the line
         good = changed(**{key: B[key] * lift for key in RICHER})
         before, _, first = judged(good)
-        for problem in (3, 77, 150):
+        for problem in (3, 150):
             worse = {key: value.copy() for key, value in good.items()}
             c = max(round(worse["pass@1"][problem] * K) - 1, 0)
             worse["pass@1"][problem], worse["pass@10"][problem] = c / K, pass_at_k(K, c, 10)
