@@ -11,7 +11,10 @@ _DEFAULTS: dict[str, Any] = {
     "sigma_unit": "relative", "sigma_reference": "site", "scope": "token", "positions": "prompt",
     "schedule": "constant", "rsp_slot": "auto", "rsp_fit": "isotropic", "rsp_scale": 1.0,
 }  # fmt: skip
-PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # sampling arguments that change nothing
+PLAIN = {  # sampling arguments that change nothing
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "top_n_sigma": 0.0, "p_less": False,
+}  # fmt: skip
 _WORDS = ("sigma_unit", "scope", "positions", "schedule")  # whose values need no name
 
 
@@ -34,7 +37,7 @@ def label_of(perturbation: Mapping[str, Any], sampling: Mapping[str, Any]) -> st
     for key in sorted(sampling):
         known = key in ("do_sample", "temperature", "top_p")
         if not known and sampling[key] not in (None, PLAIN.get(key)):
-            label += f"-{key}-{sampling[key]}"
+            label += f"-{key}" if sampling[key] is True else f"-{key}-{sampling[key]}"
     return f"{noise}+{label}" if noise else label
 
 

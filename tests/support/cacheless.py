@@ -220,7 +220,7 @@ class Cacheless:
         ids: list[int] = []
         for step in range(count):
             logits = self.run(job, sample, ids, std).logits[-1]
-            if sampling.greedy:
+            if likeliest_at(sampling, step):
                 ids.append(int(logits.argmax()))
             else:
                 edges = cdf(logits, sampling)
@@ -273,12 +273,22 @@ def nll_of(logits: Tensor, ids: Sequence[int]) -> float:
     return -float(logprobs.gather(1, torch.tensor(list(ids), dtype=torch.int64)[:, None]).sum())
 
 
+def likeliest_at(sampling: Sampling, step: int) -> bool:
+    """Whether the likeliest token is taken at a step."""
+    n = sampling.temperature_tokens
+    return sampling.temperature == 0 or (n is not None and step >= n)
+
+
 def cdf(logits: Tensor, sampling: Sampling) -> np.ndarray:
     """The distribution function over the vocabulary that a uniform number is looked up in.
 
-    Temperature, top_k, top_p and min_p one after the other, as transformers applies them.
+    Temperature and the knobs one after the other, in the order of docs/perturbation.md.
     """
-    scores = logits.double().numpy() / sampling.temperature
+    scores = logits.double().numpy()
+    if sampling.top_n_sigma > 0:
+        least = scores.max() - sampling.top_n_sigma * scores[np.isfinite(scores)].std()
+        scores = np.where(scores < least, -np.inf, scores)
+    scores = scores / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         least = np.sort(scores)[-sampling.top_k]
         scores = np.where(scores < least, -np.inf, scores)
@@ -291,4 +301,20 @@ def cdf(logits: Tensor, sampling: Sampling) -> np.ndarray:
         p /= p.sum()
     if sampling.min_p > 0:
         p[p < sampling.min_p * p.max()] = 0
+        p /= p.sum()
+    if sampling.typical_p < 1:
+        surprise = -np.log(np.where(p > 0, p, 1e-300))
+        away = np.where(p > 0, np.abs(surprise - np.sum(p * surprise)), np.inf)
+        order = np.argsort(away, kind="stable")
+        enough = int(np.searchsorted(np.cumsum(p[order]), sampling.typical_p, side="left"))
+        p[away > away[order[min(enough, len(p) - 1)]]] = 0
+        p /= p.sum()
+    for cutoff, of_entropy in ((sampling.epsilon_cutoff, False), (sampling.eta_cutoff, True)):
+        if cutoff > 0:
+            entropy = -np.sum(p[p > 0] * np.log(p[p > 0]))
+            least = min(cutoff, math.sqrt(cutoff) * math.exp(-entropy)) if of_entropy else cutoff
+            p[(p < least) & (p < p.max())] = 0
+            p /= p.sum()
+    if sampling.p_less:
+        p[p < min(np.sum(p * p), p.max())] = 0
     return np.cumsum(p) / p.sum()
