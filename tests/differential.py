@@ -155,6 +155,7 @@ def draw(seed: int, number: int, device: str = "cpu") -> Case:
     half = name not in MIXTURES and rng.random() < 0.25
     dtype = rng.choice([torch.bfloat16, torch.float16]) if half else torch.float32
     perturbation = _perturbation(rng)
+    perturbation |= _newer_noise(random.Random(f"{seed}/{number}/noise"), perturbation, name)
     p = Perturbation(**perturbation)
     sampling: dict[str, Any] = {"max_gen_toks": rng.choice([1, 2, 5, 9, 17, 30])}
     if rng.random() < 0.5:
@@ -190,6 +191,22 @@ def _newer_knobs(rng: random.Random, cut: str) -> dict[str, Any]:
             given[name] = knobs[name]
         elif cut == "none":
             given["p_less"] = True
+    return given
+
+
+def _newer_noise(rng: random.Random, old: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same for the perturbation."""
+    given: dict[str, Any] = {}
+    if old.get("sigma") and rng.random() < 0.5:
+        given["noise_law"] = rng.choice(["gaussian", "uniform", "orthogonal"])
+        if given["noise_law"] == "orthogonal":
+            given["scope"] = "sequence"
+        if name in ("llama wide", "qwen2 tied", "gpt2", "falcon", "gemma2") and rng.random() < 0.4:
+            given["depth"] = rng.choice(["mlp:0-2", "mlp:1", "embed+mlp:1", ["mlp:0", 1]])
+        if rng.random() < 0.3 and given.get("depth", old["depth"]) in ("mlp:0-2", "embed+1", "0+2"):
+            given["shared"] = True
+    if old.get("rsp") and rng.random() < 0.3:
+        given["rsp_fit"] = "exact"
     return given
 
 

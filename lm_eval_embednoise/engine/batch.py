@@ -335,7 +335,7 @@ class Batch:
             for site in runner.perturbation.sites:
                 std = rows.deviations(runner.perturbation, site)
                 noise = perturb.draw(
-                    runner.perturbation, rows.keys[site], coming, std, runner.references.width
+                    runner.perturbation, rows.keys[site], coming, std, runner.references.width(site)
                 )
                 name = f"noise {site}"
                 if name not in self.state:

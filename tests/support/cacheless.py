@@ -64,6 +64,28 @@ def normals(key: int, positions: Sequence[int], dim: int) -> Tensor:
     return torch.from_numpy(ndtri((words.astype(np.float64) + 0.5) * 2.0**-32).astype(np.float32))
 
 
+def uniforms(key: int, positions: Sequence[int], dim: int) -> Tensor:
+    """Vectors uniform on ±√3, of variance 1: float32 [pos, dim]."""
+    where = np.asarray(positions)[:, None]
+    words = philox(key, np.arange(-(-dim // 4))[None], where).reshape(len(positions), -1)[:, :dim]
+    u = (words.astype(np.float64) + 0.5) * 2.0**-32
+    return torch.from_numpy(((2 * u - 1) * math.sqrt(3)).astype(np.float32))
+
+
+def orthogonal(key: int, place: int, dim: int) -> Tensor:
+    """The vector at a place of a group of 64, by Gram and Schmidt's process: float32 [dim]."""
+    start = place - place % dim
+    drawn = normals(key, range(start, place + 1), dim).double().numpy()
+    basis: list[np.ndarray] = []
+    for vector in drawn:
+        rest = vector.copy()
+        for _ in range(2):
+            for other in basis:
+                rest -= (rest @ other) * other
+        basis.append(rest / np.linalg.norm(rest))
+    return torch.from_numpy((basis[-1] * np.linalg.norm(drawn[-1])).astype(np.float32))
+
+
 def uniform(key: int, step: int) -> float:
     """A number in [0, 1) of 53 bits."""
     words = philox(key, np.array(0), np.array(step))
@@ -149,8 +171,25 @@ class Cacheless:
         p = self.perturbation
         if p.sigma_unit == "absolute":
             return dict(p.sites)
-        root = math.sqrt(self.width) if p.sigma_unit == "relative" else 1.0
-        return {site: sigma * self.norm(site, clean) / root for site, sigma in p.sites.items()}
+        return {
+            site: sigma
+            * self.norm(site, clean)
+            / (math.sqrt(self.width_of(site)) if p.sigma_unit == "relative" else 1.0)
+            for site, sigma in p.sites.items()
+        }
+
+    def width_of(self, site: str) -> int:
+        """d at a site."""
+        if not site.startswith("mlp"):
+            return self.width
+        weight = self._mlp_end(site).weight
+        return next(n for n in weight.shape if n != self.width)
+
+    def _mlp_end(self, site: str) -> Any:
+        """The last module of a block's MLP (of the families tested here)."""
+        block: Any = self.blocks[int(site.partition(".")[2])]
+        names = ("down_proj", "c_proj", "dense_4h_to_h")
+        return next(getattr(block.mlp, name) for name in names if hasattr(block.mlp, name))
 
     @torch.no_grad()
     def run(
@@ -179,8 +218,7 @@ class Cacheless:
 
         def add(site: str) -> Callable[[Tensor], Tensor]:
             def act(hidden: Tensor) -> Tensor:
-                key = stream_key(p.seed, job.problem, sample, "noise", site)
-                drawn = normals(key, counters, hidden.shape[-1])
+                drawn = self.drawn(job.problem, sample, site, counters, hidden.shape[-1])
                 noise = drawn * (std[site] * weights.double()).float()[:, None]
                 noise = noise.to(hidden.device)
                 ratios = noise.double().norm(dim=-1) / hidden[0].double().norm(dim=-1)
@@ -212,6 +250,17 @@ class Cacheless:
             logits = self.model(input_ids=ids, use_cache=False).logits
         return Pass(logits[0, length - 1 :].float().cpu(), rho)
 
+    def drawn(
+        self, problem: str, sample: int, site: str, counters: Sequence[int], dim: int
+    ) -> Tensor:
+        """z of a sample at a site: float32 [pos, dim]."""
+        p, named = self.perturbation, "" if self.perturbation.shared else site
+        if p.noise_law == "orthogonal":
+            key = stream_key(p.seed, problem, sample // 64, "orthogonal", named)
+            return orthogonal(key, sample % 64, dim).expand(len(counters), dim)
+        law = uniforms if p.noise_law == "uniform" else normals
+        return law(stream_key(p.seed, problem, sample, "noise", named), counters, dim)
+
     def tokens(
         self, job: Job, sample: int, std: dict[str, float], sampling: Sampling, count: int
     ) -> list[int]:
@@ -233,8 +282,10 @@ class Cacheless:
         over = self.table if p.rsp_fit == "per-dimension" else self.table.reshape(-1, 1)
         mean, std = over.mean(dim=0), over.std(dim=0, unbiased=False)
         key = stream_key(p.seed, problem, sample, "rsp", "embed")
-        drawn = normals(key, range(p.rsp), self.table.shape[1])
-        return (mean + p.rsp_scale * std * drawn.double()).float()
+        drawn = normals(key, range(p.rsp), self.table.shape[1]).double()
+        if p.rsp_fit == "exact":
+            drawn = (drawn - drawn.mean()) / drawn.std(unbiased=False)
+        return (mean + p.rsp_scale * std * drawn).float()
 
     @torch.no_grad()
     def clean_nll(self, clean: Sequence[int], ids: Sequence[int], jitter: float = 0.0) -> float:
@@ -247,7 +298,9 @@ class Cacheless:
 
     @contextmanager
     def _at(self, site: str, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """`act` on what enters the first block ("embed"), or leaves block k ("block.k")."""
+        """`act` on what enters the first block ("embed"), leaves block k ("block.k"), or enters
+        the end of its MLP ("mlp.k").
+        """
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
             if args:
@@ -259,6 +312,8 @@ class Cacheless:
 
         if site == "embed":
             handle = self.blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+        elif site.startswith("mlp"):
+            handle = self._mlp_end(site).register_forward_pre_hook(before, with_kwargs=True)
         else:
             handle = self.blocks[int(site.partition(".")[2])].register_forward_hook(behind)
         try:
