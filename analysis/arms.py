@@ -14,6 +14,7 @@ Row = dict[str, Any]
 AXES: dict[str, tuple[str, ...]] = {
     "depth": ("depth",),
     "scope": ("scope",),
+    "law": ("noise_law", "shared"),
     "structure": ("positions", "dummy_token"),
     "schedule": ("schedule", "sigma_end", "anneal_tokens"),
     "reference": ("sigma_reference",),
@@ -129,6 +130,8 @@ def _level(row: Row, axis: str) -> str:
     parts = [described.get(field) for field in AXES[axis]]
     if axis == "depth":
         parts = ["+".join(str(site).replace(".", " ") for site in parts[0] or ["none"])]
+    if axis == "law":
+        parts = [parts[0] or "gaussian", "shared" if parts[1] else None]
     if axis == "schedule" and parts[0] == "constant":
         parts = parts[:1]
     return " ".join(str(part) for part in parts if part not in (None, "", 0)) or "none"

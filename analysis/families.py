@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from lm_eval_embednoise.analysis.runs import Run
 
 TEMPERATURE = "temperature"
-_SAMPLING = (TEMPERATURE, "min_p", "top_p")
+_SAMPLING = (
+    *(TEMPERATURE, "min_p", "top_p", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff", "top_n_sigma"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Family:
     """Methods along one dose, in its order.
 
     Attributes:
-        axis: which dose: `temperature`, `min_p`, `top_p`, `sigma` or `rsp_scale`.
+        axis: which dose: `sigma`, `rsp_scale`, `temperature` or another of `_SAMPLING`.
         fixed: what its methods share beside the dose, as canonical JSON.
         doses: positive, rising.
         methods: their labels.

@@ -9,10 +9,14 @@ if TYPE_CHECKING:
 
 _DEFAULTS: dict[str, Any] = {
     "sigma_unit": "relative", "sigma_reference": "site", "scope": "token", "positions": "prompt",
-    "schedule": "constant", "rsp_slot": "auto", "rsp_fit": "isotropic", "rsp_scale": 1.0,
+    "schedule": "constant", "noise_law": "gaussian", "rsp_slot": "auto", "rsp_fit": "isotropic",
+    "rsp_scale": 1.0,
 }  # fmt: skip
-PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # sampling arguments that change nothing
-_WORDS = ("sigma_unit", "scope", "positions", "schedule")  # whose values need no name
+PLAIN = {  # sampling arguments that change nothing
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "top_n_sigma": 0.0, "p_less": False,
+}  # fmt: skip
+_WORDS = ("sigma_unit", "scope", "positions", "schedule", "noise_law")  # whose values need no name
 
 
 def label_of(perturbation: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:
@@ -34,7 +38,7 @@ def label_of(perturbation: Mapping[str, Any], sampling: Mapping[str, Any]) -> st
     for key in sorted(sampling):
         known = key in ("do_sample", "temperature", "top_p")
         if not known and sampling[key] not in (None, PLAIN.get(key)):
-            label += f"-{key}-{sampling[key]}"
+            label += f"-{key}" if sampling[key] is True else f"-{key}-{sampling[key]}"
     return f"{noise}+{label}" if noise else label
 
 
@@ -46,7 +50,7 @@ def _noise(perturbation: Mapping[str, Any]) -> str:
         sites = {str(depth): sigma}
     parts = []
     doses = list(dict.fromkeys(sites.values()))
-    named = [str(site).replace("block.", "block-") for site in sites]
+    named = [str(site).replace(".", "-") for site in sites]
     if len(doses) == 1:
         where = [] if named == ["embed"] else ["+".join(named)]
         parts.append("-".join([f"embednoise-{doses[0]:g}", *where]))
@@ -55,10 +59,21 @@ def _noise(perturbation: Mapping[str, Any]) -> str:
         parts.append("embednoise-" + "+".join(f"{site}={dose:g}" for site, dose in pairs))
     rsp, prefix = given.pop("rsp", None), given.pop("prefix", None)
     parts += [f"rsp-{rsp}"] if rsp else []
-    parts += [str(prefix).replace("random:", "prefix-")] if prefix else []
+    parts += [_prefix(str(prefix))] if prefix else []
     rest = {k: v for k, v in given.items() if v != _DEFAULTS.get(k)}
-    settings = [str(v).replace(":", "-") if k in _WORDS else f"{k}={v}" for k, v in rest.items()]
+    settings = [_setting(k, v) for k, v in rest.items()]
     if not settings:
         return "+".join(parts)
     first, *others = parts or ["noise"]
     return "+".join(["-".join([first, *settings]), *others])
+
+
+def _setting(key: str, value: Any) -> str:
+    if value is True:
+        return key
+    return str(value).replace(":", "-") if key in _WORDS else f"{key}={value}"
+
+
+def _prefix(prefix: str) -> str:
+    """`prefix-10` for ten random characters, `prefix-lorem-10` for ten words."""
+    return f"prefix-{prefix.removeprefix('random:').replace(':', '-')}"

@@ -32,7 +32,15 @@ from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from tests.support.cacheless import Cacheless, Pass, cdf, nll_of, stream_key, uniform
+from tests.support.cacheless import (
+    Cacheless,
+    Pass,
+    cdf,
+    likeliest_at,
+    nll_of,
+    stream_key,
+    uniform,
+)
 from tests.support.families import VOCABULARY, build
 
 if TYPE_CHECKING:
@@ -147,6 +155,7 @@ def draw(seed: int, number: int, device: str = "cpu") -> Case:
     half = name not in MIXTURES and rng.random() < 0.25
     dtype = rng.choice([torch.bfloat16, torch.float16]) if half else torch.float32
     perturbation = _perturbation(rng)
+    perturbation |= _newer_noise(random.Random(f"{seed}/{number}/noise"), perturbation, name)
     p = Perturbation(**perturbation)
     sampling: dict[str, Any] = {"max_gen_toks": rng.choice([1, 2, 5, 9, 17, 30])}
     if rng.random() < 0.5:
@@ -154,6 +163,7 @@ def draw(seed: int, number: int, device: str = "cpu") -> Case:
         cut = rng.choice(["none", "none", "top_p", "top_k", "min_p"])
         if cut != "none":
             sampling[cut] = {"top_p": 0.9, "top_k": 5, "min_p": 0.1}[cut]
+        sampling |= _newer_knobs(random.Random(f"{seed}/{number}/knobs"), cut)
     tokens = range(VOCABULARY)
     ends = rng.sample(tokens, rng.choice([0, 1, 5, 20, 50]))
     pairs = [(rng.choice(tokens), rng.choice(tokens)) for _ in range(rng.choice([0, 0, 400, 2000]))]
@@ -167,6 +177,37 @@ def draw(seed: int, number: int, device: str = "cpu") -> Case:
         perplexity=rng.random() < 0.8,
         device=device,
     )  # fmt: skip
+
+
+def _newer_knobs(rng: random.Random, cut: str) -> dict[str, Any]:
+    """From a stream of their own, so that older cases stay what they were."""
+    given: dict[str, Any] = {}
+    if rng.random() < 0.2:
+        given["temperature_tokens"] = rng.choice([1, 3, 8])
+    if rng.random() < 0.4:
+        knobs = {"typical_p": 0.7, "epsilon_cutoff": 0.02, "eta_cutoff": 0.05, "top_n_sigma": 1.0}
+        name = rng.choice([*knobs, "p_less"])
+        if name != "p_less":
+            given[name] = knobs[name]
+        elif cut == "none":
+            given["p_less"] = True
+    return given
+
+
+def _newer_noise(rng: random.Random, old: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same for the perturbation."""
+    given: dict[str, Any] = {}
+    if old.get("sigma") and rng.random() < 0.5:
+        given["noise_law"] = rng.choice(["gaussian", "uniform", "orthogonal"])
+        if given["noise_law"] == "orthogonal":
+            given["scope"] = "sequence"
+        if name in ("llama wide", "qwen2 tied", "gpt2", "falcon", "gemma2") and rng.random() < 0.4:
+            given["depth"] = rng.choice(["mlp:0-2", "mlp:1", "embed+mlp:1", ["mlp:0", 1]])
+        if rng.random() < 0.3 and given.get("depth", old["depth"]) in ("mlp:0-2", "embed+1", "0+2"):
+            given["shared"] = True
+    if old.get("rsp") and rng.random() < 0.3:
+        given["rsp_fit"] = "exact"
+    return given
 
 
 def _perturbation(rng: random.Random) -> dict[str, Any]:
@@ -478,7 +519,7 @@ class _Judge:
     ) -> str:
         """ "yes", "near" or "no": whether a token is the reference's choice."""
         tokens = sorted(self.case.ends) if token is None else [token]
-        if self.sampling.greedy:
+        if likeliest_at(self.sampling, step):
             gap = float(logits.max() - logits[tokens].max())
             return "yes" if gap == 0 else "near" if gap <= off else "no"
         key = stream_key(self.perturbation.seed, job.problem, index, "sample")

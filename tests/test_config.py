@@ -219,6 +219,17 @@ def test_positions_round_trip() -> None:
         ({"temperature": 1.0, "top_p": 1.5}, ["top_p=1.5", "(0, 1]"]),
         ({"temperature": 1.0, "top_k": -1}, ["top_k", "-1"]),
         ({"top_p": 0.9}, ["top_p=0.9", "do_sample=true"]),
+        ({"temperature_tokens": 5}, ["temperature_tokens=5", "do_sample=true"]),
+        ({"temperature": 1.0, "temperature_tokens": 0}, ["temperature_tokens=0", "≥ 1"]),
+        ({"temperature": 1.0, "typical_p": 0}, ["typical_p=0", "(0, 1]"]),
+        ({"temperature": 1.0, "eta_cutoff": 1}, ["eta_cutoff=1", "[0, 1)"]),
+        ({"temperature": 1.0, "top_n_sigma": -1}, ["top_n_sigma=-1", "≥ 0"]),
+        ({"temperature": 1.0, "p_less": "yes"}, ["p_less='yes'", "true or false"]),
+        ({"p_less": True}, ["p_less=1", "do_sample=true"]),
+        (
+            {"temperature": 1.0, "p_less": True, "top_n_sigma": 1.0},
+            ["p_less=true with top_n_sigma=1", "keep one of them"],
+        ),
         ({"max_gen_toks": 0}, ["max_gen_toks", "0", "≥ 1"]),
         ({"max_new_tokens": 0}, ["max_new_tokens", "0", "≥ 1"]),
         (

@@ -68,7 +68,8 @@ ARMS: list[dict[str, Any]] = [
     {"rsp": 16, "rsp_fit": "per-dimension"},
     {"prefix": "random:9"},
     {"prefix": "lorem:9"},
-    {"noise_law": "uniform"},  # a setting that this version doesn't know
+    {"noise_law": "uniform"},
+    {"noise_tint": "green"},  # a setting that this version doesn't know
 ]
 
 
@@ -79,6 +80,7 @@ def test_unequal_methods_are_labelled_apart_by_every_setting(tmp_path: Path) -> 
     assert {"embednoise-0.1", "embednoise-0.1-block-5", "embednoise-0.1-norm"} <= rows.keys()
     assert "embednoise-0.1-first-8" in rows
     assert "embednoise-embed=0.1+block-5=0.3" in rows
+    assert {"prefix-lorem-9", "embednoise-0.1-uniform"} <= {name.split("+")[-1] for name in rows}
 
 
 def test_one_label_on_three_noises_is_refused_by_what_differs(tmp_path: Path, capsys: Any) -> None:

@@ -132,15 +132,16 @@ def _causal(rows: int, heads: int, group: int, length: int, dim: int, seed: int)
     }
 
 
-def _draw(rows: int, length: int, dim: int, **_: int) -> dict[str, Any]:
+def _draw(rows: int, length: int, dim: int, seed: int, **_: int) -> dict[str, Any]:
     positions = torch.arange(length).expand(rows, -1) + torch.arange(rows)[:, None]
-    return {"keys": keys_of(rows), "positions": positions, "dim": dim}
+    law = draws.LAWS[seed % len(draws.LAWS)]
+    return {"keys": keys_of(rows), "positions": positions, "dim": dim, "law": law}
 
 
 def _noise(rows: int, length: int, dim: int, seed: int, **_: int) -> dict[str, Any]:
     doses = torch.tensor([0.0, 0.25, 0.3, 2.0])
     which = torch.randint(0, 4, (rows, length), generator=torch.Generator().manual_seed(seed))
-    drawn = _draw(rows, length, dim)
+    drawn = _draw(rows, length, dim, seed)
     del drawn["dim"]
     return {"hidden": random(rows, length, dim, seed=seed), **drawn, "std": doses[which]}
 
@@ -171,7 +172,7 @@ def _chosen(rows: int, seed: int, **sizes: int) -> dict[str, Any]:
 PAIRS = {
     "sample": Pair(choice.sample, choice.sample_torch, _sampled, exact=True),
     "token_nll": Pair(choice.token_nll, choice.token_nll_torch, _chosen),
-    "normals": Pair(draws.normals, draws.normals_torch, _draw, exact=True),
+    "vectors": Pair(draws.vectors, draws.vectors_torch, _draw, exact=True),
     "add_noise": Pair(draws.add_noise, draws.add_noise_torch, _noise),
     "rms_norm": Pair(step.rms_norm, step.rms_norm_torch, _norm),
     "silu_product": Pair(step.silu_product, step.silu_product_torch, _gate),
@@ -344,7 +345,7 @@ WRONG: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception]]] = {
 }
 # Sizes that nothing else fixes: with fewer numbers these are other arguments, not wrong ones.
 FREE = {
-    *(("normals", "positions"), ("add_noise", "hidden"), ("attend_prompt", "rows")),
+    *(("vectors", "positions"), ("add_noise", "hidden"), ("attend_prompt", "rows")),
     *(("sample", "logits"), ("token_nll", "logits")),
 }
 ARGUMENTS = [

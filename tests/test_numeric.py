@@ -37,6 +37,9 @@ WAYS = [
     Sampling(temperature=0.7, top_p=0.8),
     Sampling(temperature=0.7, min_p=0.1),
     Sampling(temperature=1.3, top_k=4, top_p=0.9, min_p=0.05),
+    Sampling(temperature=1.3, top_n_sigma=1.0),
+    Sampling(temperature=1.3, p_less=True),
+    Sampling(temperature=1.3, typical_p=0.6, epsilon_cutoff=0.01, eta_cutoff=0.02),
 ]
 VALUES = st.one_of(st.sampled_from([NAN, INF, -INF]), st.floats(-50, 50, width=32))
 

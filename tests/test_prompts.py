@@ -148,6 +148,38 @@ def test_random_prefixes_differ_and_the_clean_prompt_has_none(tokenizer: Any) ->
     assert other[:10] not in prefixes
 
 
+def test_lorem_prefixes_are_words_and_leave_the_room_they_may_take(tokenizer: Any) -> None:
+    prompts = Prompts(tokenizer, Perturbation(prefix="lorem:12"), tokenizer.encode)
+    ids = tokenizer.encode(TEXT)
+    jobs = prompts.jobs(TEXT, ids, "problem", range(40))
+    texts = [tokenizer.decode(j.prompt_ids) for j in jobs]
+    words = [text.partition("\n")[0].split(" ") for text in texts]
+    assert {len(drawn) for drawn in words} == {12}
+    assert all(text.endswith("\n" + TEXT) for text in texts)
+    assert set(itertools.chain(*words)) == set(perturb.LOREM)
+    longest = max(len(j.prompt_ids) for j in jobs)
+    assert len(ids) < longest <= len(ids) + prompts.most
+    longer = perturb.random_prefix(Perturbation(prefix="lorem:20"), "problem", 3)
+    assert longer.split()[:12] == words[3]
+
+
+def test_before_text_stands_before_the_users_last_text(chatty: Any) -> None:
+    chat = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "yes"}] * 2
+    asked = chatty.apply_chat_template(chat[:3], tokenize=False, add_generation_prompt=True)
+    head = asked[: asked.rindex(TEXT)]
+    got = job(chatty, asked, rsp=3, rsp_slot="before-text")
+    assert got.soft_start == len(chatty.encode(head))
+    assert chatty.decode(got.prompt_ids[got.soft_start + 3 :]) == asked[len(head) :]
+    with pytest.raises(ValueError, match=r"rsp_slot='before-text': the prompt holds no beginning"):
+        job(chatty, TEXT, rsp=3, rsp_slot="before-text")
+    silent = AutoTokenizer.from_pretrained(MODEL_DIR)
+    with pytest.raises(ValueError, match=r"rsp_slot='before-text': this tokenizer has no chat"):
+        job(silent, TEXT, rsp=3, rsp_slot="before-text")
+    silent.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"marks no beginning of the user's text"):
+        job(silent, TEXT, rsp=3, rsp_slot="before-text")
+
+
 def test_letters_are_uniform_and_independent() -> None:
     p = Perturbation(prefix="random:30")
     drawn = [perturb.random_prefix(p, "problem", sample)[:-1] for sample in range(200)]

@@ -337,7 +337,7 @@ class Batch:
             for site in runner.perturbation.sites:
                 std = rows.deviations(runner.perturbation, site)
                 noise = perturb.draw(
-                    runner.perturbation, rows.keys[site], coming, std, runner.references.width
+                    runner.perturbation, rows.keys[site], coming, std, runner.references.width(site)
                 )
                 name = f"noise {site}"
                 if name not in self.state:
@@ -360,7 +360,7 @@ class Batch:
             slots: int64 [rows], whose logits these are; None for slots 0 to rows - 1.
         """
         runner, state = self.runner, self.state
-        uniforms = None
+        uniforms = step = None
         if "uniform" in state:
             step = state["offset"] + state["write"] - state["prompt"]
             if slots is None:
@@ -369,7 +369,7 @@ class Batch:
                 step, uniform = step[slots], state["uniform"][slots]
             step = step.clamp_max(uniform.shape[1] - 1)
             uniforms = uniform.gather(1, step[:, None])[:, 0]
-        choices = choose(logits, self.sampling, uniforms)
+        choices = choose(logits, self.sampling, uniforms, step)
         tokens = choices.clamp_min(0)  # a row without a token ends, but may run along once more
         nlls: list[float] | None = None
         if self.score and runner.perturbation.plain:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lm_eval_embednoise.engine.truncation import near_the_top, probabilities
 from lm_eval_embednoise.kernels import build, choice
 from lm_eval_embednoise.kernels.choice import NO_TOKEN
 
@@ -18,40 +19,46 @@ if TYPE_CHECKING:
     from lm_eval_embednoise.engine.sampling import Sampling
 
 
-def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tensor:
+def choose(
+    logits: Tensor, sampling: Sampling, uniforms: Tensor | None, steps: Tensor | None = None
+) -> Tensor:
     """The next token of each row.
 
     Args:
         logits: float32 [rows, vocab].
-        sampling: temperature and truncation, applied in transformers' order: temperature, top_k,
-            top_p, min_p.
+        sampling: temperature and what may be drawn.
         uniforms: float64 [rows] in [0, 1); unused when greedy.
+        steps: int64 [rows], how many tokens each row has; needed for `temperature_tokens`.
 
     Returns:
         int64 [rows]; NO_TOKEN where the logits have no softmax: one of them is NaN or +inf, or all
         are -inf.
     """
     if sampling.greedy:
-        most, tokens = logits.max(dim=-1)
-        return tokens.masked_fill(~most.isfinite(), NO_TOKEN)
+        return _likeliest(logits)
     assert uniforms is not None
+    if sampling.temperature_tokens is None:
+        return _drawn(logits, sampling, uniforms)
+    assert steps is not None
+    tokens = _likeliest(logits)
+    warm = torch.nonzero(steps < sampling.temperature_tokens)[:, 0]
+    if len(warm):
+        tokens[warm] = _drawn(logits[warm], sampling, uniforms[warm])
+    return tokens
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    most, tokens = logits.max(dim=-1)
+    return tokens.masked_fill(~most.isfinite(), NO_TOKEN)
+
+
+def _drawn(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
+    """By a function in C where no knob needs the probabilities, else in PyTorch's operations."""
+    if sampling.top_n_sigma > 0:
+        logits = near_the_top(logits, sampling.top_n_sigma)
     if not sampling.truncates and build.serve("step", logits):
         return choice.sample(logits.contiguous(), sampling.temperature, uniforms)
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(dim=-1)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        drop = torch.zeros_like(before, dtype=torch.bool)
-        drop.scatter_(1, order, before >= sampling.top_p)
-        probabilities = probabilities.masked_fill(drop, 0.0)
-    if sampling.min_p > 0:
-        least = sampling.min_p * probabilities.max(dim=-1, keepdim=True).values
-        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    return choice.drawn(probabilities, uniforms)
+    return choice.drawn(probabilities(logits, sampling), uniforms)
 
 
 def token_nll(logits: Tensor, tokens: Tensor) -> Tensor:

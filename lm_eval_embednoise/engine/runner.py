@@ -26,6 +26,7 @@ from lm_eval_embednoise.noise.inject import Rows, find_site, running
 from lm_eval_embednoise.noise.model_parts import find_blocks
 from lm_eval_embednoise.noise.perturbation import Perturbation, suggest
 from lm_eval_embednoise.noise.reference import References
+from lm_eval_embednoise.noise.sites import in_mlp
 from lm_eval_embednoise.noise.soft_prompt import SoftPrompts
 
 if TYPE_CHECKING:
@@ -100,10 +101,14 @@ class Runner:
         how = decoding(model, self.blocks)
         self.own_attention = how is Decoding.ROWS and attention.supported(model)
         self.lean = None
-        if self.own_attention and decoder != "model":
+        inside = [
+            site for site in perturbation.sites if in_mlp(site)
+        ]  # the short step has no hooks
+        if self.own_attention and decoder != "model" and not inside:
             self.lean = Lean.of(model, compiled, in_c=decoder == "auto", packs=not exact)
         if compiled and self.lean is None:
-            raise self._cannot_compile(obstacle(model) or "its attention is not served")
+            why = "the noise is within its blocks" if inside else obstacle(model)
+            raise self._cannot_compile(why or "its attention is not served")
         self.shares_prompts = self.own_attention and attends_to_entries(model)
         self.attention_configs = attention.configs(model)
         for site in perturbation.sites:

@@ -5,6 +5,7 @@ Nothing is inherited silently, and nothing unknown is accepted.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 GREEDY_KEYS = ("do_sample", "temperature")
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 LEAST_TEMPERATURE = 1e-30  # logits up to 3e8 divided by it are float32 numbers
-SAMPLING_KEYS = (*GREEDY_KEYS, "top_p", "top_k", "min_p", "until", *TOKEN_LIMITS)
+# What may leave out tokens: name → the value that leaves out none.
+TRUNCATION: dict[str, float] = {
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "top_n_sigma": 0.0, "p_less": False,
+}  # fmt: skip
+_DRAWN = (*TRUNCATION, "temperature_tokens")  # without effect on greedy decoding
+SAMPLING_KEYS = (*GREEDY_KEYS, *_DRAWN, "until", *TOKEN_LIMITS)
+_ALWAYS_NAMED = ("temperature", "top_p", "top_k", "min_p")  # by stores, since their first version
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,13 @@ class Sampling:
         top_p: keep the smallest set of tokens with this probability; 1 keeps all.
         top_k: keep the k most likely tokens; 0 keeps all (transformers would default to 50).
         min_p: keep tokens with at least this share of the most likely one's probability.
+        typical_p: keep the tokens of nearly average surprise with this probability; 1 keeps all.
+        epsilon_cutoff: keep tokens of at least this probability.
+        eta_cutoff: the same, less where the entropy is high.
+        top_n_sigma: keep tokens whose logit is within so many standard deviations of the largest;
+            0 keeps all.
+        p_less: keep tokens of at least the sum of the squared probabilities (arXiv 2509.23234).
+        temperature_tokens: draw so many tokens, take the likeliest from then on; None draws all.
         max_gen_toks: most tokens to generate.
         until: stop strings.
     """
@@ -37,6 +52,12 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    top_n_sigma: float = 0.0
+    p_less: bool = False
+    temperature_tokens: int | None = None
     max_gen_toks: int = 256
     until: tuple[str, ...] = ()
 
@@ -46,6 +67,13 @@ class Sampling:
                 f"temperature={self.temperature!r} is not allowed; it must be 0 (greedy) or from "
                 f"{LEAST_TEMPERATURE:g} on: below, logits divided by it overflow in float32"
             )
+        others = [name for name in self.cuts if name != "p_less"]
+        if self.p_less and others:
+            named = ", ".join(f"{name}={getattr(self, name):g}" for name in others)
+            raise ValueError(
+                f"p_less=true with {named}: p-less sampling sets its threshold from the whole "
+                "distribution, so nothing else may leave out tokens; keep one of them"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -53,9 +81,23 @@ class Sampling:
         return self.temperature == 0.0
 
     @property
+    def cuts(self) -> tuple[str, ...]:
+        """The arguments that leave out tokens."""
+        return tuple(name for name, all_ in TRUNCATION.items() if getattr(self, name) != all_)
+
+    @functools.cached_property
     def truncates(self) -> bool:
-        """Whether unlikely tokens are left out."""
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+        """Whether tokens are left out by their probability: top_n_sigma looks at the logits."""
+        return any(name != "top_n_sigma" for name in self.cuts)
+
+    def canonical(self) -> dict[str, Any]:
+        """All that determines which token is chosen: one form for every way to say greedy."""
+        if self.greedy:
+            return {"temperature": 0.0}
+        named = [*_ALWAYS_NAMED, *(name for name in self.cuts if name not in _ALWAYS_NAMED)]
+        if self.temperature_tokens is not None:
+            named.append("temperature_tokens")
+        return {name: getattr(self, name) for name in named}
 
     @classmethod
     def from_gen_kwargs(cls, gen_kwargs: Mapping[str, Any], default_tokens: int = 256) -> Sampling:
@@ -83,20 +125,10 @@ class Sampling:
             )
         if do_sample and temperature == 0:
             raise ValueError("gen_kwargs: do_sample=true needs a temperature > 0, such as 1.0")
-        top_p = number("gen_kwargs: top_p", given.get("top_p", 1.0))
-        min_p = number("gen_kwargs: min_p", given.get("min_p", 0.0))
-        if not 0 < top_p <= 1:
-            raise ValueError(f"gen_kwargs: top_p={top_p:g} is not allowed; it must be in (0, 1]")
-        if min_p >= 1:
-            raise ValueError(f"gen_kwargs: min_p={min_p:g} is not allowed; it must be in [0, 1)")
-        top_k = integer("gen_kwargs: top_k", given.get("top_k", 0), least=0)
+        drawn = _drawn_of(given)
         if not do_sample:
-            for name, value, neutral in (
-                ("top_p", top_p, 1),
-                ("top_k", top_k, 0),
-                ("min_p", min_p, 0),
-            ):
-                if value != neutral:
+            for name, value in drawn.items():
+                if value != TRUNCATION.get(name):
                     raise ValueError(
                         f"gen_kwargs: {name}={value:g} has no effect without do_sample=true"
                     )
@@ -104,12 +136,37 @@ class Sampling:
         until = (until,) if isinstance(until, str) else tuple(until)
         return cls(
             temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
+            **drawn,
             max_gen_toks=_token_limit(given, default_tokens),
             until=tuple(text for text in until if text),
         )
+
+
+def _drawn_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of drawing that are given, as numbers.
+
+    Raises:
+        ValueError: for one out of its range.
+    """
+    drawn: dict[str, Any] = {}
+    for name in _DRAWN:
+        if name not in given:
+            continue
+        value, argument = given[name], f"gen_kwargs: {name}"
+        if name == "p_less":
+            if not isinstance(value, bool):
+                raise ValueError(f"{argument}={value!r} must be true or false")
+            drawn[name] = value
+        elif name in ("top_k", "temperature_tokens"):
+            drawn[name] = integer(argument, value, least=0 if name == "top_k" else 1)
+        else:
+            drawn[name] = number(argument, value)
+            share = drawn[name]
+            if name in ("top_p", "typical_p") and not 0 < share <= 1:
+                raise ValueError(f"{argument}={share:g} is not allowed; it must be in (0, 1]")
+            if name in ("min_p", "epsilon_cutoff", "eta_cutoff") and share >= 1:
+                raise ValueError(f"{argument}={share:g} is not allowed; it must be in [0, 1)")
+    return drawn
 
 
 def _token_limit(given: Mapping[str, Any], default: int) -> int:

@@ -33,8 +33,8 @@ _TUNING = (("-march=native",), ("-mcpu=native",), ())
 _long, _float, _array = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, dict[str, list[Any]]] = {
     "draws": {
-        "normals": [*[_long] * 3, *[_array] * 3],
-        "add_noise": [*[_long] * 3, *[_array] * 6],
+        "vectors": [*[_long] * 4, *[_array] * 3],
+        "add_noise": [*[_long] * 4, *[_array] * 6],
     },
     "step": {
         "rms_norm": [_long, _long, _float, *[_array] * 3],

@@ -1,4 +1,4 @@
-/* Standard normals of the random streams: draws.py's numbers, bit for bit.
+/* Standard vectors of the random streams: draws.py's numbers, bit for bit.
  *
  * Compiled without contraction (a fused multiply-add rounds once where draws.py rounds twice), so
  * every operation is one that IEEE 754 fixes. Keep the order of operations as it is there.
@@ -89,13 +89,24 @@ static inline float normal_of(uint32_t word)
     return (float)(fabs(q) <= 0.425 ? centre : tail);
 }
 
-/* Coordinates first to first + CHUNK of a stream's vector at a position */
-static void draw(const int64_t key[2], int64_t position, long first, float out[CHUNK])
+/* Uniform of variance 1: (2u - 1) · sqrt(3) */
+static inline float uniform_of(uint32_t word)
+{
+    double u = ((double)word + 0.5) * 0x1p-32;
+    return (float)((2.0 * u - 1.0) * 1.7320508075688772);
+}
+
+/* Coordinates first to first + CHUNK of a stream's vector at a position, by the law's number in
+ * draws.py: 0 normal, 1 uniform */
+static void draw(long law, const int64_t key[2], int64_t position, long first, float out[CHUNK])
 {
     uint32_t words[4][BLOCKS];
     float drawn[4][BLOCKS];
     philox((uint32_t)(first / 4), (uint32_t)position, (uint32_t)key[0], (uint32_t)key[1], words);
-    for (int w = 0; w < 4; w++) EACH(i, BLOCKS) drawn[w][i] = normal_of(words[w][i]);
+    if (law)
+        for (int w = 0; w < 4; w++) EACH(i, BLOCKS) drawn[w][i] = uniform_of(words[w][i]);
+    else
+        for (int w = 0; w < 4; w++) EACH(i, BLOCKS) drawn[w][i] = normal_of(words[w][i]);
     for (int i = 0; i < BLOCKS; i++)
         for (int w = 0; w < 4; w++) out[4 * i + w] = drawn[w][i];
 }
@@ -103,25 +114,26 @@ static void draw(const int64_t key[2], int64_t position, long first, float out[C
 static inline int left(long first, long dim) { return dim - first < CHUNK ? (int)(dim - first) : CHUNK; }
 
 /* keys: [rows, 2] 32-bit words; positions: [rows, count]; out: [rows, count, dim] */
-void normals(long rows, long count, long dim, const int64_t *keys, const int64_t *positions,
-             float *out)
+void vectors(long law, long rows, long count, long dim, const int64_t *keys,
+             const int64_t *positions, float *out)
 {
     float drawn[CHUNK];
     for (long row = 0; row < rows; row++)
         for (long at = 0; at < count; at++, out += dim)
             for (long first = 0; first < dim; first += CHUNK) {
-                draw(keys + 2 * row, positions[row * count + at], first, drawn);
+                draw(law, keys + 2 * row, positions[row * count + at], first, drawn);
                 EACH(i, left(first, dim)) out[first + i] = drawn[i];
             }
 }
 
-/* out = hidden + std · normals, for hidden, out: [rows, count, dim]; std: [rows, count].
+/* out = hidden + std · vectors, for hidden, out: [rows, count, dim]; std: [rows, count].
  *
  * Where std is 0 nothing is drawn. ratios: [rows, 2] gets, of each row, the sum of |noise| / |hidden|
  * over the positions that have noise, and their number.
  */
-void add_noise(long rows, long count, long dim, const int64_t *keys, const int64_t *positions,
-               const float *std, const float *restrict hidden, float *restrict out, double *ratios)
+void add_noise(long law, long rows, long count, long dim, const int64_t *keys,
+               const int64_t *positions, const float *std, const float *restrict hidden,
+               float *restrict out, double *ratios)
 {
     float drawn[CHUNK];
     for (long row = 0; row < rows; row++) {
@@ -134,7 +146,7 @@ void add_noise(long rows, long count, long dim, const int64_t *keys, const int64
             }
             for (long first = 0; first < dim; first += CHUNK) {
                 const float *h = hidden + first;
-                draw(keys + 2 * row, positions[at], first, drawn);
+                draw(law, keys + 2 * row, positions[at], first, drawn);
                 _Pragma("omp simd reduction(+ : of_noise, of_hidden)")
                 for (int i = 0; i < left(first, dim); i++) {
                     float noise = scale * drawn[i];

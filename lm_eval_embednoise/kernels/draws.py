@@ -1,9 +1,10 @@
-"""Standard normal vectors at given counters, and hidden states with them added: C and PyTorch.
+"""Standard vectors at given counters, and hidden states with them added: C and PyTorch.
 
-Integers are computed in int64 with wrap-around, and Gaussians from them by additions,
-multiplications, divisions and square roots in float64, one rounding each. IEEE 754 fixes every
-step, so both versions are equal bit for bit, and PyTorch's on every device. (Library logarithms and
-cosines, which Box–Muller needs, differ between vector widths and devices.)
+A law has mean 0 and variance 1: Gaussian, or uniform on ±√3. Integers are computed in int64 with
+wrap-around, and numbers from them by additions, multiplications, divisions and square roots in
+float64, one rounding each. IEEE 754 fixes every step, so both versions are equal bit for bit, and
+PyTorch's on every device. (Library logarithms and cosines, which Box–Muller needs, differ between
+vector widths and devices.)
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from lm_eval_embednoise.kernels.arguments import address, refusal
 _MASK = 0xFFFFFFFF
 _ROUND_M = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+LAWS = ("gaussian", "uniform")  # in C by their number
 _CHUNK = 1 << 15  # numbers drawn at a time: intermediates stay in the processor's cache
 _CHUNK_GPU = 1 << 22  # the same on a GPU, where a dozen such arrays of 64-bit numbers exist at once
 
 
-def normals(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
-    """Independent standard normal vectors, one for each row and position.
+def vectors(keys: Tensor, positions: Tensor, dim: int, law: str = "gaussian") -> Tensor:
+    """Vectors of independent numbers of mean 0 and variance 1, one for each row and position.
 
     Args:
         keys: int64 [rows, 2] of 32-bit words.
         positions: int64 [rows, pos].
         dim: length of a vector.
+        law: one of `LAWS`.
 
     Returns:
         float32 [rows, pos, dim].
@@ -39,7 +42,8 @@ def normals(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
         raise refusal("positions", positions, torch.int64, "rows, pos")
     rows, count = positions.shape
     out = torch.empty(rows, count, dim, dtype=torch.float32)
-    build.functions("draws").normals(
+    build.functions("draws").vectors(
+        LAWS.index(law),
         rows,
         count,
         dim,
@@ -50,8 +54,9 @@ def normals(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
     return out
 
 
-def normals_torch(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
-    """`normals` in PyTorch's operations, on any device."""
+def vectors_torch(keys: Tensor, positions: Tensor, dim: int, law: str = "gaussian") -> Tensor:
+    """`vectors` in PyTorch's operations, on any device."""
+    of_words = {"gaussian": _normal_from_words, "uniform": _uniform_from_words}[law]
     blocks = -(-dim // 4)
     rows, pos = positions.shape
     flat_keys = keys[:, None, :].expand(rows, pos, 2).reshape(-1, 2)
@@ -67,20 +72,21 @@ def normals_torch(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
         words = philox(
             (coordinate.expand_as(position), position, zero, zero), flat_keys[part, None]
         )
-        out[part] = _normal_from_words(words).reshape(-1, blocks * 4)
+        out[part] = of_words(words).reshape(-1, blocks * 4)
     return out[:, :dim].reshape(rows, pos, dim)
 
 
 def add_noise(
-    hidden: Tensor, keys: Tensor, positions: Tensor, std: Tensor
+    hidden: Tensor, keys: Tensor, positions: Tensor, std: Tensor, law: str = "gaussian"
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states + std · normals, and how strong that is.
+    """Hidden states + std · vectors, and how strong that is.
 
     Args:
         hidden: float32 [rows, pos, dim].
         keys: int64 [rows, 2] of 32-bit words.
         positions: int64 [rows, pos].
         std: float32 [rows, pos]; nothing is drawn where it is 0.
+        law: one of `LAWS`.
 
     Returns:
         [rows, pos, dim], and float64 [rows, 2]: the sum of ‖noise‖ / ‖hidden‖ over the positions
@@ -95,6 +101,7 @@ def add_noise(
     out = torch.empty(rows, count, dim, dtype=torch.float32)
     ratios = torch.empty(rows, 2, dtype=torch.float64)
     build.functions("draws").add_noise(
+        LAWS.index(law),
         rows,
         count,
         dim,
@@ -109,10 +116,11 @@ def add_noise(
 
 
 def add_noise_torch(
-    hidden: Tensor, keys: Tensor, positions: Tensor, std: Tensor
+    hidden: Tensor, keys: Tensor, positions: Tensor, std: Tensor, law: str = "gaussian"
 ) -> tuple[Tensor, Tensor]:
     """`add_noise` in PyTorch's operations, on any device."""
-    return add_drawn(hidden, std[:, :, None] * normals_torch(keys, positions, hidden.shape[-1]))
+    drawn = vectors_torch(keys, positions, hidden.shape[-1], law)
+    return add_drawn(hidden, std[:, :, None] * drawn)
 
 
 def add_drawn(hidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,6 +211,12 @@ def _normal_from_words(words: Tensor) -> Tensor:
     tail = _horner(_TAIL_NUM, t) / _horner(_TAIL_DEN, t)
     tail = torch.where(q < 0, -tail, tail)
     return torch.where(q.abs() <= 0.425, centre, tail).to(torch.float32)
+
+
+def _uniform_from_words(words: Tensor) -> Tensor:
+    """Uniform numbers of variance 1 (float32) from 32-bit words: (2u − 1)·√3."""
+    u = (words.to(torch.float64) + 0.5) * 2.0**-32
+    return ((2.0 * u - 1.0) * 1.7320508075688772).to(torch.float32)
 
 
 def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:

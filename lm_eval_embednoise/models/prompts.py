@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.engine.jobs import Job
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 NAMED_TOKENS = ("newline", "pad", "eos", "bos", "unk")
 _PLACEHOLDER = 0  # any token: a soft prompt takes its place
 _ELSE = "use rsp_slot=after-prompt or after-bos"
+_IN_CHAT = ("before-assistant", "before-text")  # slots that only a chat's prompt has
 _NEWLINES = ("\n", "<0x0A>")  # the second where a vocabulary of word pieces falls back to bytes
 
 
@@ -106,6 +108,35 @@ def generation_prompt(
     return str(start)
 
 
+def user_header(
+    tokenizer: Any, template_args: Mapping[str, Any], date: datetime.date | None = None
+) -> str:
+    """What the chat template writes before a user's text, whatever stands before that.
+
+    Arguments as of `generation_prompt`: the common end of what it writes before the first and
+    before the second text of a user.
+
+    Raises:
+        ValueError: without a chat template, or with one that writes nothing there.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"rsp_slot='before-text': this tokenizer has no chat template; {_ELSE}")
+    first, answer, second = "\ue000", "\ue001", "\ue002"  # no template writes these
+    turns = [("user", first), ("assistant", answer), ("user", second)]
+    chat = [{"role": role, "content": text} for role, text in turns]
+    arguments = stopped(tokenizer, template_args, date)
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False, **arguments))
+    before = text.partition(first)[0][::-1]
+    later = text.rpartition(answer)[2].partition(second)[0][::-1]
+    header = before[: _common(before, later)][::-1]
+    if not header or not all(mark in text for mark in (first, answer, second)):
+        raise ValueError(
+            "rsp_slot='before-text': this model's chat template marks no beginning of the user's "
+            f"text; {_ELSE}"
+        )
+    return header
+
+
 class Prompts:
     """Makes jobs of problems: adds to their prompts what the perturbation says.
 
@@ -132,7 +163,7 @@ class Prompts:
 
         Raises:
             ValueError: for a dummy token that the tokenizer doesn't have; for a soft prompt before
-                the assistant's turn where the model has no chat template.
+                the assistant's turn or the user's text where the model has no chat template.
         """
         self.tokenizer, self.perturbation, self.encode = tokenizer, perturbation, encode
         self.dummy: int | None = None
@@ -141,6 +172,9 @@ class Prompts:
             self.dummy = dummy_token_id(tokenizer, perturbation.dummy_token)
             self._dummies = [self.dummy] * perturbation.where.dummies
         self._answer = ""  # start of the assistant's turn, where a soft prompt goes before it
+        self._header = ""  # what stands before the user's text, where a soft prompt goes behind it
+        if perturbation.rsp and perturbation.rsp_slot == "before-text":
+            self._header = user_header(tokenizer, template_args or {}, template_date)
         if perturbation.rsp and perturbation.rsp_slot in ("auto", "before-assistant"):
             try:
                 self._answer = generation_prompt(tokenizer, template_args or {}, template_date)
@@ -155,12 +189,21 @@ class Prompts:
 
     @property
     def most(self) -> int:
-        """The same with a random prefix: a token a character, a line break, and one to spare.
+        """The same with a random prefix: its units, a line break, and one token to spare.
 
-        Tokenizers of word pieces put a blank before the first.
+        Tokenizers of word pieces put a blank before the first. A character is one token, a word as
+        many as the longest takes.
         """
         length = self.perturbation.prefix_length
-        return self.vectors + (length + 2 if length else 0)
+        return self.vectors + (length * self._unit + 2 if length else 0)
+
+    @functools.cached_property
+    def _unit(self) -> int:
+        """Most tokens of a character or word of a prefix."""
+        if self.perturbation.prefix_kind != "lorem":
+            return 1
+        encode = functools.partial(self.tokenizer.encode, add_special_tokens=False)
+        return max(len(encode(form)) for word in perturb.LOREM for form in (word, f" {word}"))
 
     def jobs(
         self,
@@ -182,7 +225,8 @@ class Prompts:
                 all samples of a problem have one. A job of which nothing remains is `too_long`.
 
         Raises:
-            ValueError: for a soft prompt before the assistant's turn in a prompt without one.
+            ValueError: for a soft prompt before the assistant's turn or the user's text in a prompt
+                without one.
         """
         if not self.perturbation.prefix_length:
             return [self._job(text, list(ids), 0, ids, problem, samples, limit)]
@@ -234,14 +278,18 @@ class Prompts:
         """Where in the ids the soft prompt starts."""
         if self.perturbation.rsp_slot == "after-bos":
             return self._bos(ids)
-        cut = (text or "").rfind(self._answer) if self._answer else -1
+        mark = self._answer or self._header
+        cut = (text or "").rfind(mark) if mark else -1
         if text is None or cut < 0:
-            if self.perturbation.rsp_slot != "before-assistant":
+            slot = self.perturbation.rsp_slot
+            if slot not in _IN_CHAT:
                 return len(ids)
+            what = "beginning of a user's text" if self._header else "start of the assistant's turn"
             raise ValueError(
-                "rsp_slot='before-assistant': the prompt holds no start of the assistant's turn "
-                f"({self._answer!r}); add --apply_chat_template, or {_ELSE}"
+                f"rsp_slot={slot!r}: the prompt holds no {what} ({mark!r}); add "
+                f"--apply_chat_template, or {_ELSE}"
             )
+        cut += len(self._header)
         whole = self.encode(text)
         after = len(whole) - _common(whole, self.encode(text[:cut]))
         return max(0, len(ids) - after)
@@ -251,7 +299,7 @@ class Prompts:
         return int(len(ids) > 0 and ids[0] == self.tokenizer.bos_token_id)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two lists have in common from their beginning on."""
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many elements two sequences have in common from their beginning on."""
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -144,12 +144,11 @@ def settings_of(lm: Loaded, sampling: Sampling) -> dict[str, Any]:
     seed = perturbation.pop("seed", None)
     if lm.perturbation.sites and lm.blocks:
         perturbation["blocks"] = lm.blocks
-    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
     fixed = deterministic(lm.perturbation, sampling)
     return {
         **identity(lm),
         "perturbation": perturbation,
-        "sampling": {"temperature": 0.0} if sampling.greedy else drawn,
+        "sampling": sampling.canonical(),
         "until": sorted(set(sampling.until)),
         "max_gen_toks": sampling.max_gen_toks,
         "max_length": lm.max_length,

@@ -2,7 +2,8 @@
 
 Noise is added in forward hooks, so any code that runs the model sees it, and nothing of the model
 is changed. The site `embed` is what enters the first block: the token's vector after all that the
-model itself does to it (scaling, learned positions, normalisation). Block k is what leaves block k.
+model itself does to it (scaling, learned positions, normalisation). Block k is what leaves block k,
+and MLP k what enters the last layer of its MLP.
 """
 
 from __future__ import annotations
@@ -17,29 +18,30 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_embednoise.kernels import build, draws
-from lm_eval_embednoise.noise import perturb, streams
-from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding
-from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation, site_order
+from lm_eval_embednoise.noise import orthogonal, perturb, streams
+from lm_eval_embednoise.noise.model_parts import find_blocks, find_embedding, find_mlp_end
+from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
+from lm_eval_embednoise.noise.sites import block_of, in_mlp, written
 
 Act = Callable[[str, Tensor], Tensor]  # replaces the vectors [rows, pos, dim] at a site
 
 
 def find_site(model: nn.Module, site: str, blocks: str | None = None) -> nn.Module:
-    """The module of a site: the first block, whose input is `embed`, or block k.
+    """The module of a site: the first block, whose input is `embed`, block k, or its MLP's end.
 
     Raises:
-        ValueError: for a block that the model doesn't have.
+        ValueError: for a block that the model doesn't have, or whose MLP doesn't end in one layer.
     """
     layers = find_blocks(model, blocks)
     if site == EMBED:
         return layers[0]
-    index = site_order(site)
+    index = block_of(site)
     if index >= len(layers):
         raise ValueError(
-            f"depth={index} is beyond the last block; {type(model).__name__} has {len(layers)} "
-            f"blocks, so depth can be embed or 0 to {len(layers) - 1}"
+            f"depth={written((site,))} is beyond the last block; {type(model).__name__} has "
+            f"{len(layers)} blocks, so depth can be embed or 0 to {len(layers) - 1}"
         )
-    return layers[index]
+    return find_mlp_end(layers[index], site) if in_mlp(site) else layers[index]
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def hooked(
     handles = []
     try:
         for site, module in modules:
-            if site == EMBED:
+            if site == EMBED or in_mlp(site):
                 hook = _replace_input(site, act)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
@@ -92,7 +94,7 @@ class Rows:
     """What the noise depends on in the rows of the forward passes to come.
 
     Attributes:
-        keys: site → int64 [rows, 2], the rows' noise streams.
+        keys: site → int64 [rows, 2 or more], the rows' noise streams: see `noise_keys`.
         std: site → float64 [rows], standard deviation per coordinate.
         prompt_length: int64 [rows].
         positions: int64 [rows, pos] of the next pass.
@@ -174,7 +176,7 @@ def add_noise(
     Args:
         perturbation: names the scope and the set of positions.
         rows: their streams, positions and standard deviations.
-        site: "embed" or "block.<k>".
+        site: "embed", "block.<k>" or "mlp.<k>".
         hidden: [rows, pos, dim].
 
     Returns:
@@ -188,9 +190,9 @@ def add_noise(
         keys, positions = rows.keys[site].to(device), rows.positions.to(device)
         std = rows.deviations(perturbation, site).to(device)
         counters = perturb.counters(perturbation, positions)
-        if build.serve("draws", hidden):
-            given = (hidden, keys, counters, std)
-            return draws.add_noise(*(tensor.contiguous() for tensor in given))
+        if perturbation.noise_law in draws.LAWS and build.serve("draws", hidden):
+            given = (hidden.contiguous(), keys.contiguous(), counters.contiguous())
+            return draws.add_noise(*given, std.contiguous(), perturbation.noise_law)
         noise = perturb.draw(perturbation, keys, positions, std, hidden.shape[-1])
     return draws.add_drawn(hidden, noise)
 
@@ -216,14 +218,26 @@ def mean_ratio(measured: dict[str, Tensor], row: int) -> dict[str, float]:
 def noise_keys(
     perturbation: Perturbation, pairs: list[tuple[str, int]], device: torch.device
 ) -> dict[str, Tensor]:
-    """Streams for rows given as (problem, sample index): site → int64 [rows, 2]."""
-    return {
-        site: streams.key_words(
+    """Streams for rows given as (problem, sample index): site → int64 [rows, 2].
+
+    Of the law `orthogonal` they are those of the rows' groups, and a third number [rows, 3] is the
+    sample's place in its group.
+    """
+    coordinated = perturbation.noise_law == "orthogonal"
+    purpose, group = ("orthogonal", orthogonal.GROUP) if coordinated else ("noise", 1)
+
+    def words(site: str) -> Tensor:
+        named = "" if perturbation.shared else site
+        keys = streams.key_words(
             (
-                streams.stream_key(perturbation.seed, problem, sample, "noise", site)
+                streams.stream_key(perturbation.seed, problem, sample // group, purpose, named)
                 for problem, sample in pairs
             ),
             device,
         )
-        for site in perturbation.sites
-    }
+        if not coordinated:
+            return keys
+        places = torch.tensor([sample % group for _, sample in pairs], device=device)
+        return torch.cat([keys, places[:, None]], dim=1)
+
+    return {site: words(site) for site in perturbation.sites}

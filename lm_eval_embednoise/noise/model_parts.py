@@ -12,7 +12,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from lm_eval_embednoise.noise.sites import EMBED, site_order
+from lm_eval_embednoise.noise.sites import block_of, written
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -121,6 +121,30 @@ def find_blocks(model: nn.Module, blocks: str | None = None) -> nn.ModuleList:
     )
 
 
+# The last layer of a block's MLP, by the names that architectures use.
+MLP_ENDS = (
+    *("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "mlp.proj"),
+    *("ffn.down_proj", "feed_forward.down_proj"),
+)
+
+
+def find_mlp_end(block: nn.Module, site: str) -> nn.Module:
+    """The last layer of a block's MLP: what enters it are the MLP's activations.
+
+    Raises:
+        ValueError: for a block whose MLP isn't built like that, such as a mixture of experts.
+    """
+    modules = dict(block.named_modules())
+    for name in MLP_ENDS:
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is not None and weight.ndim == 2:
+            return modules[name]
+    raise ValueError(
+        f"depth={written((site,))}: {type(block).__name__} has no MLP that ends in one layer (one "
+        f"of {', '.join(MLP_ENDS)}); use the block's output, depth={block_of(site)}"
+    )
+
+
 def find_embedding(model: nn.Module) -> nn.Module:
     """The module that turns token ids into vectors.
 
@@ -158,8 +182,8 @@ def check_sites(perturbation: Perturbation, config: Any) -> None:
     if not isinstance(blocks, int):
         return
     for site in perturbation.sites:
-        if site != EMBED and site_order(site) >= blocks:
+        if block_of(site) >= blocks:
             raise ValueError(
-                f"depth={site_order(site)} is beyond the last block; the model has {blocks} "
+                f"depth={written((site,))} is beyond the last block; the model has {blocks} "
                 f"blocks, so depth can be embed or 0 to {blocks - 1}"
             )

@@ -10,10 +10,18 @@ import math
 import torch
 from torch import Tensor
 
-from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise import orthogonal, streams
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
 
 PREFIX_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PASSAGE = """
+    lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod tempor incididunt ut
+    labore et dolore magna aliqua enim ad minim veniam quis nostrud exercitation ullamco laboris
+    nisi aliquip ex ea commodo consequat duis aute irure in reprehenderit voluptate velit esse
+    cillum eu fugiat nulla pariatur excepteur sint occaecat cupidatat non proident sunt culpa qui
+    officia deserunt mollit anim id est laborum
+"""
+LOREM = _PASSAGE.split()  # the words of the usual passage, each once
 
 
 def schedule(perturbation: Perturbation, t: Tensor) -> Tensor:
@@ -95,7 +103,7 @@ def site_std(perturbation: Perturbation, site: str, reference: float | None, dim
 
     Args:
         perturbation: gives the site's sigma and its unit.
-        site: "embed" or "block.<k>".
+        site: "embed", "block.<k>" or "mlp.<k>".
         reference: m, the norm the unit refers to; ignored for `absolute`.
         dim: d, the width of the site.
     """
@@ -118,8 +126,9 @@ def draw(
     """ε for rows of a batch.
 
     Args:
-        perturbation: gives the scope.
-        keys: int64 [rows, 2], one stream a row (its site is in the key).
+        perturbation: gives the scope and the law.
+        keys: int64 [rows, 2 or 3], one stream a row (its site is in the key): see
+            `inject.noise_keys`.
         positions: int64 [rows, pos].
         std: float32 [rows, pos], standard deviation per coordinate; 0 outside P.
         dim: width of the site.
@@ -127,25 +136,30 @@ def draw(
     Returns:
         float32 [rows, pos, dim]; exactly 0 at positions outside P.
     """
+    if perturbation.noise_law == "orthogonal":
+        return std[:, :, None] * orthogonal.draw(keys, dim)[:, None]
     where = counters(perturbation, positions)
     if perturbation.scope == "sequence":
         where = where[:, :1]
-    return std[:, :, None] * streams.normal(keys, where, dim)
+    return std[:, :, None] * streams.standard(keys, where, dim, perturbation.noise_law)
 
 
 def random_prefix(perturbation: Perturbation, problem: str, sample: int) -> str:
-    """The random characters of `prefix=random:N` for one sample, and a line break."""
+    """The random characters or words of `prefix` for one sample, and a line break."""
     key = streams.stream_key(perturbation.seed, problem, sample, "prefix")
     u = streams.uniform(streams.key_words([key]), torch.arange(perturbation.prefix_length)[None])
-    letters = (u[0] * len(PREFIX_ALPHABET)).long().tolist()
-    return "".join(PREFIX_ALPHABET[letter] for letter in letters) + "\n"
+    lorem = perturbation.prefix_kind == "lorem"
+    units = LOREM if lorem else PREFIX_ALPHABET
+    drawn = [units[unit] for unit in (u[0] * len(units)).long().tolist()]
+    return (" " if lorem else "").join(drawn) + "\n"
 
 
 def soft_vectors(perturbation: Perturbation, keys: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Random soft prompts: mean + rsp_scale · std · z, the n-th vector from position n of a stream.
 
     Args:
-        perturbation: number of vectors and scale.
+        perturbation: number of vectors, fit and scale; of the fit `exact` a row's z are
+            standardised to mean 0 and standard deviation 1 over all its entries.
         keys: int64 [rows, 2], one stream a row.
         mean: float32 [dim].
         std: float32 [dim].
@@ -154,7 +168,12 @@ def soft_vectors(perturbation: Perturbation, keys: Tensor, mean: Tensor, std: Te
         float32 [rows, N, dim]; the same wherever in the prompt they are put.
     """
     numbers = torch.arange(perturbation.rsp, device=keys.device).expand(len(keys), -1)
-    return mean + perturbation.rsp_scale * std * streams.normal(keys, numbers, len(mean))
+    drawn = streams.normal(keys, numbers, len(mean))
+    if perturbation.rsp_fit == "exact":
+        wide = drawn.double()
+        centred = wide - wide.mean(dim=(1, 2), keepdim=True)
+        drawn = (centred / centred.square().mean(dim=(1, 2), keepdim=True).sqrt()).float()
+    return mean + perturbation.rsp_scale * std * drawn
 
 
 def replace(hidden: Tensor, vectors: Tensor, start: Tensor, positions: Tensor) -> Tensor:

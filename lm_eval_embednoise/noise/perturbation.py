@@ -9,14 +9,22 @@ from typing import Any
 
 from lm_eval_embednoise.checks import choice, integer, number, suggest
 from lm_eval_embednoise.noise.noise_file import with_noise_file
-from lm_eval_embednoise.noise.sites import EMBED, Positions, parse_depth, site_order
+from lm_eval_embednoise.noise.sites import (
+    EMBED,
+    Positions,
+    parse_depth,
+    site_order,
+    written,
+)
 
 SIGMA_UNITS = ("relative", "norm", "absolute")
 SIGMA_REFERENCES = ("site", "table", "prompt", "hidden")
 SCOPES = ("token", "sequence")
+NOISE_LAWS = ("gaussian", "uniform", "orthogonal")
 SCHEDULES = ("constant", "linear", "cosine", "exponential", "step")
-RSP_SLOTS = ("auto", "after-prompt", "before-assistant", "after-bos")
-RSP_FITS = ("isotropic", "per-dimension")
+RSP_SLOTS = ("auto", "after-prompt", "before-assistant", "before-text", "after-bos")
+RSP_FITS = ("isotropic", "per-dimension", "exact")
+PREFIXES = ("random", "lorem")
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,15 @@ class Perturbation:
 
     Attributes:
         sigma: the dose, ≥ 0; 0 attaches nothing to the model.
-        depth: the site or sites: `embed`, a block index, `embed+5`, or a mapping site → sigma.
+        depth: the site or sites: `embed`, a block index, `mlp:3`, a range `3-7`, `embed+5`, a list
+            of these, or a mapping site → sigma.
         sigma_unit: std per coordinate is σ·m/√d (`relative`), σ·m (`norm`) or σ (`absolute`).
         sigma_reference: what m is: `table`, `prompt`, `hidden`, or `site` (table at the embedding,
             hidden at a block).
         scope: a draw for every `token` position, or one shared by the whole `sequence`.
+        noise_law: of each number, `gaussian` or `uniform` of the same variance; or `orthogonal`:
+            the samples of a problem get orthogonal Gaussian vectors (scope `sequence` only).
+        shared: one draw for all sites.
         positions: `prompt`, `all`, `generated`, `first:N`, `last:N`, `generated:N`, or `dummy:N`:
             N dummy tokens appended to the prompt, and they alone perturbed.
         dummy_token: which token that is; see docs/perturbation.md for the default.
@@ -37,20 +49,25 @@ class Perturbation:
         sigma_end: σ at the end of the schedule.
         anneal_tokens: how many generated tokens the schedule takes.
         rsp: number of random soft-prompt vectors, fresh for every sample.
-        rsp_slot: where they go: `after-prompt`, `before-assistant`, `after-bos`, or `auto`:
-            before the assistant's turn of a chat, after any other prompt.
+        rsp_slot: where they go: `after-prompt`, `before-assistant`, `before-text` (of a chat's
+            user), `after-bos`, or `auto`: before the assistant's turn of a chat, after any other
+            prompt.
         rsp_fit: Gaussian with mean and variance of all entries of the embedding table
-            (`isotropic`) or of each dimension (`per-dimension`).
+            (`isotropic`) or of each dimension (`per-dimension`), or the first with every sample's
+            vectors standardised to exactly these (`exact`).
         rsp_scale: factor on the Gaussian's standard deviation.
-        prefix: `random:N` puts N random characters before the prompt, fresh for every sample.
+        prefix: `random:N` puts N random characters before the prompt, `lorem:N` N random words of
+            Lorem Ipsum, fresh for every sample.
         seed: root of all draws.
     """
 
     sigma: float = 0.0
-    depth: str | int | Mapping[str, float] = EMBED
+    depth: str | int | list[str | int] | Mapping[str, float] = EMBED
     sigma_unit: str = "relative"
     sigma_reference: str = "site"
     scope: str = "token"
+    noise_law: str = "gaussian"
+    shared: bool = False
     positions: str = "prompt"
     dummy_token: str | None = None
     schedule: str = "constant"
@@ -64,6 +81,7 @@ class Perturbation:
     seed: int = 0
     sites: Mapping[str, float] = field(init=False, repr=False, compare=False)
     where: Positions = field(init=False, repr=False, compare=False)
+    prefix_kind: str | None = field(init=False, repr=False, compare=False)
     prefix_length: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -72,11 +90,13 @@ class Perturbation:
         choice("sigma_unit", self.sigma_unit, SIGMA_UNITS)
         choice("sigma_reference", self.sigma_reference, SIGMA_REFERENCES)
         choice("scope", self.scope, SCOPES)
+        choice("noise_law", self.noise_law, NOISE_LAWS)
         choice("schedule", self.schedule, SCHEDULES)
         put("where", Positions.parse(self.positions))
         put("positions", str(self.where))
         put("seed", integer("seed", self.seed, least=0))
         put("sites", self._parse_sites())
+        self._check_law()
         self._check_schedule()
         self._check_additions()
 
@@ -98,8 +118,21 @@ class Perturbation:
             ordered = sorted(sites, key=site_order)
             return {site: sites[site] for site in ordered if sites[site] > 0}
         names = parse_depth(self.depth)
-        object.__setattr__(self, "depth", "+".join(n.removeprefix("block.") for n in names))
+        object.__setattr__(self, "depth", written(names))
         return dict.fromkeys(names, self.sigma) if self.sigma > 0 else {}
+
+    def _check_law(self) -> None:
+        if self.noise_law == "orthogonal" and self.scope != "sequence":
+            raise ValueError(
+                f"noise_law='orthogonal' with scope={self.scope!r}: the samples of a problem get "
+                "one vector each, orthogonal to the others'; use scope=sequence"
+            )
+        if not isinstance(self.shared, bool):
+            raise ValueError(f"shared={self.shared!r} must be true or false")
+        if self.shared and len(self.sites) == 1:
+            raise ValueError(
+                f"shared=true is one draw for several sites, and depth={self.depth!r} is one site"
+            )
 
     def _check_schedule(self) -> None:
         extras = {"sigma_end": self.sigma_end, "anneal_tokens": self.anneal_tokens}
@@ -152,16 +185,21 @@ class Perturbation:
             value = getattr(self, field_.name, None)
             if not self.rsp and field_.name.startswith("rsp_") and value != field_.default:
                 raise ValueError(f"{field_.name}={value!r} needs rsp=N (N ≥ 1)")
-        put("prefix_length", self._parse_prefix())
-        put("prefix", f"random:{self.prefix_length}" if self.prefix_length else None)
+        kind, count = self._parse_prefix()
+        put("prefix_kind", kind)
+        put("prefix_length", count)
+        put("prefix", f"{kind}:{count}" if kind else None)
 
-    def _parse_prefix(self) -> int:
+    def _parse_prefix(self) -> tuple[str | None, int]:
         if self.prefix is None or self.prefix == "none":
-            return 0
+            return None, 0
         kind, colon, count = str(self.prefix).partition(":")
-        if kind != "random" or not colon:
-            raise ValueError(f"prefix={self.prefix!r} is not known; allowed: none, random:N")
-        return integer(f"prefix={self.prefix!r}: N", count, least=1)
+        if kind not in PREFIXES or not colon:
+            raise ValueError(
+                f"prefix={self.prefix!r} is not known; {suggest(kind, PREFIXES)}"
+                f"allowed: none, {', '.join(f'{kind}:N' for kind in PREFIXES)}"
+            )
+        return kind, integer(f"prefix={self.prefix!r}: N", count, least=1)
 
     @property
     def active(self) -> bool:
@@ -252,6 +290,8 @@ class Perturbation:
         if self.sites:
             named += ["sigma_unit", "sigma_reference", "scope", "positions"]
             named += ["schedule", "sigma_end", "anneal_tokens"]
+            named += ["noise_law"] if self.noise_law != "gaussian" else []
+            named += ["shared"] if self.shared else []
         elif self.where.dummies:
             named.append("positions")
         if self.where.dummies:
@@ -274,5 +314,5 @@ class Perturbation:
 # What says how noise is added: without a sigma, or a mapping of sites, it would say nothing.
 _OF_THE_NOISE = (
     *("depth", "sigma_unit", "sigma_reference", "scope", "positions"),
-    *("schedule", "sigma_end", "anneal_tokens"),
+    *("schedule", "sigma_end", "anneal_tokens", "noise_law", "shared"),
 )

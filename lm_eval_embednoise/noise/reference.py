@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lm_eval_embednoise.noise import perturb
-from lm_eval_embednoise.noise.inject import hooked
+from lm_eval_embednoise.noise.inject import find_site, hooked
 from lm_eval_embednoise.noise.model_parts import find_embedding, hidden_width
 from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
+from lm_eval_embednoise.noise.sites import in_mlp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,10 +97,17 @@ class References:
         """
         weight: Tensor = find_embedding(model).weight  # type: ignore[assignment]
         self.model, self.perturbation, self.blocks = model, perturbation, blocks
-        self.device, self.width = weight.device, hidden_width(model)
+        self.device = weight.device
         self.token_ids = torch.arange(len(weight)) if token_ids is None else token_ids
         self._table: float | None = None
         self._stds: dict[tuple[int, ...], dict[str, float]] = {}
+
+    def width(self, site: str) -> int:
+        """d, the width of the vectors at a site."""
+        if not in_mlp(site):
+            return hidden_width(self.model)
+        end: Any = find_site(self.model, site, self.blocks)
+        return int(end.nx if isinstance(end, Conv1D) else end.in_features)
 
     @torch.no_grad()
     def norm(self, prompt_ids: Sequence[int], site: str) -> float | None:
@@ -131,7 +140,9 @@ class References:
         prompt = tuple(prompt_ids)
         if prompt not in self._stds:
             self._stds[prompt] = {
-                site: perturb.site_std(self.perturbation, site, self.norm(prompt, site), self.width)
+                site: perturb.site_std(
+                    self.perturbation, site, self.norm(prompt, site), self.width(site)
+                )
                 for site in self.perturbation.sites
             }
         return self._stds[prompt]

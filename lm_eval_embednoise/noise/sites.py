@@ -54,30 +54,57 @@ class Positions:
 
 
 def parse_depth(depth: Any) -> tuple[str, ...]:
-    """Sites named by `depth`: `embed`, a 0-based block index, or several joined by `+`.
+    """Sites named by `depth`: `embed`, `k`, `mlp:k`, a range `k-l` of these, several joined by `+`.
+
+    Args:
+        depth: their names, or a list of them; blocks are counted from 0, and a range has both ends.
 
     Returns:
-        Site names in depth order: `"embed"` and `"block.<k>"`.
+        Site names in depth order: `"embed"`, `"mlp.<k>"` and `"block.<k>"`.
 
     Raises:
         ValueError: naming the value and what is allowed.
     """
     names = []
-    for part in str(depth).split("+"):
-        if part.strip() == EMBED:
+    for part in _parts(depth):
+        if part == EMBED:
             names.append(EMBED)
-        elif re.fullmatch(r"(block\.)?\d+", part.strip()):
-            names.append(f"block.{int(part.strip().removeprefix('block.'))}")
-        else:
+            continue
+        named = re.fullmatch(r"(block\.|mlp[.:])?(\d+)(?:-(\d+))?", part)
+        kind = "mlp" if named and (named[1] or "").startswith("mlp") else "block"
+        blocks = range(int(named[2]), int(named[3] or named[2]) + 1) if named else ()
+        if not blocks:
             raise ValueError(
-                f"depth={depth!r} is not a site; allowed: embed, a block index k ≥ 0, "
-                "several joined by '+', such as embed+5, or a mapping of sites to sigmas"
+                f"depth={depth!r} is not a site; allowed: embed, a block index k ≥ 0, mlp:k, a "
+                "rising range of these such as 3-7 or mlp:3-7, several joined by '+', such as "
+                "embed+5, or a mapping of sites to sigmas"
             )
+        names += [f"{kind}.{block}" for block in blocks]
     if len(set(names)) != len(names):
         raise ValueError(f"depth={depth!r} names a site twice")
     return tuple(sorted(names, key=site_order))
 
 
-def site_order(site: str) -> int:
-    """Depth of a site: -1 for the embedding output, k for the output of block k."""
-    return -1 if site == EMBED else int(site.removeprefix("block."))
+def _parts(depth: Any) -> list[str]:
+    listed = depth if isinstance(depth, (list, tuple)) else str(depth).split("+")
+    return [str(part).strip() for part in listed]
+
+
+def written(sites: tuple[str, ...]) -> str:
+    """Sites as `depth` writes them."""
+    return "+".join(s.removeprefix("block.").replace("mlp.", "mlp:") for s in sites)
+
+
+def block_of(site: str) -> int:
+    """The number of a site's block; -1 for the embedding output."""
+    return -1 if site == EMBED else int(site.partition(".")[2])
+
+
+def in_mlp(site: str) -> bool:
+    """Whether a site is within a block: what enters the last layer of its MLP."""
+    return site.startswith("mlp.")
+
+
+def site_order(site: str) -> tuple[int, bool]:
+    """What sorts sites by depth: the embedding output, then each block's MLP and its output."""
+    return block_of(site), not in_mlp(site)

@@ -64,16 +64,22 @@ def uniform(keys: Tensor, positions: Tensor) -> Tensor:
 
 
 def normal(keys: Tensor, positions: Tensor, dim: int) -> Tensor:
-    """Independent standard normal vectors, one for each row and position.
+    """Independent standard normal vectors: `standard` of the Gaussian law."""
+    return standard(keys, positions, dim, "gaussian")
+
+
+def standard(keys: Tensor, positions: Tensor, dim: int, law: str) -> Tensor:
+    """Vectors of independent numbers of mean 0 and variance 1, one for each row and position.
 
     Args:
         keys: int64 [rows, 2].
         positions: int64 [rows, pos].
         dim: length of a vector.
+        law: `gaussian` or `uniform`.
 
     Returns:
         float32 [rows, pos, dim].
     """
     if build.serve("draws", keys, positions):
-        return draws.normals(keys.contiguous(), positions.contiguous(), dim)
-    return draws.normals_torch(keys, positions, dim)
+        return draws.vectors(keys.contiguous(), positions.contiguous(), dim, law)
+    return draws.vectors_torch(keys, positions, dim, law)

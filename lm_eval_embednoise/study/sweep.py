@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lm_eval_embednoise.study.method import Method
 
-AXES = ("sigma", "rsp_scale", "min_p", "top_p", "temperature")
+_OF_SAMPLING = (
+    *("min_p", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma"),
+    "temperature",
+)
+AXES = ("sigma", "rsp_scale", *_OF_SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Sweep:
         else:
             name = f"{base.name}-x{text}"
         perturbation, gen_kwargs = dict(base.perturbation), dict(base.gen_kwargs)
-        if self.axis in ("temperature", "top_p", "min_p"):
+        if self.axis in _OF_SAMPLING:
             gen_kwargs[self.axis] = dose
         elif isinstance(sites := base.perturbation.get("depth"), Mapping):
             share = dose / max(sites.values())

@@ -64,6 +64,28 @@ def normals(key: int, positions: Sequence[int], dim: int) -> Tensor:
     return torch.from_numpy(ndtri((words.astype(np.float64) + 0.5) * 2.0**-32).astype(np.float32))
 
 
+def uniforms(key: int, positions: Sequence[int], dim: int) -> Tensor:
+    """Vectors uniform on ±√3, of variance 1: float32 [pos, dim]."""
+    where = np.asarray(positions)[:, None]
+    words = philox(key, np.arange(-(-dim // 4))[None], where).reshape(len(positions), -1)[:, :dim]
+    u = (words.astype(np.float64) + 0.5) * 2.0**-32
+    return torch.from_numpy(((2 * u - 1) * math.sqrt(3)).astype(np.float32))
+
+
+def orthogonal(key: int, place: int, dim: int) -> Tensor:
+    """The vector at a place of a group of 64, by Gram and Schmidt's process: float32 [dim]."""
+    start = place - place % dim
+    drawn = normals(key, range(start, place + 1), dim).double().numpy()
+    basis: list[np.ndarray] = []
+    for vector in drawn:
+        rest = vector.copy()
+        for _ in range(2):
+            for other in basis:
+                rest -= (rest @ other) * other
+        basis.append(rest / np.linalg.norm(rest))
+    return torch.from_numpy((basis[-1] * np.linalg.norm(drawn[-1])).astype(np.float32))
+
+
 def uniform(key: int, step: int) -> float:
     """A number in [0, 1) of 53 bits."""
     words = philox(key, np.array(0), np.array(step))
@@ -149,8 +171,25 @@ class Cacheless:
         p = self.perturbation
         if p.sigma_unit == "absolute":
             return dict(p.sites)
-        root = math.sqrt(self.width) if p.sigma_unit == "relative" else 1.0
-        return {site: sigma * self.norm(site, clean) / root for site, sigma in p.sites.items()}
+        return {
+            site: sigma
+            * self.norm(site, clean)
+            / (math.sqrt(self.width_of(site)) if p.sigma_unit == "relative" else 1.0)
+            for site, sigma in p.sites.items()
+        }
+
+    def width_of(self, site: str) -> int:
+        """d at a site."""
+        if not site.startswith("mlp"):
+            return self.width
+        weight = self._mlp_end(site).weight
+        return next(n for n in weight.shape if n != self.width)
+
+    def _mlp_end(self, site: str) -> Any:
+        """The last module of a block's MLP (of the families tested here)."""
+        block: Any = self.blocks[int(site.partition(".")[2])]
+        names = ("down_proj", "c_proj", "dense_4h_to_h")
+        return next(getattr(block.mlp, name) for name in names if hasattr(block.mlp, name))
 
     @torch.no_grad()
     def run(
@@ -179,8 +218,7 @@ class Cacheless:
 
         def add(site: str) -> Callable[[Tensor], Tensor]:
             def act(hidden: Tensor) -> Tensor:
-                key = stream_key(p.seed, job.problem, sample, "noise", site)
-                drawn = normals(key, counters, hidden.shape[-1])
+                drawn = self.drawn(job.problem, sample, site, counters, hidden.shape[-1])
                 noise = drawn * (std[site] * weights.double()).float()[:, None]
                 noise = noise.to(hidden.device)
                 ratios = noise.double().norm(dim=-1) / hidden[0].double().norm(dim=-1)
@@ -212,6 +250,17 @@ class Cacheless:
             logits = self.model(input_ids=ids, use_cache=False).logits
         return Pass(logits[0, length - 1 :].float().cpu(), rho)
 
+    def drawn(
+        self, problem: str, sample: int, site: str, counters: Sequence[int], dim: int
+    ) -> Tensor:
+        """z of a sample at a site: float32 [pos, dim]."""
+        p, named = self.perturbation, "" if self.perturbation.shared else site
+        if p.noise_law == "orthogonal":
+            key = stream_key(p.seed, problem, sample // 64, "orthogonal", named)
+            return orthogonal(key, sample % 64, dim).expand(len(counters), dim)
+        law = uniforms if p.noise_law == "uniform" else normals
+        return law(stream_key(p.seed, problem, sample, "noise", named), counters, dim)
+
     def tokens(
         self, job: Job, sample: int, std: dict[str, float], sampling: Sampling, count: int
     ) -> list[int]:
@@ -220,7 +269,7 @@ class Cacheless:
         ids: list[int] = []
         for step in range(count):
             logits = self.run(job, sample, ids, std).logits[-1]
-            if sampling.greedy:
+            if likeliest_at(sampling, step):
                 ids.append(int(logits.argmax()))
             else:
                 edges = cdf(logits, sampling)
@@ -233,8 +282,10 @@ class Cacheless:
         over = self.table if p.rsp_fit == "per-dimension" else self.table.reshape(-1, 1)
         mean, std = over.mean(dim=0), over.std(dim=0, unbiased=False)
         key = stream_key(p.seed, problem, sample, "rsp", "embed")
-        drawn = normals(key, range(p.rsp), self.table.shape[1])
-        return (mean + p.rsp_scale * std * drawn.double()).float()
+        drawn = normals(key, range(p.rsp), self.table.shape[1]).double()
+        if p.rsp_fit == "exact":
+            drawn = (drawn - drawn.mean()) / drawn.std(unbiased=False)
+        return (mean + p.rsp_scale * std * drawn).float()
 
     @torch.no_grad()
     def clean_nll(self, clean: Sequence[int], ids: Sequence[int], jitter: float = 0.0) -> float:
@@ -247,7 +298,9 @@ class Cacheless:
 
     @contextmanager
     def _at(self, site: str, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """`act` on what enters the first block ("embed"), or leaves block k ("block.k")."""
+        """`act` on what enters the first block ("embed"), leaves block k ("block.k"), or enters
+        the end of its MLP ("mlp.k").
+        """
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
             if args:
@@ -259,6 +312,8 @@ class Cacheless:
 
         if site == "embed":
             handle = self.blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+        elif site.startswith("mlp"):
+            handle = self._mlp_end(site).register_forward_pre_hook(before, with_kwargs=True)
         else:
             handle = self.blocks[int(site.partition(".")[2])].register_forward_hook(behind)
         try:
@@ -273,12 +328,22 @@ def nll_of(logits: Tensor, ids: Sequence[int]) -> float:
     return -float(logprobs.gather(1, torch.tensor(list(ids), dtype=torch.int64)[:, None]).sum())
 
 
+def likeliest_at(sampling: Sampling, step: int) -> bool:
+    """Whether the likeliest token is taken at a step."""
+    n = sampling.temperature_tokens
+    return sampling.temperature == 0 or (n is not None and step >= n)
+
+
 def cdf(logits: Tensor, sampling: Sampling) -> np.ndarray:
     """The distribution function over the vocabulary that a uniform number is looked up in.
 
-    Temperature, top_k, top_p and min_p one after the other, as transformers applies them.
+    Temperature and the knobs one after the other, in the order of docs/perturbation.md.
     """
-    scores = logits.double().numpy() / sampling.temperature
+    scores = logits.double().numpy()
+    if sampling.top_n_sigma > 0:
+        least = scores.max() - sampling.top_n_sigma * scores[np.isfinite(scores)].std()
+        scores = np.where(scores < least, -np.inf, scores)
+    scores = scores / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         least = np.sort(scores)[-sampling.top_k]
         scores = np.where(scores < least, -np.inf, scores)
@@ -291,4 +356,20 @@ def cdf(logits: Tensor, sampling: Sampling) -> np.ndarray:
         p /= p.sum()
     if sampling.min_p > 0:
         p[p < sampling.min_p * p.max()] = 0
+        p /= p.sum()
+    if sampling.typical_p < 1:
+        surprise = -np.log(np.where(p > 0, p, 1e-300))
+        away = np.where(p > 0, np.abs(surprise - np.sum(p * surprise)), np.inf)
+        order = np.argsort(away, kind="stable")
+        enough = int(np.searchsorted(np.cumsum(p[order]), sampling.typical_p, side="left"))
+        p[away > away[order[min(enough, len(p) - 1)]]] = 0
+        p /= p.sum()
+    for cutoff, of_entropy in ((sampling.epsilon_cutoff, False), (sampling.eta_cutoff, True)):
+        if cutoff > 0:
+            entropy = -np.sum(p[p > 0] * np.log(p[p > 0]))
+            least = min(cutoff, math.sqrt(cutoff) * math.exp(-entropy)) if of_entropy else cutoff
+            p[(p < least) & (p < p.max())] = 0
+            p /= p.sum()
+    if sampling.p_less:
+        p[p < min(np.sum(p * p), p.max())] = 0
     return np.cumsum(p) / p.sum()
