@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # What a method is made of: allowed to differ between the two sides of a pair.
-SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
+SAMPLING = (
+    *("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff"),
+    "first_token",
+)
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.+-]+$")
 _RESULTS = re.compile(r"^results_.*\.json$|_\d{4}-\d\d-\d\dT[\d.+-]+\.json$")
 # Settings that only this project's model class records: missing on one side is no difference.

@@ -32,7 +32,15 @@ from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.noise.perturbation import Perturbation
-from tests.support.cacheless import Cacheless, Pass, cdf, nll_of, stream_key, uniform
+from tests.support.cacheless import (
+    Cacheless,
+    Pass,
+    cdf,
+    first_token,
+    nll_of,
+    stream_key,
+    uniform,
+)
 from tests.support.families import VOCABULARY, build
 
 if TYPE_CHECKING:
@@ -154,6 +162,9 @@ def draw(seed: int, number: int, device: str = "cpu") -> Case:
         cut = rng.choice(["none", "none", "top_p", "top_k", "min_p"])
         if cut != "none":
             sampling[cut] = {"top_p": 0.9, "top_k": 5, "min_p": 0.1}[cut]
+    own = random.Random(f"{seed}/{number}/first token")  # leaves the rest of the case as it was
+    if own.random() < 0.2:
+        sampling["first_token"] = f"stratified:{own.choice([1, 3, 20, VOCABULARY])}"
     tokens = range(VOCABULARY)
     ends = rng.sample(tokens, rng.choice([0, 1, 5, 20, 50]))
     pairs = [(rng.choice(tokens), rng.choice(tokens)) for _ in range(rng.choice([0, 0, 400, 2000]))]
@@ -388,6 +399,7 @@ class _Judge:
             return
         same = self.sampling.greedy and not self.perturbation.varies  # the reference as well
         found = (job.prompt_ids, job.problem, tuple(sample.ids), sample.finish_reason, sample.nll)
+        found += (sample.index % (self.sampling.strata or 1),)
         if same and found in self._known:
             return
         self._known.add(found)
@@ -478,6 +490,10 @@ class _Judge:
     ) -> str:
         """ "yes", "near" or "no": whether a token is the reference's choice."""
         tokens = sorted(self.case.ends) if token is None else [token]
+        if self.sampling.first_token and not step:
+            right = logits[first_token(logits, self.sampling.first_token, index)]
+            gap = float((logits[tokens] - right).abs().min())
+            return "yes" if gap == 0 else "near" if gap <= off else "no"
         if self.sampling.greedy:
             gap = float(logits.max() - logits[tokens].max())
             return "yes" if gap == 0 else "near" if gap <= off else "no"

@@ -219,6 +219,11 @@ def test_positions_round_trip() -> None:
         ({"temperature": 1.0, "top_p": 1.5}, ["top_p=1.5", "(0, 1]"]),
         ({"temperature": 1.0, "top_k": -1}, ["top_k", "-1"]),
         ({"top_p": 0.9}, ["top_p=0.9", "do_sample=true"]),
+        ({"first_token": "stratified"}, ["first_token='stratified'", "stratified:N"]),
+        ({"first_token": "stratified:0"}, ["first_token='stratified:0'", "N ≥ 1"]),
+        ({"first_token": "stratified:020"}, ["first_token='stratified:020'", "stratified:20"]),
+        ({"first_token": 20}, ["first_token=20", "stratified:20"]),
+        ({"first_tokens": "stratified:2"}, ["did you mean 'first_token'"]),
         ({"max_gen_toks": 0}, ["max_gen_toks", "0", "≥ 1"]),
         ({"max_new_tokens": 0}, ["max_new_tokens", "0", "≥ 1"]),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,10 @@ METHODS = {
     "noise and nucleus": (
         Perturbation(sigma=0.4, positions="generated", scope="sequence"),
         Sampling(temperature=1.0, top_p=0.9, max_gen_toks=NEW),
+    ),
+    "first tokens in turn": (
+        Perturbation(sigma=0.6),
+        Sampling(temperature=0.8, max_gen_toks=NEW, first_token="stratified:2"),
     ),
 }
 
@@ -194,6 +199,31 @@ def test_truncation_keeps_transformers_support(settings: dict, warper) -> None:
         seen[torch.arange(50), tokens] = True
     assert not (seen & ~kept).any()
     assert (seen.sum() / kept.sum()) > 0.8  # and what is likely enough is reached
+
+
+@pytest.mark.parametrize("warm", [0.0, 1.5])
+def test_first_tokens_are_the_likeliest_in_turn(qwen2, warm: float) -> None:
+    """Against the prompt's own logits; what follows greedily is what follows the longer prompt."""
+    sampling = Sampling(temperature=warm, max_gen_toks=4, first_token="stratified:3")
+    plain = dataclasses.replace(sampling, first_token=None, max_gen_toks=3)
+    job = jobs((0, 2, 3, 7, 8))[1]
+    samples = list(Sampler(qwen2, Perturbation(), sampling).run([job]))
+    with torch.no_grad():
+        ranked = qwen2(torch.tensor([job.prompt_ids])).logits[0, -1].argsort(descending=True)
+    for sample in samples:
+        first = int(ranked[sample.index % 3])
+        assert sample.ids[0] == first
+        longer = Job((*job.prompt_ids, first), job.problem, (sample.index,))
+        if not warm:
+            (rest,) = Sampler(qwen2, Perturbation(), plain).run([longer])
+            assert sample.ids[1:] == rest.ids
+    if not warm:  # samples 0 and 3, and 2 and 8, are one decode each
+        assert sorted(s.index for s in samples if s.seconds == 0) == [3, 8]
+
+
+def test_more_first_tokens_than_the_vocabulary_are_refused(qwen2) -> None:
+    with pytest.raises(ValueError, match=r"first_token=stratified:98: the model has 97 tokens"):
+        Sampler(qwen2, Perturbation(), Sampling(first_token="stratified:98"))
 
 
 def test_choice_follows_the_distribution() -> None:

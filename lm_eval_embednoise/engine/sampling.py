@@ -6,18 +6,23 @@ Nothing is inherited silently, and nothing unknown is accepted.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.noise.perturbation import integer, number, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 GREEDY_KEYS = ("do_sample", "temperature")
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 LEAST_TEMPERATURE = 1e-30  # logits up to 3e8 divided by it are float32 numbers
-SAMPLING_KEYS = (*GREEDY_KEYS, "top_p", "top_k", "min_p", "until", *TOKEN_LIMITS)
+STRATIFIED = "stratified:"
+SAMPLING_KEYS = (
+    *(*GREEDY_KEYS, "top_p", "top_k", "min_p"),
+    *("first_token", "until", *TOKEN_LIMITS),
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Sampling:
         top_p: keep the smallest set of tokens with this probability; 1 keeps all.
         top_k: keep the k most likely tokens; 0 keeps all (transformers would default to 50).
         min_p: keep tokens with at least this share of the most likely one's probability.
+        first_token: `stratified:N` gives sample i the ((i mod N) + 1)-th likeliest first token
+            (arXiv 2605.28295), whatever temperature and truncation say; the tokens after it are
+            chosen as ever. None: the first token as well.
         max_gen_toks: most tokens to generate.
         until: stop strings.
     """
@@ -37,6 +45,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    first_token: str | None = None
     max_gen_toks: int = 256
     until: tuple[str, ...] = ()
 
@@ -45,6 +54,13 @@ class Sampling:
             raise ValueError(
                 f"temperature={self.temperature!r} is not allowed; it must be 0 (greedy) or from "
                 f"{LEAST_TEMPERATURE:g} on: below, logits divided by it overflow in float32"
+            )
+        if self.first_token is not None and not re.fullmatch(
+            STRATIFIED + "[1-9][0-9]{0,8}", str(self.first_token)
+        ):
+            raise ValueError(
+                f"gen_kwargs: first_token={self.first_token!r} is not allowed; it must be "
+                f"{STRATIFIED}N with N ≥ 1, such as {STRATIFIED}20"
             )
 
     @property
@@ -56,6 +72,18 @@ class Sampling:
     def truncates(self) -> bool:
         """Whether unlikely tokens are left out."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+    @property
+    def strata(self) -> int:
+        """How many first tokens the samples of a problem take in turn; 0 without strata."""
+        return int((self.first_token or "0").removeprefix(STRATIFIED))
+
+    def alike(self, samples: Sequence[int]) -> list[tuple[int, ...]]:
+        """Samples of a problem that differ by random numbers only: those of one first token."""
+        groups: dict[int, list[int]] = {}
+        for sample in samples:
+            groups.setdefault(sample % max(1, self.strata), []).append(sample)
+        return [tuple(group) for group in groups.values()]
 
     @classmethod
     def from_gen_kwargs(cls, gen_kwargs: Mapping[str, Any], default_tokens: int = 256) -> Sampling:
@@ -107,6 +135,7 @@ class Sampling:
             top_p=top_p,
             top_k=top_k,
             min_p=min_p,
+            first_token=given.get("first_token"),
             max_gen_toks=_token_limit(given, default_tokens),
             until=tuple(text for text in until if text),
         )

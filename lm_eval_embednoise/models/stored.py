@@ -81,7 +81,7 @@ class Loaded(Protocol):
 
 def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
     """Whether all samples of a prompt are the same: then no draw is part of a key."""
-    return sampling.greedy and not perturbation.varies
+    return sampling.greedy and not perturbation.varies and not sampling.strata
 
 
 def model_identity(lm: Loaded) -> dict[str, Any]:
@@ -149,7 +149,10 @@ def settings_of(lm: Loaded, sampling: Sampling) -> dict[str, Any]:
     return {
         **identity(lm),
         "perturbation": perturbation,
-        "sampling": {"temperature": 0.0} if sampling.greedy else drawn,
+        "sampling": {
+            **({"temperature": 0.0} if sampling.greedy else drawn),
+            **({"first_token": sampling.first_token} if sampling.first_token else {}),
+        },
         "until": sorted(set(sampling.until)),
         "max_gen_toks": sampling.max_gen_toks,
         "max_length": lm.max_length,

@@ -20,7 +20,7 @@ def describe(settings: dict[str, Any]) -> str:
     sites = settings["perturbation"].get("sites") or {}
     noise = ", ".join(f"σ = {sigma:g} at {site}" for site, sigma in sites.items()) or "no noise"
     sampling = settings["sampling"]
-    drawn = ", ".join(f"{key} {value:g}" for key, value in sampling.items() if value not in (0, 1))
+    drawn = ", ".join(f"{key} {value}" for key, value in sampling.items() if value not in (0, 1))
     where = settings["perturbation"].get("positions") if sites else None
     parts = (f"model {name}", noise, where, drawn or "greedy", f"seed {settings['seed'] or 0}")
     return "; ".join(part for part in parts if part)

@@ -220,7 +220,9 @@ class Cacheless:
         ids: list[int] = []
         for step in range(count):
             logits = self.run(job, sample, ids, std).logits[-1]
-            if sampling.greedy:
+            if sampling.first_token and not step:
+                ids.append(first_token(logits, sampling.first_token, sample))
+            elif sampling.greedy:
                 ids.append(int(logits.argmax()))
             else:
                 edges = cdf(logits, sampling)
@@ -271,6 +273,13 @@ def nll_of(logits: Tensor, ids: Sequence[int]) -> float:
     """Summed negative log-likelihood of ids in nats; logits [tokens, vocab] stand before each."""
     logprobs = logits[: len(ids)].double().log_softmax(dim=-1)
     return -float(logprobs.gather(1, torch.tensor(list(ids), dtype=torch.int64)[:, None]).sum())
+
+
+def first_token(logits: Tensor, strata: str, sample: int) -> int:
+    """Sample i's: the ((i mod N) + 1)-th likeliest, the lower id first where two are as likely."""
+    rank = sample % int(strata.partition(":")[2])
+    scores = logits.double().tolist()
+    return sorted(range(len(scores)), key=lambda token: (-scores[token], token))[rank]
 
 
 def cdf(logits: Tensor, sampling: Sampling) -> np.ndarray:
