@@ -216,6 +216,9 @@ def _perturbation(rng: random.Random) -> dict[str, Any]:
         given["rsp_fit"] = rng.choice(["isotropic", "per-dimension"])
     if rng.random() < 0.1:
         given["prefix"] = "random:4"
+    own = random.Random(f"draws {given}")  # leaves the rest of the case as it was
+    if own.random() < 0.15 and Perturbation(**given).varies:
+        given["draws"] = own.choice([1, 2])
     return given
 
 

@@ -65,6 +65,8 @@ from lm_eval_embednoise.noise.perturbation import Perturbation, Positions, parse
         ({"rsp": 4, "rsp_scale": -1}, ["rsp_scale=-1", "≥ 0"]),
         ({"rsp_slot": "after-bos"}, ["rsp_slot='after-bos'", "needs rsp=N"]),
         ({"rsp_scale": 2}, ["rsp_scale=2", "needs rsp=N"]),
+        ({"draws": 1}, ["draws=1", "nothing is drawn without sigma, rsp or prefix"]),
+        ({"sigma": 0.1, "draws": -1}, ["draws=-1", "≥ 0"]),
         ({"prefix": "seed:5"}, ["prefix='seed:5'", "random:N"]),
         ({"prefix": "random"}, ["prefix='random'", "random:N"]),
         ({"prefix": "random:0"}, ["random:0", "≥ 1"]),

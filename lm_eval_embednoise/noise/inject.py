@@ -220,7 +220,9 @@ def noise_keys(
     return {
         site: streams.key_words(
             (
-                streams.stream_key(perturbation.seed, problem, sample, "noise", site)
+                streams.stream_key(
+                    perturbation.seed, problem, perturbation.draw_of(sample), "noise", site
+                )
                 for problem, sample in pairs
             ),
             device,

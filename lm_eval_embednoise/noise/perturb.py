@@ -135,6 +135,7 @@ def draw(
 
 def random_prefix(perturbation: Perturbation, problem: str, sample: int) -> str:
     """The random characters of `prefix=random:N` for one sample, and a line break."""
+    sample = perturbation.draw_of(sample)
     key = streams.stream_key(perturbation.seed, problem, sample, "prefix")
     u = streams.uniform(streams.key_words([key]), torch.arange(perturbation.prefix_length)[None])
     letters = (u[0] * len(PREFIX_ALPHABET)).long().tolist()

@@ -43,6 +43,8 @@ class Perturbation:
             (`isotropic`) or of each dimension (`per-dimension`).
         rsp_scale: factor on the Gaussian's standard deviation.
         prefix: `random:N` puts N random characters before the prompt, fresh for every sample.
+        draws: so many draws of noise, soft prompt or prefix serve the samples of a problem in
+            turn, sample i takes that of sample i mod N; 0: each its own. 1 is one fixed draw.
         seed: root of all draws.
     """
 
@@ -61,6 +63,7 @@ class Perturbation:
     rsp_fit: str = "isotropic"
     rsp_scale: float = 1.0
     prefix: str | None = None
+    draws: int = 0
     seed: int = 0
     sites: Mapping[str, float] = field(init=False, repr=False, compare=False)
     where: Positions = field(init=False, repr=False, compare=False)
@@ -154,6 +157,11 @@ class Perturbation:
                 raise ValueError(f"{field_.name}={value!r} needs rsp=N (N ≥ 1)")
         put("prefix_length", self._parse_prefix())
         put("prefix", f"random:{self.prefix_length}" if self.prefix_length else None)
+        put("draws", integer("draws", self.draws, least=0))
+        if self.draws and not self.varies:
+            raise ValueError(
+                f"draws={self.draws} has no effect: nothing is drawn without sigma, rsp or prefix"
+            )
 
     def _parse_prefix(self) -> int:
         if self.prefix is None or self.prefix == "none":
@@ -177,6 +185,10 @@ class Perturbation:
     def varies(self) -> bool:
         """Whether it differs between the samples of a problem (dummies at σ = 0 don't)."""
         return self.active or self.prefix_length > 0
+
+    def draw_of(self, sample: int) -> int:
+        """The sample whose draws a sample takes: itself, or one of the first `draws`."""
+        return sample % self.draws if self.draws else sample
 
     @property
     def perturbs_prompt(self) -> bool:
@@ -260,6 +272,8 @@ class Perturbation:
             named += ["rsp", "rsp_slot", "rsp_fit", "rsp_scale"]
         if self.prefix:
             named.append("prefix")
+        if self.draws:
+            named.append("draws")
         return {**{name: getattr(self, name) for name in named}, "sites": dict(self.sites)}
 
     def signature(self) -> str:

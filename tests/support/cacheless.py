@@ -179,7 +179,7 @@ class Cacheless:
 
         def add(site: str) -> Callable[[Tensor], Tensor]:
             def act(hidden: Tensor) -> Tensor:
-                key = stream_key(p.seed, job.problem, sample, "noise", site)
+                key = stream_key(p.seed, job.problem, own_draw(p, sample), "noise", site)
                 drawn = normals(key, counters, hidden.shape[-1])
                 noise = drawn * (std[site] * weights.double()).float()[:, None]
                 noise = noise.to(hidden.device)
@@ -234,7 +234,7 @@ class Cacheless:
         p = self.perturbation
         over = self.table if p.rsp_fit == "per-dimension" else self.table.reshape(-1, 1)
         mean, std = over.mean(dim=0), over.std(dim=0, unbiased=False)
-        key = stream_key(p.seed, problem, sample, "rsp", "embed")
+        key = stream_key(p.seed, problem, own_draw(p, sample), "rsp", "embed")
         drawn = normals(key, range(p.rsp), self.table.shape[1])
         return (mean + p.rsp_scale * std * drawn.double()).float()
 
@@ -267,6 +267,11 @@ class Cacheless:
             yield
         finally:
             handle.remove()
+
+
+def own_draw(p: Perturbation, sample: int) -> int:
+    """The sample whose draws of noise and soft prompt a sample takes."""
+    return sample - sample // p.draws * p.draws if p.draws else sample
 
 
 def nll_of(logits: Tensor, ids: Sequence[int]) -> float:
