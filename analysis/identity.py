@@ -30,7 +30,8 @@ def method_of(run: Run) -> dict[str, Any]:
     """A run's method without its seed, as a flat mapping without settings that change nothing."""
     noise = {k: v for k, v in run.perturbation.items() if k != "seed" and v not in (None, 0, {})}
     drawn = run.sampling.get("do_sample", bool(run.sampling.get("temperature")))
-    sampling = {"temperature": 1.0, **run.sampling} if drawn else {}
+    first = {k: v for k, v in run.sampling.items() if k == "first_token"}  # greedy or not
+    sampling = {"temperature": 1.0, **run.sampling} if drawn else first
     sampling = {k: v for k, v in sampling.items() if k != "do_sample" and v != PLAIN.get(k)}
     if run.engine != OURS and drawn:
         sampling.setdefault("top_k", run.sampling.get("top_k", f"as {run.engine} has it"))

@@ -28,18 +28,19 @@ def label_of(perturbation: Mapping[str, Any], sampling: Mapping[str, Any]) -> st
     """
     noise = _noise(perturbation)
     drawn = sampling.get("do_sample", bool(sampling.get("temperature")))
+    first = str(sampling.get("first_token") or "").replace(":", "-")
     if not drawn:
-        return noise or "greedy"
+        return "+".join(part for part in (noise, first) if part) or "greedy"
     temperature = float(sampling.get("temperature", 1.0))
     top_p = sampling.get("top_p")
     label = f"temp-{temperature:g}"
     if top_p not in (None, 1.0):
         label = f"nucleus-{top_p:g}" if temperature == 1.0 else f"{label}-nucleus-{top_p:g}"
     for key in sorted(sampling):
-        known = key in ("do_sample", "temperature", "top_p")
+        known = key in ("do_sample", "temperature", "top_p", "first_token")
         if not known and sampling[key] not in (None, PLAIN.get(key)):
             label += f"-{key}" if sampling[key] is True else f"-{key}-{sampling[key]}"
-    return f"{noise}+{label}" if noise else label
+    return "+".join(part for part in (noise, label, first) if part)
 
 
 def _noise(perturbation: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # What a method is made of: allowed to differ between the two sides of a pair.
 SAMPLING = (
     *("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff"),
-    *("eta_cutoff", "top_n_sigma", "p_less", "temperature_tokens"),
+    *("eta_cutoff", "top_n_sigma", "p_less", "temperature_tokens", "first_token"),
 )
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.+-]+$")
 _RESULTS = re.compile(r"^results_.*\.json$|_\d{4}-\d\d-\d\dT[\d.+-]+\.json$")

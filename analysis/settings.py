@@ -76,7 +76,8 @@ def _dose(row: Row, candidate: str | None) -> str:
 
 def _sampling(sampling: Mapping[str, Any]) -> str:
     if not sampling.get("do_sample", bool(sampling.get("temperature"))):
-        return "greedy"
+        first = sampling.get("first_token")
+        return f"greedy, first_token {first}" if first else "greedy"
     return _listed({k: v for k, v in sampling.items() if k != "do_sample" and v != PLAIN.get(k)})
 
 

@@ -36,6 +36,7 @@ from tests.support.cacheless import (
     Cacheless,
     Pass,
     cdf,
+    first_token,
     likeliest_at,
     nll_of,
     stream_key,
@@ -164,6 +165,9 @@ def draw(seed: int, number: int, device: str = "cpu") -> Case:
         if cut != "none":
             sampling[cut] = {"top_p": 0.9, "top_k": 5, "min_p": 0.1}[cut]
         sampling |= _newer_knobs(random.Random(f"{seed}/{number}/knobs"), cut)
+    own = random.Random(f"{seed}/{number}/first token")  # leaves the rest of the case as it was
+    if own.random() < 0.2:
+        sampling["first_token"] = f"stratified:{own.choice([1, 3, 20, VOCABULARY])}"
     tokens = range(VOCABULARY)
     ends = rng.sample(tokens, rng.choice([0, 1, 5, 20, 50]))
     pairs = [(rng.choice(tokens), rng.choice(tokens)) for _ in range(rng.choice([0, 0, 400, 2000]))]
@@ -246,6 +250,9 @@ def _perturbation(rng: random.Random) -> dict[str, Any]:
         given["rsp_fit"] = rng.choice(["isotropic", "per-dimension"])
     if rng.random() < 0.1:
         given["prefix"] = "random:4"
+    own = random.Random(f"draws {given}")  # leaves the rest of the case as it was
+    if own.random() < 0.15 and Perturbation(**given).varies:
+        given["draws"] = own.choice([1, 2])
     return given
 
 
@@ -429,6 +436,7 @@ class _Judge:
             return
         same = self.sampling.greedy and not self.perturbation.varies  # the reference as well
         found = (job.prompt_ids, job.problem, tuple(sample.ids), sample.finish_reason, sample.nll)
+        found += (sample.index % (self.sampling.strata or 1),)
         if same and found in self._known:
             return
         self._known.add(found)
@@ -519,6 +527,10 @@ class _Judge:
     ) -> str:
         """ "yes", "near" or "no": whether a token is the reference's choice."""
         tokens = sorted(self.case.ends) if token is None else [token]
+        if self.sampling.first_token and not step:
+            right = logits[first_token(logits, self.sampling.first_token, index)]
+            gap = float((logits[tokens] - right).abs().min())
+            return "yes" if gap == 0 else "near" if gap <= off else "no"
         if likeliest_at(self.sampling, step):
             gap = float(logits.max() - logits[tokens].max())
             return "yes" if gap == 0 else "near" if gap <= off else "no"

@@ -111,6 +111,8 @@ def test_one_label_on_three_noises_is_refused_by_what_differs(tmp_path: Path, ca
         ({"do_sample": True, "temperature": 0.8, "top_k": 50}, "temp-0.8-top_k-50"),
         ({"temperature": 0.8, "min_p": 0.1}, "temp-0.8-min_p-0.1"),
         ({"do_sample": True, "top_p": 0.95}, "nucleus-0.95"),
+        ({"do_sample": False, "first_token": "stratified:20"}, "stratified-20"),
+        ({"temperature": 0.8, "first_token": "stratified:20"}, "temp-0.8+stratified-20"),
     ],
 )
 def test_a_label_tells_the_whole_sampling(sampling: dict[str, Any], label: str) -> None:

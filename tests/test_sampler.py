@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,10 @@ METHODS = {
     "noise and nucleus": (
         Perturbation(sigma=0.4, positions="generated", scope="sequence"),
         Sampling(temperature=1.0, top_p=0.9, max_gen_toks=NEW),
+    ),
+    "first tokens in turn": (
+        Perturbation(sigma=0.6),
+        Sampling(temperature=0.8, max_gen_toks=NEW, first_token="stratified:2"),
     ),
 }
 
@@ -176,6 +181,31 @@ def test_a_prompt_without_room_fails_alone(qwen2: PreTrainedModel) -> None:
     assert len(by_job[2].ids) == 5  # the limit is the room that is left
 
 
+@pytest.mark.parametrize("warm", [0.0, 1.5])
+def test_first_tokens_are_the_likeliest_in_turn(qwen2, warm: float) -> None:
+    """Against the prompt's own logits; what follows greedily is what follows the longer prompt."""
+    sampling = Sampling(temperature=warm, max_gen_toks=4, first_token="stratified:3")
+    plain = dataclasses.replace(sampling, first_token=None, max_gen_toks=3)
+    job = jobs((0, 2, 3, 7, 8))[1]
+    samples = list(Sampler(qwen2, Perturbation(), sampling).run([job]))
+    with torch.no_grad():
+        ranked = qwen2(torch.tensor([job.prompt_ids])).logits[0, -1].argsort(descending=True)
+    for sample in samples:
+        first = int(ranked[sample.index % 3])
+        assert sample.ids[0] == first
+        longer = Job((*job.prompt_ids, first), job.problem, (sample.index,))
+        if not warm:
+            (rest,) = Sampler(qwen2, Perturbation(), plain).run([longer])
+            assert sample.ids[1:] == rest.ids
+    if not warm:  # samples 0 and 3, and 2 and 8, are one decode each
+        assert sorted(s.index for s in samples if s.seconds == 0) == [3, 8]
+
+
+def test_more_first_tokens_than_the_vocabulary_are_refused(qwen2) -> None:
+    with pytest.raises(ValueError, match=r"first_token=stratified:98: the model has 97 tokens"):
+        Sampler(qwen2, Perturbation(), Sampling(first_token="stratified:98"))
+
+
 def test_choice_follows_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
     u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
@@ -310,19 +340,16 @@ def test_exact_samples_are_equal_bit_for_bit_in_any_company(
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_goes_with_its_last_user(family: str, method: str) -> None:
     """Keys and values in a reference circle would wait for the collector, gigabytes of them."""
-
-    def tensors() -> set[int]:
-        return {id(found) for found in gc.get_objects() if issubclass(type(found), torch.Tensor)}
-
     model = tiny(family)
     first = run(model, method, 4, jobs())  # what a model keeps, it keeps from here on
     gc.collect()
     gc.disable()
+    gc.freeze()  # only what comes from here on is listed
     try:
-        before = tensors()
         assert run(model, method, 4, jobs()).keys() == first.keys()
-        assert not tensors() - before
+        assert not [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
     finally:
+        gc.unfreeze()
         gc.enable()
 
 

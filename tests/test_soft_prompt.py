@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,23 @@ def test_sampler_equals_the_slow_reference(
             assert sample.nll == pytest.approx(nll, rel=1e-5)
         changed += got[0].ids != clean
     assert changed > number / 2
+
+
+@pytest.mark.parametrize("added", [{"rsp": 3}, {"sigma": 0.8, "depth": "embed+1"}])
+def test_draws_serve_the_samples_in_turn(qwen2: PreTrainedModel, added: dict[str, Any]) -> None:
+    """Greedy samples of one draw are equal; drawn ones differ by the tokens' own numbers."""
+    job = job_of(Perturbation(**added), (0, 1, 2, 3))
+
+    def ids(draws: int, sampling: Sampling) -> dict[int, list[int]]:
+        p = Perturbation(**added, draws=draws)
+        return {s.index: s.ids for s in Sampler(qwen2, p, sampling).run([job])}
+
+    fresh, two, fixed = (ids(n, GREEDY) for n in (0, 2, 1))
+    assert fresh[0] != fresh[1] and fresh[2] != fresh[0]
+    assert two == {0: fresh[0], 1: fresh[1], 2: fresh[0], 3: fresh[1]}
+    assert fixed == dict.fromkeys(range(4), fresh[0])
+    warm, fixed = ids(0, WARM), ids(1, WARM)
+    assert warm[0] == fixed[0] and len(set(map(tuple, fixed.values()))) > 1
 
 
 def test_vectors_are_the_slow_ones(qwen2: PreTrainedModel) -> None:

@@ -106,6 +106,19 @@ def test_a_truncated_prompt_has_a_key_of_its_own(
     assert written(tmp_path) == 2
 
 
+def test_samples_by_first_token_are_no_copies_and_have_keys_of_their_own(
+    lm: HFEmbedNoise,
+) -> None:
+    greedy, turns = Sampling(), Sampling(first_token="stratified:20")
+    assert stored.deterministic(Perturbation(), greedy)
+    assert not stored.deterministic(Perturbation(), turns)
+    assert stored.settings_of(lm, greedy)["sampling"] == {"temperature": 0.0}
+    assert stored.settings_of(lm, turns)["sampling"] == {
+        "temperature": 0.0,
+        "first_token": "stratified:20",
+    }
+
+
 def test_a_soft_prompts_place_is_in_the_key() -> None:
     job = stored.Job((1, 0, 0, 2), "p", (0,), (1, 2), 1)
     moved = dataclasses.replace(job, soft_start=0)

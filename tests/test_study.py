@@ -411,7 +411,9 @@ def test_packaged_methods_are_run_files_and_what_their_name_says(path):
     method = Method.load(path.stem)
     perturbation = Perturbation.from_args(method.perturbation)
     sampling = Sampling.from_gen_kwargs(method.gen_kwargs)
-    assert perturbation.plain == path.stem.startswith(("greedy", "temp-", "nucleus-", "min-p-"))
+    assert perturbation.plain == path.stem.startswith(
+        ("greedy", "temp-", "nucleus-", "min-p-", "stratified-")
+    )
     assert sampling.greedy != any(word in path.stem for word in ("temp-", "nucleus-", "min-p-"))
     family, _, dose = path.stem.partition("-")
     if family in ("embednoise", "literal") and not dose.startswith("layers"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_embednoise.engine import attention
-from lm_eval_embednoise.engine.choose import NO_TOKEN, choose, token_nll
+from lm_eval_embednoise.engine.choose import NO_TOKEN, choose, stratified, token_nll
 from lm_eval_embednoise.engine.graphs import StepGraphs
 from lm_eval_embednoise.engine.prefill import Prepared, prefill_clean, prefill_noisy
 from lm_eval_embednoise.engine.slots import SlotCache, decode_mask, seen
@@ -369,7 +369,13 @@ class Batch:
                 step, uniform = step[slots], state["uniform"][slots]
             step = step.clamp_max(uniform.shape[1] - 1)
             uniforms = uniform.gather(1, step[:, None])[:, 0]
-        choices = choose(logits, self.sampling, uniforms, step)
+        strata = self.sampling.strata
+        if strata and slots is not None:  # only rows that join have their first token to come
+            rows = [row.index for slot in present if (row := self.rows[slot]) is not None]
+            samples = torch.tensor(rows, device=logits.device)
+            choices = stratified(logits, samples, strata)
+        else:
+            choices = choose(logits, self.sampling, uniforms, step)
         tokens = choices.clamp_min(0)  # a row without a token ends, but may run along once more
         nlls: list[float] | None = None
         if self.score and runner.perturbation.plain:

@@ -61,6 +61,22 @@ def _drawn(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     return choice.drawn(probabilities(logits, sampling), uniforms)
 
 
+def stratified(logits: Tensor, samples: Tensor, strata: int) -> Tensor:
+    """The first token of each row, by its rank: `Sampling.first_token`.
+
+    Args:
+        logits: float32 [rows, vocab].
+        samples: int64 [rows], the rows' sample indices.
+        strata: N; sample i takes the ((i mod N) + 1)-th likeliest token, of equal ones the first.
+
+    Returns:
+        int64 [rows]; NO_TOKEN as in `choose`.
+    """
+    order = logits.sort(dim=-1, descending=True, stable=True)
+    tokens = order.indices.gather(1, (samples % strata)[:, None])[:, 0]
+    return tokens.masked_fill(~order.values[:, 0].isfinite(), NO_TOKEN)
+
+
 def token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
     """See `choice.token_nll`."""
     if build.serve("step", logits):

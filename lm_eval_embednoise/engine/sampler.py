@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -90,6 +90,12 @@ class Sampler:
             model, perturbation, max_length=max_length, token_ids=token_ids, exact=exact,
             compiled=compiled, blocks=blocks, decoder=decoder,
         )  # fmt: skip
+        config: Any = model.config
+        if sampling.strata > (tokens := config.get_text_config().vocab_size):
+            raise ValueError(
+                f"first_token={sampling.first_token}: the model has {tokens} tokens, and N must "
+                "not be above that"
+            )
         self.perturbation, self.sampling, self.stop = perturbation, sampling, stop or Stop()
         self.batch_size, self.most_rows = batch_size, most_rows or MOST_ROWS
         self.perplexity, self.exact = perplexity, exact
@@ -165,8 +171,8 @@ class Sampler:
                 continue
             limit = min(self.sampling.max_gen_toks, room)
             same = self.sampling.greedy and not self.perturbation.varies
-            groups = [job.samples] if same else [(index,) for index in job.samples]
-            waiting.extend(Row(number, group[0], group, limit) for group in groups if group)
+            groups = self.sampling.alike(job.samples) if same else [(i,) for i in job.samples]
+            waiting.extend(Row(number, group[0], group, limit) for group in groups)
         while waiting:
             together = waiting
             if self.exact:  # a job's shapes must not depend on the other jobs

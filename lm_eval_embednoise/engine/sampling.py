@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.noise.perturbation import integer, number, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 GREEDY_KEYS = ("do_sample", "temperature")
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -24,7 +25,8 @@ TRUNCATION: dict[str, float] = {
     "eta_cutoff": 0.0, "top_n_sigma": 0.0, "p_less": False,
 }  # fmt: skip
 _DRAWN = (*TRUNCATION, "temperature_tokens")  # without effect on greedy decoding
-SAMPLING_KEYS = (*GREEDY_KEYS, *_DRAWN, "until", *TOKEN_LIMITS)
+SAMPLING_KEYS = (*GREEDY_KEYS, *_DRAWN, "first_token", "until", *TOKEN_LIMITS)
+STRATIFIED = "stratified:"
 _ALWAYS_NAMED = ("temperature", "top_p", "top_k", "min_p")  # by stores, since their first version
 
 
@@ -44,6 +46,9 @@ class Sampling:
             0 keeps all.
         p_less: keep tokens of at least the sum of the squared probabilities (arXiv 2509.23234).
         temperature_tokens: draw so many tokens, take the likeliest from then on; None draws all.
+        first_token: `stratified:N` gives sample i the ((i mod N) + 1)-th likeliest first token
+            (arXiv 2605.28295), whatever temperature and truncation say; the tokens after it are
+            chosen as ever. None: the first token as well.
         max_gen_toks: most tokens to generate.
         until: stop strings.
     """
@@ -58,6 +63,7 @@ class Sampling:
     top_n_sigma: float = 0.0
     p_less: bool = False
     temperature_tokens: int | None = None
+    first_token: str | None = None
     max_gen_toks: int = 256
     until: tuple[str, ...] = ()
 
@@ -73,6 +79,13 @@ class Sampling:
             raise ValueError(
                 f"p_less=true with {named}: p-less sampling sets its threshold from the whole "
                 "distribution, so nothing else may leave out tokens; keep one of them"
+            )
+        if self.first_token is not None and not re.fullmatch(
+            STRATIFIED + "[1-9][0-9]{0,8}", str(self.first_token)
+        ):
+            raise ValueError(
+                f"gen_kwargs: first_token={self.first_token!r} is not allowed; it must be "
+                f"{STRATIFIED}N with N ≥ 1, such as {STRATIFIED}20"
             )
 
     @property
@@ -92,12 +105,24 @@ class Sampling:
 
     def canonical(self) -> dict[str, Any]:
         """All that determines which token is chosen: one form for every way to say greedy."""
-        if self.greedy:
-            return {"temperature": 0.0}
-        named = [*_ALWAYS_NAMED, *(name for name in self.cuts if name not in _ALWAYS_NAMED)]
-        if self.temperature_tokens is not None:
-            named.append("temperature_tokens")
+        named = ["temperature"]
+        if not self.greedy:
+            named = [*_ALWAYS_NAMED, *(name for name in self.cuts if name not in _ALWAYS_NAMED)]
+        others = ("temperature_tokens", "first_token")
+        named += [name for name in others if getattr(self, name) is not None]
         return {name: getattr(self, name) for name in named}
+
+    @property
+    def strata(self) -> int:
+        """How many first tokens the samples of a problem take in turn; 0 without strata."""
+        return int((self.first_token or "0").removeprefix(STRATIFIED))
+
+    def alike(self, samples: Sequence[int]) -> list[tuple[int, ...]]:
+        """Samples of a problem that differ by random numbers only: those of one first token."""
+        groups: dict[int, list[int]] = {}
+        for sample in samples:
+            groups.setdefault(sample % max(1, self.strata), []).append(sample)
+        return [tuple(group) for group in groups.values()]
 
     @classmethod
     def from_gen_kwargs(cls, gen_kwargs: Mapping[str, Any], default_tokens: int = 256) -> Sampling:
@@ -137,6 +162,7 @@ class Sampling:
         return cls(
             temperature=temperature,
             **drawn,
+            first_token=given.get("first_token"),
             max_gen_toks=_token_limit(given, default_tokens),
             until=tuple(text for text in until if text),
         )

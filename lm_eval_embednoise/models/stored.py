@@ -81,7 +81,7 @@ class Loaded(Protocol):
 
 def deterministic(perturbation: Perturbation, sampling: Sampling) -> bool:
     """Whether all samples of a prompt are the same: then no draw is part of a key."""
-    return sampling.greedy and not perturbation.varies
+    return sampling.greedy and not perturbation.varies and not sampling.strata
 
 
 def model_identity(lm: Loaded) -> dict[str, Any]:

@@ -226,18 +226,20 @@ def noise_keys(
     coordinated = perturbation.noise_law == "orthogonal"
     purpose, group = ("orthogonal", orthogonal.GROUP) if coordinated else ("noise", 1)
 
+    draws = [(problem, perturbation.draw_of(sample)) for problem, sample in pairs]
+
     def words(site: str) -> Tensor:
         named = "" if perturbation.shared else site
         keys = streams.key_words(
             (
-                streams.stream_key(perturbation.seed, problem, sample // group, purpose, named)
-                for problem, sample in pairs
+                streams.stream_key(perturbation.seed, problem, draw // group, purpose, named)
+                for problem, draw in draws
             ),
             device,
         )
         if not coordinated:
             return keys
-        places = torch.tensor([sample % group for _, sample in pairs], device=device)
+        places = torch.tensor([draw % group for _, draw in draws], device=device)
         return torch.cat([keys, places[:, None]], dim=1)
 
     return {site: words(site) for site in perturbation.sites}

@@ -146,6 +146,7 @@ def draw(
 
 def random_prefix(perturbation: Perturbation, problem: str, sample: int) -> str:
     """The random characters or words of `prefix` for one sample, and a line break."""
+    sample = perturbation.draw_of(sample)
     key = streams.stream_key(perturbation.seed, problem, sample, "prefix")
     u = streams.uniform(streams.key_words([key]), torch.arange(perturbation.prefix_length)[None])
     lorem = perturbation.prefix_kind == "lorem"

@@ -58,6 +58,8 @@ class Perturbation:
         rsp_scale: factor on the Gaussian's standard deviation.
         prefix: `random:N` puts N random characters before the prompt, `lorem:N` N random words of
             Lorem Ipsum, fresh for every sample.
+        draws: so many draws of noise, soft prompt or prefix serve the samples of a problem in
+            turn, sample i takes that of sample i mod N; 0: each its own. 1 is one fixed draw.
         seed: root of all draws.
     """
 
@@ -78,6 +80,7 @@ class Perturbation:
     rsp_fit: str = "isotropic"
     rsp_scale: float = 1.0
     prefix: str | None = None
+    draws: int = 0
     seed: int = 0
     sites: Mapping[str, float] = field(init=False, repr=False, compare=False)
     where: Positions = field(init=False, repr=False, compare=False)
@@ -189,6 +192,11 @@ class Perturbation:
         put("prefix_kind", kind)
         put("prefix_length", count)
         put("prefix", f"{kind}:{count}" if kind else None)
+        put("draws", integer("draws", self.draws, least=0))
+        if self.draws and not self.varies:
+            raise ValueError(
+                f"draws={self.draws} has no effect: nothing is drawn without sigma, rsp or prefix"
+            )
 
     def _parse_prefix(self) -> tuple[str | None, int]:
         if self.prefix is None or self.prefix == "none":
@@ -215,6 +223,10 @@ class Perturbation:
     def varies(self) -> bool:
         """Whether it differs between the samples of a problem (dummies at σ = 0 don't)."""
         return self.active or self.prefix_length > 0
+
+    def draw_of(self, sample: int) -> int:
+        """The sample whose draws a sample takes: itself, or one of the first `draws`."""
+        return sample % self.draws if self.draws else sample
 
     @property
     def perturbs_prompt(self) -> bool:
@@ -300,6 +312,8 @@ class Perturbation:
             named += ["rsp", "rsp_slot", "rsp_fit", "rsp_scale"]
         if self.prefix:
             named.append("prefix")
+        if self.draws:
+            named.append("draws")
         return {**{name: getattr(self, name) for name in named}, "sites": dict(self.sites)}
 
     def signature(self) -> str:

@@ -81,8 +81,8 @@ class SoftPrompts:
         """
         if not self.perturbation.rsp:
             return None
-        seed = self.perturbation.seed
-        keys = [streams.stream_key(seed, *pair, "rsp", EMBED) for pair in pairs]
+        seed, draw_of = self.perturbation.seed, self.perturbation.draw_of
+        keys = [streams.stream_key(seed, name, draw_of(i), "rsp", EMBED) for name, i in pairs]
         return perturb.soft_vectors(
             self.perturbation, streams.key_words(keys, self._device), *self.fit
         )

@@ -21,7 +21,7 @@ def describe(settings: dict[str, Any]) -> str:
     noise = ", ".join(f"σ = {sigma:g} at {site}" for site, sigma in sites.items()) or "no noise"
     sampling = settings["sampling"]
     told = {key: value for key, value in sampling.items() if value is True or value not in (0, 1)}
-    drawn = ", ".join(key if value is True else f"{key} {value:g}" for key, value in told.items())
+    drawn = ", ".join(key if value is True else f"{key} {value}" for key, value in told.items())
     where = settings["perturbation"].get("positions") if sites else None
     parts = (f"model {name}", noise, where, drawn or "greedy", f"seed {settings['seed'] or 0}")
     return "; ".join(part for part in parts if part)

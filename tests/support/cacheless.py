@@ -218,7 +218,8 @@ class Cacheless:
 
         def add(site: str) -> Callable[[Tensor], Tensor]:
             def act(hidden: Tensor) -> Tensor:
-                drawn = self.drawn(job.problem, sample, site, counters, hidden.shape[-1])
+                draw = own_draw(p, sample)
+                drawn = self.drawn(job.problem, draw, site, counters, hidden.shape[-1])
                 noise = drawn * (std[site] * weights.double()).float()[:, None]
                 noise = noise.to(hidden.device)
                 ratios = noise.double().norm(dim=-1) / hidden[0].double().norm(dim=-1)
@@ -269,7 +270,9 @@ class Cacheless:
         ids: list[int] = []
         for step in range(count):
             logits = self.run(job, sample, ids, std).logits[-1]
-            if likeliest_at(sampling, step):
+            if sampling.first_token and not step:
+                ids.append(first_token(logits, sampling.first_token, sample))
+            elif likeliest_at(sampling, step):
                 ids.append(int(logits.argmax()))
             else:
                 edges = cdf(logits, sampling)
@@ -281,7 +284,7 @@ class Cacheless:
         p = self.perturbation
         over = self.table if p.rsp_fit == "per-dimension" else self.table.reshape(-1, 1)
         mean, std = over.mean(dim=0), over.std(dim=0, unbiased=False)
-        key = stream_key(p.seed, problem, sample, "rsp", "embed")
+        key = stream_key(p.seed, problem, own_draw(p, sample), "rsp", "embed")
         drawn = normals(key, range(p.rsp), self.table.shape[1]).double()
         if p.rsp_fit == "exact":
             drawn = (drawn - drawn.mean()) / drawn.std(unbiased=False)
@@ -322,6 +325,11 @@ class Cacheless:
             handle.remove()
 
 
+def own_draw(p: Perturbation, sample: int) -> int:
+    """The sample whose draws of noise and soft prompt a sample takes."""
+    return sample - sample // p.draws * p.draws if p.draws else sample
+
+
 def nll_of(logits: Tensor, ids: Sequence[int]) -> float:
     """Summed negative log-likelihood of ids in nats; logits [tokens, vocab] stand before each."""
     logprobs = logits[: len(ids)].double().log_softmax(dim=-1)
@@ -332,6 +340,13 @@ def likeliest_at(sampling: Sampling, step: int) -> bool:
     """Whether the likeliest token is taken at a step."""
     n = sampling.temperature_tokens
     return sampling.temperature == 0 or (n is not None and step >= n)
+
+
+def first_token(logits: Tensor, strata: str, sample: int) -> int:
+    """Sample i's: the ((i mod N) + 1)-th likeliest, the lower id first where two are as likely."""
+    rank = sample % int(strata.partition(":")[2])
+    scores = logits.double().tolist()
+    return sorted(range(len(scores)), key=lambda token: (-scores[token], token))[rank]
 
 
 def cdf(logits: Tensor, sampling: Sampling) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Why noise does, or does not, diversify: the probes behind `embednoise probe`."""
