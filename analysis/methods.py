@@ -38,7 +38,7 @@ def input_change(perturbation: Mapping[str, Any]) -> Literal["none", "control", 
     Returns:
         `noise`: the samples of a problem have different inputs (noise with σ > 0, a random soft
         prompt, a random prefix). `control`: all have the same changed input (dummy tokens without
-        noise). `none`: the prompt as it is.
+        noise, another scale of attention). `none`: the prompt as it is.
     """
     by_site = (perturbation.get(key) for key in ("sites", "depth"))
     doses = [perturbation.get("sigma")]
@@ -46,7 +46,8 @@ def input_change(perturbation: Mapping[str, Any]) -> Literal["none", "control", 
     if any(doses) or perturbation.get("rsp") or perturbation.get("prefix") not in (None, "none"):
         return "noise"
     dummies = str(perturbation.get("positions")).startswith("dummy")
-    return "control" if dummies else "none"
+    cooled = perturbation.get("attention_temperature") not in (None, 1)
+    return "control" if dummies or cooled else "none"
 
 
 def family(method: str) -> str:
