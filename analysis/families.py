@@ -20,6 +20,7 @@ TEMPERATURE = "temperature"
 _DIRECT = (  # doses that are arguments themselves
     *(TEMPERATURE, "min_p", "top_p", "typical_p"),
     *("epsilon_cutoff", "eta_cutoff", "top_n_sigma", "attention_temperature"),
+    "weight_sigma",
 )
 
 

@@ -59,6 +59,8 @@ def _noise(perturbation: Mapping[str, Any]) -> str:
         parts.append("embednoise-" + "+".join(f"{site}={dose:g}" for site, dose in pairs))
     cooled = given.pop("attention_temperature", 1.0)
     parts += [f"attention-temp-{cooled:g}"] if cooled != 1 else []
+    shaken = given.pop("weight_sigma", None)
+    parts += [f"weight-noise-{shaken:g}"] if shaken else []
     rsp, prefix = given.pop("rsp", None), given.pop("prefix", None)
     parts += [f"rsp-{rsp}"] if rsp else []
     parts += [_prefix(str(prefix))] if prefix else []

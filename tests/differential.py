@@ -219,6 +219,8 @@ def _newer_noise(rng: random.Random, old: dict[str, Any], name: str) -> dict[str
         given["attention_temperature"] = rng.choice([0.5, 1.5])
         if rng.random() < 0.4:
             given["attention_blocks"] = rng.choice(["1", "0-1"])
+    if name in (*TEMPERED, "falcon") and rng.random() < 0.2:
+        given["weight_sigma"] = rng.choice([0.02, 0.2])
     if old.get("rsp") and rng.random() < 0.3:
         given["rsp_fit"] = "exact"
     return given

@@ -22,6 +22,7 @@ from lm_eval_embednoise.engine.families import (
 from lm_eval_embednoise.engine.lanes import threads
 from lm_eval_embednoise.engine.lean import Lean
 from lm_eval_embednoise.engine.lean_checks import obstacle
+from lm_eval_embednoise.engine.weight_noise import WeightNoise
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.inject import Rows, find_site, running
 from lm_eval_embednoise.noise.model_parts import find_blocks
@@ -78,6 +79,7 @@ class Runner:
         keeps_logits: its forward computes the logits of chosen positions only.
         references: norms m.
         soft_prompts: random soft prompts.
+        weights: noise on the model's weights, or None.
         scales: the attention modules whose logits have another scale; none for most perturbations.
         whole_model: a lock for the model's own forward, whose hooks all lanes share.
     """
@@ -104,6 +106,9 @@ class Runner:
         how = decoding(model, self.blocks)
         self.own_attention = how is Decoding.ROWS and attention.supported(model)
         self.lean = None
+        self.weights = None
+        if perturbation.weight_sigma:
+            self.weights = WeightNoise(model, perturbation, blocks)
         self.scales = attention_scales(model, perturbation, blocks)
         inside = any(in_mlp(site) for site in perturbation.sites)  # which the short step can't do
         if self.own_attention and decoder != "model" and not inside:

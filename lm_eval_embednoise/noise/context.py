@@ -153,6 +153,11 @@ class PerturbedModel:
                     f"perturbed(): {name}={value!r} adds vectors to the prompt, which only "
                     "hf-embednoise does; perturbed() takes prompts as they are"
                 )
+        if perturbation.weight_sigma:
+            raise ValueError(
+                f"perturbed(): weight_sigma={perturbation.weight_sigma:g} needs a pass for each "
+                "sample index, and rows of a batch share their weights; use hf-embednoise"
+            )
         for site in perturbation.sites:
             find_site(model, site, blocks)
         self.perturbation = perturbation

@@ -59,6 +59,8 @@ class Perturbation:
         rsp_scale: factor on the Gaussian's standard deviation.
         prefix: `random:N` puts N random characters before the prompt, `lorem:N` N random words of
             Lorem Ipsum, fresh for every sample.
+        weight_sigma: noise on the weights of the blocks' linear layers, relative to the root mean
+            square of each; one draw a sample index for all problems.
         attention_temperature: what the logits of attention are divided by, > 0.
         attention_blocks: in which blocks, such as `3-7`; None for all.
         seed: root of all draws.
@@ -81,6 +83,7 @@ class Perturbation:
     rsp_fit: str = "isotropic"
     rsp_scale: float = 1.0
     prefix: str | None = None
+    weight_sigma: float = 0.0
     attention_temperature: float = 1.0
     attention_blocks: str | None = None
     seed: int = 0
@@ -93,6 +96,7 @@ class Perturbation:
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("sigma", number("sigma", self.sigma))
+        put("weight_sigma", number("weight_sigma", self.weight_sigma))
         choice("sigma_unit", self.sigma_unit, SIGMA_UNITS)
         choice("sigma_reference", self.sigma_reference, SIGMA_REFERENCES)
         choice("scope", self.scope, SCOPES)
@@ -233,7 +237,7 @@ class Perturbation:
 
     @property
     def _random(self) -> bool:
-        return bool(self.sites) or self.rsp > 0
+        return bool(self.sites) or self.rsp > 0 or self.weight_sigma > 0
 
     @property
     def plain(self) -> bool:
@@ -329,6 +333,8 @@ class Perturbation:
             named += ["rsp", "rsp_slot", "rsp_fit", "rsp_scale"]
         if self.prefix:
             named.append("prefix")
+        if self.weight_sigma:
+            named.append("weight_sigma")
         if self.attention_temperature != 1:
             named += ["attention_temperature", "attention_blocks"]
         return {**{name: getattr(self, name) for name in named}, "sites": dict(self.sites)}

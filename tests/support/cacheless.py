@@ -247,6 +247,8 @@ class Cacheless:
                     )
             for site in p.sites:
                 stack.enter_context(self._at(site, add(site)))
+            if p.weight_sigma:
+                stack.enter_context(self._shaken(sample))
             for block in p.tempered_blocks or range(len(self.blocks)):
                 stack.enter_context(self._softened(self.blocks[block], p.attention_temperature))
             logits = self.model(input_ids=ids, use_cache=False).logits
@@ -297,6 +299,25 @@ class Cacheless:
         plain = Cacheless(self.model, Perturbation())
         logits = plain.run(Job(tuple(clean), "", (0,)), 0, ids[:-1], {}, jitter).logits
         return nll_of(logits, ids)
+
+    @contextmanager
+    def _shaken(self, sample: int) -> Iterator[None]:
+        """The linear layers of the blocks with the noise of a sample index."""
+        p, own = self.perturbation, []
+        for number, block in enumerate(self.blocks):
+            for name, module in block.named_modules():
+                if "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D":
+                    weight: Any = module.weight
+                    own.append((weight, weight.data))
+                    key = stream_key(p.seed, "", sample, "weights", f"block.{number}.{name}")
+                    std = p.weight_sigma * float(weight.data.double().pow(2).mean()) ** 0.5
+                    drawn = normals(key, range(len(weight)), weight.shape[1]).to(weight.device)
+                    weight.data = (weight.data.float() + std * drawn).to(weight.dtype)
+        try:
+            yield
+        finally:
+            for weight, data in own:
+                weight.data = data
 
     @contextmanager
     def _softened(self, block: Any, temperature: float) -> Iterator[None]:
