@@ -21,6 +21,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "soft prompt": ("rsp", "rsp_slot", "rsp_fit", "rsp_scale"),
     "prefix": ("prefix",),
     "freshness": ("draws",),
+    "attention": ("attention_temperature", "attention_blocks"),
 }
 _ADDED = ("rsp", "prefix")  # input that is added to the prompt instead of noise on it
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from lm_eval_embednoise.analysis.runs import Run
 
 TEMPERATURE = "temperature"
-_SAMPLING = (
+_DIRECT = (  # doses that are arguments themselves
     *(TEMPERATURE, "min_p", "top_p", "typical_p"),
-    *("epsilon_cutoff", "eta_cutoff", "top_n_sigma"),
+    *("epsilon_cutoff", "eta_cutoff", "top_n_sigma", "attention_temperature"),
+    "weight_sigma",
 )
 
 
@@ -28,7 +29,7 @@ class Family:
     """Methods along one dose, in its order.
 
     Attributes:
-        axis: which dose: `sigma`, `rsp_scale`, `temperature` or another of `_SAMPLING`.
+        axis: which dose: `sigma`, `rsp_scale`, `temperature` or another of `_DIRECT`.
         fixed: what its methods share beside the dose, as canonical JSON.
         doses: positive, rising.
         methods: their labels.
@@ -79,7 +80,7 @@ def plain_temperatures(candidates: Iterable[Family]) -> Family | None:
 def _places(run: Run) -> Iterator[tuple[str, str, float]]:
     """Each axis on which the method has a dose, with all that the dose leaves fixed."""
     method = method_of(run)
-    for axis in _SAMPLING:
+    for axis in _DIRECT:
         if isinstance(method.get(axis), (int, float)):
             yield axis, _canonical({k: v for k, v in method.items() if k != axis}), method[axis]
     sites = method.get("sites")

@@ -36,17 +36,18 @@ def input_change(perturbation: Mapping[str, Any]) -> Literal["none", "control", 
             comparison.json record it (`sites`).
 
     Returns:
-        `noise`: the samples of a problem have different inputs (noise with σ > 0, a random soft
-        prompt, a random prefix). `control`: all have the same changed input (dummy tokens without
-        noise). `none`: the prompt as it is.
+        `noise`: the samples of a problem have different inputs (noise with σ > 0, also on the
+        weights, a random soft prompt, a random prefix). `control`: all have the same changed input
+        (dummy tokens without noise, another scale of attention). `none`: the prompt as it is.
     """
     by_site = (perturbation.get(key) for key in ("sites", "depth"))
-    doses = [perturbation.get("sigma")]
+    doses = [perturbation.get("sigma"), perturbation.get("weight_sigma")]
     doses += [dose for sites in by_site if isinstance(sites, Mapping) for dose in sites.values()]
     if any(doses) or perturbation.get("rsp") or perturbation.get("prefix") not in (None, "none"):
         return "noise"
     dummies = str(perturbation.get("positions")).startswith("dummy")
-    return "control" if dummies else "none"
+    cooled = perturbation.get("attention_temperature") not in (None, 1)
+    return "control" if dummies or cooled else "none"
 
 
 def family(method: str) -> str:

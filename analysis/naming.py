@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 _DEFAULTS: dict[str, Any] = {
     "sigma_unit": "relative", "sigma_reference": "site", "scope": "token", "positions": "prompt",
     "schedule": "constant", "noise_law": "gaussian", "rsp_slot": "auto", "rsp_fit": "isotropic",
-    "rsp_scale": 1.0,
+    "rsp_scale": 1.0, "attention_temperature": 1.0,
 }  # fmt: skip
 PLAIN = {  # sampling arguments that change nothing
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
@@ -58,6 +58,10 @@ def _noise(perturbation: Mapping[str, Any]) -> str:
     elif doses:
         pairs = zip(named, sites.values(), strict=True)
         parts.append("embednoise-" + "+".join(f"{site}={dose:g}" for site, dose in pairs))
+    cooled = given.pop("attention_temperature", 1.0)
+    parts += [f"attention-temp-{cooled:g}"] if cooled != 1 else []
+    shaken = given.pop("weight_sigma", None)
+    parts += [f"weight-noise-{shaken:g}"] if shaken else []
     rsp, prefix = given.pop("rsp", None), given.pop("prefix", None)
     parts += [f"rsp-{rsp}"] if rsp else []
     parts += [_prefix(str(prefix))] if prefix else []

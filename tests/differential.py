@@ -78,6 +78,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3 longrope": ("phi3", LONG),
     "llama dynamic": ("llama", {"rope_parameters": DYNAMIC_ROPE, "max_position_embeddings": 24}),
 }
+TEMPERED = (
+    "llama",
+    "llama wide",
+    "qwen2 windowed",
+    "qwen2 wide",
+    "mistral",
+    "gemma2",
+    "gpt2",
+    "opt",
+)
 MIXTURES = ("mixtral", "phimoe", "gpt_oss", "deepseek_v2")
 LIMIT = 128  # the models' positions
 # By how much, relatively, hidden states are moved to see what rounding can do: from one unit in the
@@ -209,6 +219,12 @@ def _newer_noise(rng: random.Random, old: dict[str, Any], name: str) -> dict[str
             given["depth"] = rng.choice(["mlp:0-2", "mlp:1", "embed+mlp:1", ["mlp:0", 1]])
         if rng.random() < 0.3 and given.get("depth", old["depth"]) in ("mlp:0-2", "embed+1", "0+2"):
             given["shared"] = True
+    if name in TEMPERED and rng.random() < 0.25:
+        given["attention_temperature"] = rng.choice([0.5, 1.5])
+        if rng.random() < 0.4:
+            given["attention_blocks"] = rng.choice(["1", "0-1"])
+    if name in (*TEMPERED, "falcon") and rng.random() < 0.2:
+        given["weight_sigma"] = rng.choice([0.02, 0.2])
     if old.get("rsp") and rng.random() < 0.3:
         given["rsp_fit"] = "exact"
     return given

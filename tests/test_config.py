@@ -32,7 +32,7 @@ from lm_eval_embednoise.noise.perturbation import Perturbation, Positions, parse
         ({"depth": {"embed+5": 0.1}}, ["'embed+5'", "one site"]),
         ({"depth": {"5": 0.1, "block.5": 0.1}}, ["'block.5'", "once"]),
         ({"depth": {"5": "much"}}, ["depth: 5", "'much'", "not a number"]),
-        ({"depth": ["embed", 5]}, ["is not a site", "embed+5", "mapping"]),
+        ({"depth": ["embed", "x"]}, ["is not a site", "embed+5", "mapping"]),
         ({"sigma": 1, "positions": "first:0"}, ["first:0", "≥ 1"]),
         ({"sigma": 1, "positions": "first"}, ["'first'", "first:N"]),
         ({"sigma": 1, "positions": "promt"}, ["'promt'", "did you mean 'prompt'"]),

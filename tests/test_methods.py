@@ -1,4 +1,4 @@
-"""Packaged method files: each runs, and says what its paper claims in terms that we measure."""
+"""Packaged method files: each can be run, and says what its paper claims of our metrics."""
 
 from __future__ import annotations
 

@@ -155,13 +155,15 @@ def activations(made: Regenerated) -> dict[str, Any]:
     """The hidden states of one forward pass over prompt and generated tokens, noise included.
 
     Returns:
-        `embed` and `block.<k>`, float32 [pos, dim]; at a perturbed site `<site>.pre_noise` and
-        `<site>.post_noise` instead. And `token_ids` int64 [pos], `prompt_length` int64 [1].
+        `embed` and `block.<k>`, float32 [pos, dim]; at a perturbed site (also `mlp.<k>`)
+        `<site>.pre_noise` and `<site>.post_noise` instead. And `token_ids` int64 [pos],
+        `prompt_length` int64 [1].
     """
     import torch
     from transformers.cache_utils import DynamicCache
 
     from lm_eval_embednoise.noise.inject import Rows, hooked, noise_keys
+    from lm_eval_embednoise.noise.sites import in_mlp
 
     sampler, job, blocks = made.sampler, made.job, made.lm.blocks
     perturbation, device = sampler.perturbation, sampler.runner.device
@@ -187,8 +189,10 @@ def activations(made: Regenerated) -> dict[str, Any]:
         return act
 
     sites = (EMBED, *(f"block.{k}" for k in range(len(sampler.runner.blocks))))
+    sites += tuple(site for site in perturbation.sites if in_mlp(site))
     with (
         torch.no_grad(),
+        sampler.drawn(job.samples[0]),
         hooked(sampler.runner.model, sites, note("pre_noise"), blocks),
         sampler.runner.perturbed(rows),
         hooked(sampler.runner.model, tuple(perturbation.sites), note("post_noise"), blocks),

@@ -14,7 +14,7 @@ import copy
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lm_eval_embednoise.engine.attention import Shared
     from lm_eval_embednoise.engine.slots import SlotCache
     from lm_eval_embednoise.noise.inject import Act
+    from lm_eval_embednoise.noise.temper import Scale
 
 Sites = Set[str]
 
@@ -96,12 +97,19 @@ class Lean:
     like: tuple[Tensor, Tensor]
 
     def __init__(
-        self, model: Any, compiled: bool = False, in_c: bool = True, packs: bool = False
+        self,
+        model: Any,
+        compiled: bool = False,
+        in_c: bool = True,
+        packs: bool = False,
+        scales: Sequence[Scale] = (),
     ) -> None:
         self.model, self.rotary, self.packs = model, model.model.rotary_emb, packs
         self.kv_heads = model.config.num_key_value_heads
         self.dim = model.model.layers[0].self_attn.head_dim
         self.blocks: list[_Block] = []
+        self.plain_blocks: list[_Block] = []  # the same with attention as the model has it
+        self.scales = {scale.block: scale.tempered for scale in scales}
         self.compiled = compiled
         self.before, self.behind = _halves(compiled)
         windows = any(
@@ -111,7 +119,12 @@ class Lean:
 
     @classmethod
     def of(
-        cls, model: Any, compiled: bool = False, in_c: bool = True, packs: bool = False
+        cls,
+        model: Any,
+        compiled: bool = False,
+        in_c: bool = True,
+        packs: bool = False,
+        scales: Sequence[Scale] = (),
     ) -> Lean | None:
         """The short passes of a model that has this architecture to the letter, None for any other.
 
@@ -123,11 +136,12 @@ class Lean:
             in_c: False for PyTorch's operations even where those in C serve.
             packs: wide layers may be packed where functions in C serve (see packed.py), which
                 depends on the memory that is free.
+            scales: of the logits of attention, where it is another than the model's.
         """
         if (why := obstacle(model)) is not None:
             _say(model, why)
             return None
-        return cls(model, compiled, in_c, packs)
+        return cls(model, compiled, in_c, packs, scales)
 
     @contextmanager
     def ready(self) -> Iterator[str | None]:
@@ -164,12 +178,17 @@ class Lean:
         self.lm_head = pack(head) if packed else weights.join(head)
         self.like = (self.embedding.new_empty(0, self.kv_heads, 1, self.dim),) * 2
         for block in body.layers:
-            self.blocks.append(_Block.of(block, config, weights, packed))
+            self.plain_blocks.append(_Block.of(block, config, weights, packed))
+        self.blocks += [
+            block._replace(scaling=self.scales.get(number, block.scaling))
+            for number, block in enumerate(self.plain_blocks)
+        ]
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _let_go(self, weights: SideBySide) -> None:
         self.blocks.clear()
+        self.plain_blocks.clear()
         weights.restore()
         vars(self).pop("lm_head", None)  # a packed one is a copy
 
@@ -183,7 +202,7 @@ class Lean:
         way = (self.embedding.dtype, self.embedding.device, self.in_c, packed)
         if way in _passed.setdefault(self.model, set()):
             return None
-        plain = copy.copy(self)  # what is compiled is the same, and compiling takes long
+        plain = self.clean  # what is compiled is the same, and compiling takes long
         plain.compiled, (plain.before, plain.behind) = False, _halves(False)
         difference, most = deviation(self.model, plain), ROUNDING[self.embedding.dtype]
         if difference <= most:
@@ -193,6 +212,13 @@ class Lean:
             f"its own logits differ from the short step's by {difference:.2g} of their standard "
             f"deviation (rounding explains {most:g}), so something in its code was replaced"
         )
+
+    @property
+    def clean(self) -> Lean:
+        """A copy, within `ready`, whose attention is as the model has it."""
+        plain = copy.copy(self)
+        plain.blocks = self.plain_blocks
+        return plain
 
     @property
     def in_c(self) -> bool:

@@ -107,7 +107,7 @@ def clean_nll(
         Summed nats, one a text; None where the clean model's own logits are not numbers.
     """
     with runner.ready():
-        return _clean_nll(runner, prompt_ids, texts, rows)
+        return _clean_nll(runner.clean, prompt_ids, texts, rows)
 
 
 def _clean_nll(

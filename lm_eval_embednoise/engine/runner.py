@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from lm_eval_embednoise.engine.families import (
 from lm_eval_embednoise.engine.lanes import threads
 from lm_eval_embednoise.engine.lean import Lean
 from lm_eval_embednoise.engine.lean_checks import obstacle
+from lm_eval_embednoise.engine.weight_noise import WeightNoise
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.inject import Rows, find_site, running
 from lm_eval_embednoise.noise.model_parts import find_blocks
@@ -28,6 +30,7 @@ from lm_eval_embednoise.noise.perturbation import Perturbation, suggest
 from lm_eval_embednoise.noise.reference import References
 from lm_eval_embednoise.noise.sites import in_mlp
 from lm_eval_embednoise.noise.soft_prompt import SoftPrompts
+from lm_eval_embednoise.noise.temper import attention_scales, tempered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,6 +79,8 @@ class Runner:
         keeps_logits: its forward computes the logits of chosen positions only.
         references: norms m.
         soft_prompts: random soft prompts.
+        weights: noise on the model's weights, or None.
+        scales: the attention modules whose logits have another scale; none for most perturbations.
         whole_model: a lock for the model's own forward, whose hooks all lanes share.
     """
 
@@ -101,11 +106,15 @@ class Runner:
         how = decoding(model, self.blocks)
         self.own_attention = how is Decoding.ROWS and attention.supported(model)
         self.lean = None
-        inside = [
-            site for site in perturbation.sites if in_mlp(site)
-        ]  # the short step has no hooks
+        self.weights = None
+        if perturbation.weight_sigma:
+            self.weights = WeightNoise(model, perturbation, blocks)
+        self.scales = attention_scales(model, perturbation, blocks)
+        inside = any(in_mlp(site) for site in perturbation.sites)  # which the short step can't do
         if self.own_attention and decoder != "model" and not inside:
-            self.lean = Lean.of(model, compiled, in_c=decoder == "auto", packs=not exact)
+            self.lean = Lean.of(
+                model, compiled, in_c=decoder == "auto", packs=not exact, scales=self.scales
+            )
         if compiled and self.lean is None:
             why = "the noise is within its blocks" if inside else obstacle(model)
             raise self._cannot_compile(why or "its attention is not served")
@@ -150,6 +159,15 @@ class Runner:
                 self.lean = lean
 
     @property
+    def clean(self) -> Runner:
+        """Within `ready`: the model with attention as it has it, for scores and norms."""
+        if not self.scales:
+            return self
+        plain = copy.copy(self)
+        plain.scales, plain.lean = [], None if self.lean is None else self.lean.clean
+        return plain
+
+    @property
     def in_c(self) -> bool:
         """Within `ready`: whether prompts are prefilled, and texts scored, by functions in C."""
         return self.lean is not None and self.lean.in_c
@@ -186,14 +204,18 @@ class Runner:
         if at is not None and self.keeps_logits:
             wanted = 1 if at == LAST else torch.tensor(at, device=ids.device)
             kept["logits_to_keep"] = wanted
-        output = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **kept,
-        )
+        with ExitStack() as stack:
+            if self.scales:
+                stack.enter_context(self.whole_model)
+                stack.enter_context(tempered(self.scales))
+            output = self.model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **kept,
+            )
         logits: Tensor = output.logits
         return logits if at is None or kept else logits[:, list(at)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,12 +26,14 @@ from lm_eval_embednoise.engine.padded import PaddedBatch
 from lm_eval_embednoise.engine.room import MOST_ROWS, free_bytes, rows_that_fit
 from lm_eval_embednoise.engine.runner import EXACT_ROWS, Runner
 from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.engine.weight_noise import PROBLEMS
 from lm_eval_embednoise.noise.inject import Rows, mean_ratio, noise_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from lm_eval_embednoise.engine.weight_noise import WeightNoise
     from lm_eval_embednoise.noise.perturbation import Perturbation
 
 LANE_ROWS = 16  # fewest rows that are worth a lane
@@ -107,8 +110,8 @@ class Sampler:
         return self.runner.max_length
 
     def ready(self) -> AbstractContextManager[None]:
-        """See `Runner.ready`."""
-        return self.runner.ready()
+        """See `Runner.ready`; with noise on the weights they are laid out for each draw alone."""
+        return nullcontext() if self.runner.weights else self.runner.ready()
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Sample]:
@@ -118,7 +121,7 @@ class Sampler:
         clean prompt are there. Until the iterator ends or is closed, the model's weights may be
         laid out for speed.
         """
-        with self.runner.ready():
+        with self.ready():
             for together in self.scored(jobs, self.generate(jobs)):
                 yield from together
 
@@ -145,7 +148,7 @@ class Sampler:
 
         They have a clean log-likelihood only where decoding itself is clean.
         """
-        with self.runner.ready():
+        with self.ready():
             yield from self._generate(jobs)
 
     def _generate(self, jobs: Sequence[Job]) -> Iterator[Sample]:
@@ -173,6 +176,33 @@ class Sampler:
             same = self.sampling.greedy and not self.perturbation.varies
             groups = self.sampling.alike(job.samples) if same else [(i,) for i in job.samples]
             waiting.extend(Row(number, group[0], group, limit) for group in groups)
+        if self.runner.weights is None:
+            yield from self._decoded(jobs, waiting)
+        else:
+            yield from self._by_draws(self.runner.weights, jobs, waiting)
+
+    def _by_draws(
+        self, weights: WeightNoise, jobs: Sequence[Job], waiting: deque[Row]
+    ) -> Iterator[Sample]:
+        """Samples under noise on the weights: those of one draw and some problems run together.
+
+        They are given out when its weights are gone, since scores and norms are the plain model's.
+        """
+        draw_of = self.perturbation.draw_of
+        numbers = list(dict.fromkeys(row.job for row in waiting))
+        for number in numbers:
+            self.runner.site_std(number, jobs[number])
+        for start in range(0, len(numbers), PROBLEMS):
+            group = set(numbers[start : start + PROBLEMS])
+            rows = [row for row in waiting if row.job in group]
+            for draw in sorted({draw_of(row.index) for row in rows}):
+                together = deque(row for row in rows if draw_of(row.index) == draw)
+                with weights.drawn(draw), self.runner.ready():
+                    samples = list(self._decoded(jobs, together))
+                with self.runner.ready():
+                    yield from samples
+
+    def _decoded(self, jobs: Sequence[Job], waiting: deque[Row]) -> Iterator[Sample]:
         while waiting:
             together = waiting
             if self.exact:  # a job's shapes must not depend on the other jobs
@@ -300,6 +330,12 @@ class Sampler:
         """See `likelihood.clean_nll`."""
         return clean_nll(self.runner, prompt_ids, texts, self.batch_size or self.most_rows)
 
+    def drawn(self, index: int) -> AbstractContextManager[None]:
+        """Within the context the weights are those of a sample index, where they have noise."""
+        weights = self.runner.weights
+        drawn = self.perturbation.draw_of(index)
+        return nullcontext() if weights is None else weights.drawn(drawn)
+
     @torch.no_grad()
     def loglikelihood(
         self, number: int, job: Job, continuation: Sequence[int]
@@ -310,7 +346,8 @@ class Sampler:
         second False.
 
         Args:
-            number: the job's number in its run (its noise scale is computed once).
+            number: the job's number in its run (its noise scale is computed once, outside of
+                `drawn`).
             job: the context, as sample `job.samples[0]`; the continuation's positions count as
                 generated ones.
             continuation: token ids, at least one.
@@ -329,7 +366,7 @@ class Sampler:
             soft=self.runner.soft_prompts.vectors([pair]),
             soft_start=job.soft_starts(1, self.runner.device),
         )
-        with self.runner.perturbed(rows) as measured:
+        with self.drawn(job.samples[0]), self.runner.perturbed(rows) as measured:
             logits = self.runner.forward(ids, DynamicCache(), at=None)
         logprobs = logits[0, length - 1 :].float().log_softmax(dim=-1)
         target = torch.tensor(list(continuation), device=self.runner.device)

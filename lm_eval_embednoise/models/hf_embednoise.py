@@ -560,10 +560,13 @@ class HFEmbedNoise(HFLM):
             jobs.append(job)
         scores = []
         bar = tqdm(requests, desc="scoring", disable=disable_tqdm or self.rank != 0)
-        for number, (_, _, continuation) in enumerate(bar):
-            score, greedy, rho = sampler.loglikelihood(number, jobs[number], continuation)
-            scores.append((score, greedy))
-            self._measured.add("rho", {site: [value] for site, value in rho.items()})
+        for number, job in enumerate(jobs):
+            sampler.runner.site_std(number, job)
+        with sampler.drawn(0):
+            for number, (_, _, continuation) in enumerate(bar):
+                score, greedy, rho = sampler.loglikelihood(number, jobs[number], continuation)
+                scores.append((score, greedy))
+                self._measured.add("rho", {site: [value] for site, value in rho.items()})
         self._note(sampler)
         undefined = sum(math.isnan(score) for score, _ in scores)
         self._measured.gather(1)  # rolling requests call this unequally often in each process

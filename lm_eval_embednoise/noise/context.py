@@ -27,6 +27,7 @@ from lm_eval_embednoise.noise.inject import (
 )
 from lm_eval_embednoise.noise.model_parts import find_blocks, find_owner
 from lm_eval_embednoise.noise.reference import References
+from lm_eval_embednoise.noise.temper import attention_scales, tempered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -113,6 +114,7 @@ def perturbed(
         yield state
         return
     with ExitStack() as stack:
+        stack.enter_context(tempered(state.scales))
         stack.enter_context(hooked(model, tuple(perturbation.sites), state._add, blocks))
         owner = find_owner(model, find_blocks(model, blocks))
         read = functools.partial(state._enter, inspect.signature(owner.forward))
@@ -127,6 +129,7 @@ class PerturbedModel:
     """The rows that a perturbed model is running.
 
     Attributes:
+        scales: the attention modules whose logits have another scale within the context.
         keys: the (problem, sample) pairs of the latest batch of prompts, in the order of its rows.
         rho: site → measured ‖ε‖/‖h‖, mean over all perturbed positions within the context.
     """
@@ -150,12 +153,18 @@ class PerturbedModel:
                     f"perturbed(): {name}={value!r} adds vectors to the prompt, which only "
                     "hf-embednoise does; perturbed() takes prompts as they are"
                 )
+        if perturbation.weight_sigma:
+            raise ValueError(
+                f"perturbed(): weight_sigma={perturbation.weight_sigma:g} needs a pass for each "
+                "sample index, and rows of a batch share their weights; use hf-embednoise"
+            )
         for site in perturbation.sites:
             find_site(model, site, blocks)
         self.perturbation = perturbation
         self.keys: list[Key] = []
         self._name: Keys | list[Key]
         self._name = ByPrompt() if keys is None else keys if callable(keys) else _checked(keys)
+        self.scales = attention_scales(model, perturbation, blocks)
         self._references = References(model, perturbation, token_ids, blocks)
         self._std: dict[tuple[int, ...], dict[str, float]] = {}
         self._rows: Rows | None = None  # of the passes to come
@@ -217,8 +226,9 @@ class PerturbedModel:
             )
         self._measuring = True
         try:
-            for prompt in set(prompts) - self._std.keys():
-                self._std[prompt] = self._references.std(prompt)
+            with tempered(self.scales, on=False):
+                for prompt in set(prompts) - self._std.keys():
+                    self._std[prompt] = self._references.std(prompt)
         finally:
             self._measuring = False
         self.keys = list(keys)

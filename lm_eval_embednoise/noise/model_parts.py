@@ -187,3 +187,8 @@ def check_sites(perturbation: Perturbation, config: Any) -> None:
                 f"depth={written((site,))} is beyond the last block; the model has {blocks} "
                 f"blocks, so depth can be embed or 0 to {blocks - 1}"
             )
+    if max(perturbation.tempered_blocks, default=-1) >= blocks:
+        raise ValueError(
+            f"attention_blocks={perturbation.attention_blocks!r}: the model has {blocks} blocks, "
+            f"0 to {blocks - 1}"
+        )

@@ -12,6 +12,7 @@ from lm_eval_embednoise.noise.noise_file import with_noise_file
 from lm_eval_embednoise.noise.sites import (
     EMBED,
     Positions,
+    parse_blocks,
     parse_depth,
     site_order,
     written,
@@ -60,6 +61,10 @@ class Perturbation:
             Lorem Ipsum, fresh for every sample.
         draws: so many draws of noise, soft prompt or prefix serve the samples of a problem in
             turn, sample i takes that of sample i mod N; 0: each its own. 1 is one fixed draw.
+        weight_sigma: noise on the weights of the blocks' linear layers, relative to the root mean
+            square of each; one draw a sample index for all problems.
+        attention_temperature: what the logits of attention are divided by, > 0.
+        attention_blocks: in which blocks, such as `3-7`; None for all.
         seed: root of all draws.
     """
 
@@ -81,15 +86,20 @@ class Perturbation:
     rsp_scale: float = 1.0
     prefix: str | None = None
     draws: int = 0
+    weight_sigma: float = 0.0
+    attention_temperature: float = 1.0
+    attention_blocks: str | None = None
     seed: int = 0
     sites: Mapping[str, float] = field(init=False, repr=False, compare=False)
     where: Positions = field(init=False, repr=False, compare=False)
+    tempered_blocks: tuple[int, ...] = field(init=False, repr=False, compare=False)
     prefix_kind: str | None = field(init=False, repr=False, compare=False)
     prefix_length: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("sigma", number("sigma", self.sigma))
+        put("weight_sigma", number("weight_sigma", self.weight_sigma))
         choice("sigma_unit", self.sigma_unit, SIGMA_UNITS)
         choice("sigma_reference", self.sigma_reference, SIGMA_REFERENCES)
         choice("scope", self.scope, SCOPES)
@@ -100,6 +110,7 @@ class Perturbation:
         put("seed", integer("seed", self.seed, least=0))
         put("sites", self._parse_sites())
         self._check_law()
+        self._check_attention()
         self._check_schedule()
         self._check_additions()
 
@@ -136,6 +147,24 @@ class Perturbation:
             raise ValueError(
                 f"shared=true is one draw for several sites, and depth={self.depth!r} is one site"
             )
+
+    def _check_attention(self) -> None:
+        temperature = number("attention_temperature", self.attention_temperature)
+        if temperature <= 0:
+            raise ValueError(
+                f"attention_temperature={temperature:g} is not allowed; logits are divided by it, "
+                "so it must be above 0 (1 leaves attention as it is)"
+            )
+        blocks = () if self.attention_blocks is None else parse_blocks(self.attention_blocks)
+        if blocks and temperature == 1:
+            raise ValueError(
+                f"attention_blocks={self.attention_blocks!r} needs an attention_temperature "
+                "other than 1"
+            )
+        object.__setattr__(self, "attention_temperature", temperature)
+        object.__setattr__(self, "tempered_blocks", blocks)
+        text = "+".join(map(str, blocks)) or None
+        object.__setattr__(self, "attention_blocks", text)
 
     def _check_schedule(self) -> None:
         extras = {"sigma_end": self.sigma_end, "anneal_tokens": self.anneal_tokens}
@@ -212,7 +241,11 @@ class Perturbation:
     @property
     def active(self) -> bool:
         """False when nothing is attached to the model at all."""
-        return bool(self.sites) or self.rsp > 0
+        return self._random or self.attention_temperature != 1
+
+    @property
+    def _random(self) -> bool:
+        return bool(self.sites) or self.rsp > 0 or self.weight_sigma > 0
 
     @property
     def plain(self) -> bool:
@@ -221,8 +254,8 @@ class Perturbation:
 
     @property
     def varies(self) -> bool:
-        """Whether it differs between the samples of a problem (dummies at σ = 0 don't)."""
-        return self.active or self.prefix_length > 0
+        """Whether it differs between a problem's samples (dummies and attention's scale don't)."""
+        return self._random or self.prefix_length > 0
 
     def draw_of(self, sample: int) -> int:
         """The sample whose draws a sample takes: itself, or one of the first `draws`."""
@@ -314,6 +347,10 @@ class Perturbation:
             named.append("prefix")
         if self.draws:
             named.append("draws")
+        if self.weight_sigma:
+            named.append("weight_sigma")
+        if self.attention_temperature != 1:
+            named += ["attention_temperature", "attention_blocks"]
         return {**{name: getattr(self, name) for name in named}, "sites": dict(self.sites)}
 
     def signature(self) -> str:

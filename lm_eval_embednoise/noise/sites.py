@@ -85,6 +85,24 @@ def parse_depth(depth: Any) -> tuple[str, ...]:
     return tuple(sorted(names, key=site_order))
 
 
+def parse_blocks(blocks: Any) -> tuple[int, ...]:
+    """Blocks named by `attention_blocks`, in order: as `depth` names their outputs.
+
+    Raises:
+        ValueError: naming the value and what is allowed.
+    """
+    try:
+        named = parse_depth(blocks)
+    except ValueError:
+        named = ()
+    if not named or any(in_mlp(site) or site == EMBED for site in named):
+        raise ValueError(
+            f"attention_blocks={blocks!r} names no blocks; allowed: block indices k ≥ 0, rising "
+            "ranges such as 3-7, several joined by '+'"
+        )
+    return tuple(block_of(site) for site in named)
+
+
 def _parts(depth: Any) -> list[str]:
     listed = depth if isinstance(depth, (list, tuple)) else str(depth).split("+")
     return [str(part).strip() for part in listed]

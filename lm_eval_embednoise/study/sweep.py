@@ -18,7 +18,7 @@ _OF_SAMPLING = (
     *("min_p", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma"),
     "temperature",
 )
-AXES = ("sigma", "rsp_scale", *_OF_SAMPLING)
+AXES = ("sigma", "rsp_scale", "weight_sigma", "attention_temperature", *_OF_SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ def own_dose(method: Method, axis: str) -> float:
         value = max(sites.values()) if isinstance(sites, Mapping) else noise.get("sigma", 0.0)
     elif axis == "rsp_scale":
         value = noise.get("rsp_scale", 1.0) if noise.get("rsp") else 0.0
+    elif axis == "weight_sigma":
+        value = noise.get(axis, 0.0)
+    elif axis == "attention_temperature":
+        value = noise.get(axis, 1.0)
+        value = 0.0 if value == 1 else value
     elif sampling.get("do_sample"):
         value = sampling.get(axis, 0.0)
     return float(value)

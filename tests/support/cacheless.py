@@ -248,6 +248,10 @@ class Cacheless:
                     )
             for site in p.sites:
                 stack.enter_context(self._at(site, add(site)))
+            if p.weight_sigma:
+                stack.enter_context(self._shaken(sample))
+            for block in p.tempered_blocks or range(len(self.blocks)):
+                stack.enter_context(self._softened(self.blocks[block], p.attention_temperature))
             logits = self.model(input_ids=ids, use_cache=False).logits
         return Pass(logits[0, length - 1 :].float().cpu(), rho)
 
@@ -298,6 +302,46 @@ class Cacheless:
         plain = Cacheless(self.model, Perturbation())
         logits = plain.run(Job(tuple(clean), "", (0,)), 0, ids[:-1], {}, jitter).logits
         return nll_of(logits, ids)
+
+    @contextmanager
+    def _shaken(self, sample: int) -> Iterator[None]:
+        """The linear layers of the blocks with the noise of a sample index."""
+        p, own = self.perturbation, []
+        for number, block in enumerate(self.blocks):
+            for name, module in block.named_modules():
+                if "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D":
+                    weight: Any = module.weight
+                    own.append((weight, weight.data))
+                    key = stream_key(p.seed, "", sample, "weights", f"block.{number}.{name}")
+                    std = p.weight_sigma * float(weight.data.double().pow(2).mean()) ** 0.5
+                    drawn = normals(key, range(len(weight)), weight.shape[1]).to(weight.device)
+                    weight.data = (weight.data.float() + std * drawn).to(weight.dtype)
+        try:
+            yield
+        finally:
+            for weight, data in own:
+                weight.data = data
+
+    @contextmanager
+    def _softened(self, block: Any, temperature: float) -> Iterator[None]:
+        """Queries divided by a temperature where they leave their projection (no family with a norm
+        behind it), and so the logits of attention.
+        """
+        if temperature == 1:
+            yield
+            return
+        modules = dict(block.named_modules())
+
+        def shrink(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            queries = output.shape[-1] if module is not modules.get("attn.c_attn") else self.width
+            return torch.cat([output[..., :queries] / temperature, output[..., queries:]], dim=-1)
+
+        name = next(n for n in ("self_attn.q_proj", "attn.c_attn") if n in modules)
+        handle = modules[name].register_forward_hook(shrink)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextmanager
     def _at(self, site: str, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
