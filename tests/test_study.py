@@ -399,6 +399,10 @@ def test_packaged_studies_are_whole(path):
     assert len(known) == len({fingerprint(cell.settings("x")) for cell in known})
 
 
+# What names of methods that draw tokens have in them.
+DRAWN = ("temp-", "nucleus-", "min-p-", "typical-", "epsilon-", "eta-", "top-n-sigma-", "p-less")
+
+
 @pytest.mark.parametrize("path", sorted((CONFIGS / "methods").glob("*.yaml")), ids=lambda p: p.stem)
 def test_packaged_methods_are_run_files_and_what_their_name_says(path):
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -411,10 +415,8 @@ def test_packaged_methods_are_run_files_and_what_their_name_says(path):
     method = Method.load(path.stem)
     perturbation = Perturbation.from_args(method.perturbation)
     sampling = Sampling.from_gen_kwargs(method.gen_kwargs)
-    assert perturbation.plain == path.stem.startswith(
-        ("greedy", "temp-", "nucleus-", "min-p-", "stratified-")
-    )
-    assert sampling.greedy != any(word in path.stem for word in ("temp-", "nucleus-", "min-p-"))
+    assert perturbation.plain == path.stem.startswith(("greedy", "stratified-", "first-", *DRAWN))
+    assert sampling.greedy != any(word in path.stem for word in (*DRAWN, "ned-"))
     family, _, dose = path.stem.partition("-")
     if family in ("embednoise", "literal") and not dose.startswith("layers"):
         sigma, _, arm = dose.partition("-")
@@ -458,9 +460,14 @@ def test_a_packaged_method_is_noisy_unless_it_leaves_the_input_alone():
     names = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()}
     changes = {name: input_change(Method.load(name).perturbation) for name in names}
     clean = {name for name, change in changes.items() if change == "none"}
-    assert clean == {"greedy", "temp-0.8", "temp-1.5", "nucleus-0.95", "min-p-0.1"}
+    assert clean == {
+        *("greedy", "temp-0.8", "temp-1.5", "nucleus-0.95", "min-p-0.1", "typical-0.9", "p-less"),
+        *("epsilon-0.001", "eta-0.001", "top-n-sigma-1.0", "first-8-temp-0.8"),
+        *("stratified-20", "stratified-20-temp-0.8"),
+    }
     assert {"embednoise-layers-early", "dummy-8", "rsp-16", "prefix-10"} <= names
-    assert [name for name, change in changes.items() if change == "control"] == ["dummy-8"]
+    controls = {name for name, change in changes.items() if change == "control"}
+    assert controls == {"dummy-8", "attention-temp-1.3"}
 
 
 @pytest.mark.parametrize(
