@@ -1,4 +1,4 @@
-"""What several probes write alike: arrays, and two kinds of figures."""
+"""What several probes write alike: arrays, numbers in tables, and two kinds of figures."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an npz file, whole or not at all; `/` in a name is kept."""
     with whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def number(value: float | None, form: str) -> str:
+    """A number in a table; a dash where it is undefined."""
+    return "–" if value is None or not np.isfinite(value) else format(value, form)
 
 
 def bars(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str], folder: Path, name: str) -> None:
