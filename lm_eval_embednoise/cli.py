@@ -27,6 +27,10 @@ COMMANDS = {
         "lm_eval_embednoise.commands.generations",
         "show, export, import stored samples",
     ),
+    "probe": (
+        "lm_eval_embednoise.commands.probe",
+        "why: look inside the model while methods draw their samples",
+    ),
     "doctor": ("lm_eval_embednoise.commands.doctor", "say what works on this machine"),
 }
 RUN_HELP = "evaluate: the arguments of `lm_eval run`, -K, --method and --processes"
