@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_eval_embednoise.analysis.mechanism import arms, contrast, early
+from lm_eval_embednoise.analysis.mechanism import arms, contrast, early, steps
 from lm_eval_embednoise.analysis.records import read_runs
 from lm_eval_embednoise.cli import main
 from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -155,18 +158,64 @@ def test_mediation_finds_what_the_first_token_decides(planted: bool) -> None:
         assert share["low"] < 1 < share["high"] and share["value"] == pytest.approx(1, abs=0.06)
 
 
-def test_a_small_study_of_fresh_prompts_runs_and_its_samples_can_be_conditioned(
+# ── The commands ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_uniform_head_and_a_distribution_beside_itself() -> None:
+    uniform = torch.zeros(3, 8).log_softmax(-1)
+    found = steps.measures(uniform, uniform)
+    assert found["entropy"].tolist() == pytest.approx([math.log(8)] * 3)
+    assert found["top"].tolist() == pytest.approx([1 / 8] * 3)
+    assert found["kl"].tolist() == pytest.approx([0] * 3, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=6))
+def test_entropy_and_divergence_are_scipys(pairs: list[tuple[float, float]]) -> None:
+    q, p = (
+        torch.tensor(side, dtype=torch.float64).softmax(-1) for side in zip(*pairs, strict=True)
+    )
+    found = steps.measures(q.log()[None], p.log()[None])
+    assert found["entropy"].item() == pytest.approx(scipy.stats.entropy(q), abs=1e-9)
+    assert found["kl"].item() == pytest.approx(scipy.stats.entropy(q, p), abs=1e-9)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "table.json").read_text())["rows"]
+
+
+def test_freshness_runs_a_study_of_its_arms(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "m"
-    flags = ["--limit", "2", "-K", "3", "--gen_kwargs", "max_gen_toks=6", "--out", str(out)]
+    flags = ["--limit", "2", "-K", "3", "--gen_kwargs", "max_gen_toks=6", "--out", str(tmp_path)]
     assert main(["probe", "freshness", "--vectors", "2", *flags]) == 0
-    assert (out / "freshness.json").is_file() and (out / "freshness" / "methods").is_dir()
-    study = ["--results", str(out / "freshness" / "results")]
-    store = ["--store", str(out / "freshness" / "generations")]
-    assert main(["probe", "early", *study, *store, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "rsp-fixed" in said and "left after 1" in said
+    rows = rows_of(tmp_path / "freshness")
+    assert [row["method"] for row in rows] == ["rsp-fixed", "rsp-five", "rsp-fresh"]
+    assert {row["n"] for row in rows} == {2}
     assert main(["probe", "freshness", "--vectors", "0", *flags]) == 1
     assert "--vectors=0" in capsys.readouterr().err
-    assert main(["probe", "early", *study, "--store", str(out), "--out", str(out)]) == 1
+    assert main(["probe", "schedule"]) == 1
+    assert "--out DIR is needed" in capsys.readouterr().err
+
+
+def test_early_and_theory_on_the_embedded_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--limit", "2", "--gen_kwargs", "max_gen_toks=5", "--out", str(tmp_path)]
+    methods = ["--method", "temp-0.8", "stratified-20"]
+    assert main(["probe", "early", *methods, "-K", "4", "--steps", "4", *out]) == 0
+    warm, stratified = rows_of(tmp_path / "early")
+    assert stratified["beginnings_1"] == 4 and stratified["left_1"] is None  # all begin apart
+    assert warm["comparator_0"] == "stratified-20"
+    assert stratified["kl_1"] == pytest.approx(0, abs=1e-4)
+    assert warm["kl_1"] > 0  # sharper than the clean model's distribution at temperature 1
+    arrays = np.load(next((tmp_path / "early" / "arrays").glob("stratified-20@*")))
+    assert arrays["rank"][:, 0].tolist() == [0, 1, 2, 3]
+    more = ["--layers", "embed,5", "--draws", "2", "--path", "2", "--sigmas", "1e-3,0.5"]
+    assert main(["probe", "theory", *more, *out]) == 0
+    rows = rows_of(tmp_path / "theory")
+    assert [(row["layer"], row["sigma"]) for row in rows][:2] == [("embed", 1e-3), ("embed", 0.5)]
+    assert rows[0]["explained"] > 0.95
+    for bad, word in ((["--sigmas", "0"], "a dose of 0"), (["--layers", "99"], "layer 99")):
+        assert main(["probe", "theory", *more, *out, *bad]) == 1
+        assert word in capsys.readouterr().err

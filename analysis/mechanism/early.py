@@ -1,37 +1,36 @@
-"""`embednoise probe early`: where a problem's samples part, and whether the first token is it all.
+"""Early tokens: where a problem's samples part, and whether the first token is it all.
 
-It reads a study's results and its store's token ids: nothing is generated. For each method: how
-many beginnings the samples have, when pairs of them part and when they leave the greedy path; and
-how much of the diversity is left among samples that begin alike, against the comparator that only
-stratifies the first token (`first_token=stratified:N`).
+For each method: how many beginnings its samples have, when pairs of them part, when they leave the
+greedy path and how unlikely the clean model finds that token; entropy, likeliest token and KL from
+the clean model at every early step; and how much of the diversity is left among samples that begin
+alike, against the comparator that only stratifies the first token (`first_token=stratified:N`).
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_eval_embednoise.analysis.identity import by_method, models_apart
 from lm_eval_embednoise.analysis.intervals import Support, mean_intervals, ratio_intervals
 from lm_eval_embednoise.analysis.mechanism import pictures
-from lm_eval_embednoise.analysis.methods import method_order
+from lm_eval_embednoise.analysis.mechanism.steps import early_steps
 from lm_eval_embednoise.analysis.pairs import as_json, sign_flips
-from lm_eval_embednoise.analysis.records import align, read_runs, samples
 from lm_eval_embednoise.analysis.resample import Resampler, cluster_codes
-from lm_eval_embednoise.analysis.runs import ResultError, Run
+from lm_eval_embednoise.checks import integer
 from lm_eval_embednoise.scoring.records import solution
-from lm_eval_embednoise.store.store import Store
-from lm_eval_embednoise.written import dumps, write_text
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from lm_eval_embednoise.analysis.mechanism.material import Arm, Material, Problem
+    from lm_eval_embednoise.analysis.mechanism.probes import Arrays, Row
     from lm_eval_embednoise.analysis.resample import Array
 
 Ids = tuple[int, ...]
@@ -116,182 +115,191 @@ def mediation(problems: Sequence[Begun], clusters: NDArray[np.int64]) -> dict[st
     }
 
 
-def read_ids(store: Store, run: Run) -> dict[str, dict[int, Ids]]:
-    """Problem id → sample index → generated ids of a run's samples, by its texts in the store.
+def begun(problem: Problem) -> Begun:
+    """A problem's samples."""
+    classes = [solution(d.record) or ("text", str(d.record["text"])) for d in problem.draws]
+    return Begun([d.ids[: d.kept] for d in problem.draws], classes)
 
-    Raises:
-        ResultError: the store doesn't have them.
-    """
-    texts = {
-        problem: {record["index"]: record["text"] for record in records}
-        for problem, _, records in samples(run)
-    }
-    methods = {r["settings"] for r in store.runs().values() if r.get("method") == run.method}
-    for settings in sorted(methods):
-        prompts = {
-            document.prompt: document.task_id
-            for document in store.documents(settings)
-            if document.task == run.task
-        }
-        found: dict[str, dict[int, Ids]] = {}
-        for row in store.samples(settings).values():
-            problem = prompts.get(row.prompt)
-            known = texts.get(problem or "", {})
-            if problem is not None and row.ids is not None and known.get(row.sample) == row.text:
-                found.setdefault(problem, {})[row.sample] = tuple(row.ids[: row.kept])
-        if all(len(found.get(problem, {})) == len(known) for problem, known in texts.items()):
-            return found
-    raise ResultError(
-        f"{store.folder} doesn't have the samples of {run.method} on {run.task}: name the store "
-        "that the runs were made with (--store)"
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The number of steps that are looked at, and defaults."""
+    parser.add_argument(
+        "--steps", type=int, default=32, metavar="N", help="generated tokens to look at (32)"
+    )
+    parser.set_defaults(
+        method=[
+            *("temp-0.8", "embednoise-0.1", "embednoise-0.1-sequence", "rsp-16"),
+            *("stratified-20", "stratified-20-temp-0.8"),
+        ],
+        limit=20,
+        k=20,
+        layers="embed",
     )
 
 
-def begun(run: Run, ids: Mapping[str, Mapping[int, Ids]]) -> list[Begun]:
-    """The samples of a run's problems, in its order."""
-    of = {}
-    for problem, _, records in samples(run):
-        classes = [solution(record) or ("text", record["text"]) for record in records]
-        of[problem] = Begun([ids[problem][record["index"]] for record in records], classes)
-    return [of[problem] for problem in run.problems]
+def check(args: argparse.Namespace, blocks: Sized) -> None:
+    """Refuse a number of steps below 1, and fewer than two samples."""
+    integer("--steps", args.steps, least=1)
+    integer("-K", args.k, least=2)
 
 
-def table(found: Mapping[str, tuple[Run, list[Begun]]]) -> list[dict[str, Any]]:
-    """A row for each method; `against`: the paired test of its total and left with each stratified.
+def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[], Arrays]]:
+    """One piece for each method and problem: see `early_steps`."""
+    return {
+        _piece(arm, problem): functools.partial(early_steps, material, arm, problem, args.steps)
+        for arm in material.arms
+        for problem in arm.problems
+    }
 
-    Args:
-        found: method → run and samples, on the same problems in the same order.
-    """
-    greedy = found.get("greedy")
-    comparators = [m for m, (run, _) in found.items() if run.sampling.get("first_token")]
-    rows = []
-    for method, (run, problems) in sorted(found.items(), key=lambda item: method_order(item[0])):
-        clusters = cluster_codes(run.clusters, run.n)
-        counts = np.array([[beginnings(p.ids, n) for n in LENGTHS] for p in problems])
-        pairs = [parting(p.ids) for p in problems]
-        parted = np.concatenate(pairs) if pairs else np.array([])
-        row: dict[str, Any] = {
-            "method": method,
-            "model": run.model,
-            "task": run.task,
-            "n": run.n,
-            "k": run.k,
-            "beginnings": dict(zip(LENGTHS, counts[:, :, 0].mean(0).tolist(), strict=True)),
-            "entropy": dict(zip(LENGTHS, counts[:, :, 1].mean(0).tolist(), strict=True)),
-            "equal_pairs": float(np.isnan(parted).mean()) if len(parted) else float("nan"),
-            "parting": _quartiles(parted),
-            **mediation(problems, clusters),
-        }
-        if greedy is not None and greedy[0] is not run:
-            paths = [p.ids[0] for p in greedy[1]]
-            left = [
-                np.nan if ids == path else common(ids, path)
-                for p, path in zip(problems, paths, strict=True)
-                for ids in p.ids
-            ]
-            row["leaves_greedy"] = _quartiles(np.array(left))
-            row["on_greedy_path"] = float(np.isnan(left).mean())
-        row["against"] = {
-            other: _tested(problems, found[other][1], clusters)
-            for other in comparators
-            if other != method
-        }
-        rows.append(row)
+
+def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arrays]) -> list[Row]:
+    """A row for each method and task."""
+    rows: list[Row] = []
+    for task in dict.fromkeys(p.task for p in material.problems):
+        paths = [p.draws[0] for p in material.problems if p.task == task]
+        samples = {arm.name: _of(arm, task) for arm in material.arms}
+        stratified = [arm.name for arm in material.arms if arm.sampling.strata]
+        for arm in material.arms:
+            problems = [p for p in arm.problems if p.task == task]
+            clusters = cluster_codes([p.cluster for p in problems], len(problems))
+            ours = samples[arm.name]
+            row: Row = {"method": arm.name, "task": task, "n": len(ours), "k": args.k}
+            row |= _parted(ours)
+            row |= _departures(problems, [d.ids[: d.kept] for d in paths], found, arm)
+            row |= _stepwise([found[_piece(arm, p)] for p in problems], args.steps)
+            row |= _flat(mediation(ours, clusters))
+            for place in range(2):
+                other = stratified[place] if place < len(stratified) else None
+                tested = _tested(ours, samples[other], clusters) if other else {}
+                row[f"comparator_{place}"] = other or ""
+                row |= {f"{key}_against_{place}": tested.get(key, np.nan) for key in _TESTS}
+            rows.append(row)
     return rows
+
+
+def figures(
+    material: Material, args: argparse.Namespace, found: Mapping[str, Arrays], rows: list[Row]
+) -> dict[str, Figure]:
+    """What is left after the first tokens; KL and entropy at each step."""
+    made: dict[str, Figure] = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == task]
+        left = {
+            row["method"]: (
+                np.array([0.0, *LENGTHS]),
+                np.array([row["total"], *(row[f"left_{n}"] for n in LENGTHS)]),
+            )
+            for row in mine
+        }
+        labels = ("first tokens in common", "P(two samples differ)")
+        made[f"left-{task}"] = pictures.curves(left, *labels)
+        for name, label in (
+            ("kl", "KL from the clean model (nats)"),
+            ("entropy", "entropy (nats)"),
+        ):
+            lines = {
+                arm.name: (
+                    np.arange(1.0, args.steps + 1),
+                    _mean([found[_piece(arm, p)][name] for p in arm.problems if p.task == task]),
+                )
+                for arm in material.arms
+            }
+            made[f"{name}-{task}"] = pictures.curves(lines, "generated token", label)
+    return made
+
+
+_TESTS = ("total_difference", "total_p", "left_difference", "left_p")
+
+
+def _piece(arm: Arm, problem: Problem) -> str:
+    return f"{arm.name}@{problem.task}@{problem.name}"
+
+
+def _of(arm: Arm, task: str) -> list[Begun]:
+    return [begun(problem) for problem in arm.problems if problem.task == task]
+
+
+def _parted(problems: Sequence[Begun]) -> Row:
+    counts = np.array([[beginnings(p.ids, n) for n in LENGTHS] for p in problems]).mean(0)
+    parted = np.concatenate([parting(p.ids) for p in problems])
+    row: Row = {f"beginnings_{n}": float(c) for n, c in zip(LENGTHS, counts[:, 0], strict=True)}
+    row |= {f"start_entropy_{n}": float(c) for n, c in zip(LENGTHS, counts[:, 1], strict=True)}
+    return row | {"parting_median": _median(parted), "equal_pairs": float(np.isnan(parted).mean())}
+
+
+def _departures(
+    problems: Sequence[Problem], paths: Sequence[Ids], found: Mapping[str, Arrays], arm: Arm
+) -> Row:
+    """After how many tokens samples leave the greedy path, and the clean rank of the next token."""
+    steps: dict[bool, list[float]] = {True: [], False: []}
+    ranks: dict[bool, list[float]] = {True: [], False: []}
+    for problem, path in zip(problems, paths, strict=True):
+        rank = found[_piece(arm, problem)]["rank"]
+        for place, draw in enumerate(problem.draws):
+            ids, passed = draw.ids[: draw.kept], bool(draw.record["passed"])
+            left = np.nan if ids == path else float(common(ids, path))
+            steps[passed].append(left)
+            inside = np.isfinite(left) and left < rank.shape[1]
+            ranks[passed].append(rank[place, int(left)] if inside else np.nan)
+    row: Row = {}
+    for passed, word in ((True, "passed"), (False, "failed")):
+        row[f"on_path_{word}"] = _share(np.isnan(np.array(steps[passed])))
+        row[f"leaves_{word}"] = _median(np.array(steps[passed]))
+        row[f"rank_{word}"] = _median(np.array(ranks[passed]))
+    return row
+
+
+def _stepwise(arrays: Sequence[Arrays], steps: int) -> Row:
+    row: Row = {}
+    for name in ("entropy", "top", "kl"):
+        by_step = _mean([one[name] for one in arrays])
+        row |= {f"{name}_{n}": float(by_step[n - 1]) for n in LENGTHS if n <= steps}
+    return row
+
+
+def _flat(found: Mapping[str, Any]) -> Row:
+    whole = found["total"]
+    row: Row = {"total": whole["value"], "total_low": whole["low"], "total_high": whole["high"]}
+    for n in LENGTHS:
+        row[f"left_{n}"] = found["left"][n]["value"]
+    for n in LENGTHS:
+        for key, name in (("value", "share"), ("low", "share_low"), ("high", "share_high")):
+            row[f"{name}_{n}"] = found["share"][n][key]
+    return {key: np.nan if value is None else value for key, value in row.items()}
 
 
 def _tested(
     ours: Sequence[Begun], theirs: Sequence[Begun], clusters: NDArray[np.int64]
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Differences of P(two samples differ), any two and two with one first token; sign-flip p."""
     a, b = (np.array([differing(p, 1) for p in problems]) for problems in (ours, theirs))
     d = a - b
     p = sign_flips(d, clusters)
-    return {
-        name: {
-            "n": int(np.isfinite(d[:, j]).sum()),
-            "difference": float(np.nanmean(d[:, j])) if np.isfinite(d[:, j]).any() else None,
-            "p": float(p[j]),
-        }
-        for j, name in enumerate(("total", "left"))
-    }
+    told: dict[str, float] = {}
+    for j, name in enumerate(("total", "left")):
+        defined = d[np.isfinite(d[:, j]), j]
+        told[f"{name}_difference"] = float(defined.mean()) if len(defined) else np.nan
+        told[f"{name}_p"] = float(p[j])
+    return told
 
 
-def _quartiles(values: Array) -> list[float]:
-    """Quartiles of the defined values; NaN without any."""
+def _mean(arrays: Sequence[Array]) -> Array:
+    """Mean over the samples of a problem, then over problems, of [samples, steps]; NaN left out."""
+    columns = []
+    for one in arrays:
+        there = np.isfinite(one)
+        total, count = np.where(there, one, 0).sum(0), there.sum(0)
+        columns.append(np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
+    stacked = np.stack(columns)
+    there = np.isfinite(stacked)
+    total, count = np.where(there, stacked, 0).sum(0), there.sum(0)
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+
+
+def _median(values: Array) -> float:
     defined = values[np.isfinite(values)]
-    if not len(defined):
-        return [float("nan")] * 3
-    return [float(q) for q in np.quantile(defined, [0.25, 0.5, 0.75])]
+    return float(np.median(defined)) if len(defined) else float("nan")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the probe's arguments."""
-    parser.add_argument(
-        "--results", nargs="+", required=True, metavar="DIR", help="result folders of a study"
-    )
-    parser.add_argument(
-        "--store", nargs="+", required=True, metavar="DIR",
-        help="their stores: `generations` in a study's folder",
-    )  # fmt: skip
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("mechanism"), metavar="DIR")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Write early.json, .md and a figure for each task; returns the exit status."""
-    stores = [Store(folder) for folder in args.store]
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for one in models_apart(read_runs(args.results)):
-        if not args.methods or one.method in args.methods:
-            groups.setdefault((one.model, one.task), []).append(one)
-    if not groups:
-        raise ResultError(f"no run of {', '.join(args.methods)} under {', '.join(args.results)}")
-    rows: list[dict[str, Any]] = []
-    for (model, task), runs in groups.items():
-        known = {method: same[0] for method, same in by_method(runs).items()}
-        aligned = align(list(known.values()))
-        found = {one.method: (one, begun(one, _ids(stores, one))) for one in aligned}
-        part = table(found)
-        rows += part
-        lines = {
-            row["method"]: (
-                np.array([0, *LENGTHS], dtype=float),
-                np.array([row["total"]["value"], *(e["value"] for e in row["left"].values())]),
-            )
-            for row in part
-        }
-        labels = ("first tokens in common", "P(two samples differ)")
-        pictures.curves(lines, args.out, f"early-{task}-{model}", *labels)
-    write_text(args.out / "early.json", dumps({"probe": "early", "rows": rows}, indent=1))
-    write_text(args.out / "early.md", markdown(rows))
-    print(markdown(rows))
-    print(f"written: {args.out / 'early.json'}, early.md and figures")
-    return 0
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Beginnings, parting and what is left after the first tokens, as a table."""
-    head = ["method", "task", "n", "beginnings of 1", "of 8", "parting (median)"]
-    head += ["P(differ)", "same first token", "same first 4", "left after 1 [95 %]"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        share = row["share"][1]
-        cells = [row["method"], row["task"], str(row["n"])]
-        cells += [f"{row['beginnings'][n]:.2f}" for n in (1, 8)]
-        cells += [f"{row['parting'][1]:.0f}", f"{row['total']['value']:.3f}"]
-        cells += [pictures.number(row["left"][n]["value"], ".3f") for n in (1, 4)]
-        cells.append(
-            " ".join(pictures.number(share[key], ".2f") for key in ("value", "low", "high"))
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _ids(stores: Sequence[Store], run: Run) -> dict[str, dict[int, Ids]]:
-    for store in stores[:-1]:
-        try:
-            return read_ids(store, run)
-        except ResultError:
-            continue
-    return read_ids(stores[-1], run)
+def _share(which: NDArray[np.bool_]) -> float:
+    return float(which.mean()) if len(which) else float("nan")

@@ -13,8 +13,6 @@ from lm_eval_embednoise.analysis.mechanism import arms
 if TYPE_CHECKING:
     import argparse
 
-NAME = "freshness"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the probe's own arguments."""

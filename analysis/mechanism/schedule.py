@@ -14,8 +14,6 @@ from lm_eval_embednoise.analysis.mechanism import arms
 if TYPE_CHECKING:
     import argparse
 
-NAME = "schedule"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the probe's own arguments."""

@@ -9,24 +9,36 @@ in full say where the linear picture ends.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.autograd.forward_ad as forward
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lm_eval_embednoise.analysis.mechanism import pictures
+from lm_eval_embednoise.analysis.mechanism.capture import parse_layers
+from lm_eval_embednoise.checks import integer, number
+from lm_eval_embednoise.engine.runner import Runner
+from lm_eval_embednoise.models.text import emittable_ids
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import hooked, noise_keys
+from lm_eval_embednoise.noise.perturbation import Perturbation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import argparse
+    from collections.abc import Callable, Mapping, Sequence, Sized
 
+    from matplotlib.figure import Figure
+
+    from lm_eval_embednoise.analysis.mechanism.material import Material, Problem
+    from lm_eval_embednoise.analysis.mechanism.probes import Arrays, Row
     from lm_eval_embednoise.engine.jobs import Job
-    from lm_eval_embednoise.engine.runner import Runner
 
 # Two logits under Gumbel noise of scale T (sampling at temperature T) differ by a logistic number
 # of standard deviation T·π/√3.
@@ -143,3 +155,95 @@ def compared(path: Path, sigmas: Sequence[float]) -> list[dict[str, float]]:
         explained = 1 - float((b - a).square().sum() / b.square().sum())
         rows.append({"sigma": sigma, **told, **seen, "explained": explained})
     return rows
+
+
+# ── The probe ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Doses, draws and the length of the path, and defaults."""
+    parser.add_argument(
+        "--sigmas", default="0.03,0.1,0.3,1.0", metavar="S,…", help="relative doses (%(default)s)"
+    )
+    parser.add_argument("--draws", type=int, default=16, metavar="N", help="of each problem (16)")
+    parser.add_argument("--path", type=int, default=16, metavar="N", help="greedy tokens (16)")
+    parser.set_defaults(method=["greedy"], limit=10, k=1, layers="embed,1,5,10,15,20")
+
+
+def check(args: argparse.Namespace, blocks: Sized) -> None:
+    """Refuse layers that don't exist, and numbers that can't be."""
+    parse_layers(args.layers, blocks)
+    sigmas_of(args)
+    integer("--draws", args.draws, least=2)
+    integer("--path", args.path, least=1)
+
+
+def sigmas_of(args: argparse.Namespace) -> list[float]:
+    """The doses.
+
+    Raises:
+        ValueError: one is not a number above 0.
+    """
+    found = [number("--sigmas", part) for part in args.sigmas.split(",")]
+    if 0 in found:
+        raise ValueError(f"--sigmas {args.sigmas}: a dose of 0 moves nothing")
+    return found
+
+
+def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[], Arrays]]:
+    """One piece for each problem and layer: the rows of `compared` as arrays of [doses]."""
+
+    def piece(problem: Problem, site: str) -> Arrays:
+        draw = problem.draws[0]
+        depth = site.removeprefix("block.")
+        lm, perturbation = material.lm, Perturbation(sigma=1, depth=depth, seed=args.seed)
+        width = lm.model.get_input_embeddings().weight.shape[0]
+        runner = Runner(
+            lm.model, perturbation, max_length=lm.max_length, blocks=lm.blocks, decoder="model",
+            token_ids=emittable_ids(lm.tokenizer, width),
+        )  # fmt: skip
+        ids = draw.ids[: args.path] or (0,)
+        path = path_of(runner, draw.job, ids, site, range(args.draws), lm.blocks)
+        rows = compared(path, sigmas_of(args))
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    sites = parse_layers(args.layers, material.clean.blocks)
+    return {
+        f"{site}@{problem.task}@{problem.name}": functools.partial(piece, problem, site)
+        for problem in material.problems
+        for site in sites
+    }
+
+
+def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arrays]) -> list[Row]:
+    """A row for each task, layer and dose: means over problems."""
+    rows: list[Row] = []
+    for task in dict.fromkeys(p.task for p in material.problems):
+        names = [p.name for p in material.problems if p.task == task]
+        for site in parse_layers(args.layers, material.clean.blocks):
+            of_one = [found[f"{site}@{task}@{name}"] for name in names]
+            for place, sigma in enumerate(sigmas_of(args)):
+                means = {
+                    name: float(np.mean([one[name][place] for one in of_one]))
+                    for name in of_one[0]
+                    if name != "sigma"
+                }
+                rows.append({"task": task, "layer": site, "sigma": sigma, "n": len(names), **means})
+    return rows
+
+
+def figures(
+    material: Material, args: argparse.Namespace, found: Mapping[str, Arrays], rows: list[Row]
+) -> dict[str, Figure]:
+    """The share of the logits' change that is explained, over the dose, a line a layer."""
+    made = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        lines = {}
+        for site in dict.fromkeys(row["layer"] for row in rows):
+            mine = [row for row in rows if (row["task"], row["layer"]) == (task, site)]
+            lines[site] = (
+                np.array([row["sigma"] for row in mine]),
+                np.array([row["explained"] for row in mine]),
+            )
+        made[f"explained-{task}"] = pictures.curves(lines, "σ", "explained by J·ε")
+    return made
