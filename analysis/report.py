@@ -19,6 +19,7 @@ from lm_eval_embednoise.analysis.figures import pareto_figure, save
 from lm_eval_embednoise.analysis.glossary import GLOSSARY
 from lm_eval_embednoise.analysis.identity import as_compared
 from lm_eval_embednoise.analysis.measures import headline
+from lm_eval_embednoise.analysis.mechanism import section
 from lm_eval_embednoise.analysis.protocol import Protocol
 from lm_eval_embednoise.analysis.quantities import estimated, headed, paired, percent
 from lm_eval_embednoise.analysis.records import read_runs
@@ -28,7 +29,7 @@ from lm_eval_embednoise.written import write_text
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from matplotlib.figure import Figure
 
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "beside COMPARISON.JSON)",
     )
     parser.add_argument(
+        "--mechanism",
+        type=Path,
+        metavar="DIR",
+        help="what `embednoise probe … --out DIR` wrote, for a section on why",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
@@ -70,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     check_same(comparison, runs)
     out = args.out or args.comparison.with_name("report.html")
     out = out / "report.html" if out.is_dir() else out
-    report = Report(comparison, runs, out.with_name("figures"))
+    probes = section.read(args.mechanism) if args.mechanism else []
+    report = Report(comparison, runs, out.with_name("figures"), probes)
     text = report.render()
     write_text(out, text)
     print(f"written: {out} ({len(text) / 1e6:.1f} MB), {report.count} figures in {report.folder}")
@@ -103,10 +111,18 @@ class Report:
         comparison: content of comparison.json.
         runs: the runs it was made from, or none.
         folder: where the figures go.
+        probes: what the probes found about the mechanism, or nothing.
     """
 
-    def __init__(self, comparison: dict[str, Any], runs: list[Run], folder: Path) -> None:
+    def __init__(
+        self,
+        comparison: dict[str, Any],
+        runs: list[Run],
+        folder: Path,
+        probes: Sequence[section.Part] = (),
+    ) -> None:
         self.comparison, self.runs, self.folder, self.count = comparison, runs, folder, 0
+        self.probes = probes
         self.candidate, self.baseline = (
             comparison["analysis"][role] for role in ("candidate", "baseline")
         )
@@ -130,6 +146,7 @@ class Report:
                     self._task(rows, pairs)
                     for rows, pairs in tqdm(parts, unit="task", desc="report", disable=None)
                 ],
+                "probes": self.probes,
                 "floor": self._floor(),
                 "glossary": GLOSSARY.values(),
             }

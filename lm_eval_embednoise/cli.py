@@ -19,7 +19,6 @@ COMMANDS = {
     "compare": ("lm_eval_embednoise.analysis.compare", "compare methods from result folders"),
     "report": ("lm_eval_embednoise.analysis.report", "one self-contained HTML page"),
     "power": ("lm_eval_embednoise.analysis.power", "problems needed to see a difference"),
-    "probe": ("lm_eval_embednoise.commands.probe", "look into the model: why it works or not"),
     "regenerate": (
         "lm_eval_embednoise.commands.regenerate",
         "make one stored sample again, from its key",
@@ -27,6 +26,10 @@ COMMANDS = {
     "generations": (
         "lm_eval_embednoise.commands.generations",
         "show, export, import stored samples",
+    ),
+    "probe": (
+        "lm_eval_embednoise.commands.probe",
+        "why: look inside the model while methods draw their samples",
     ),
     "doctor": ("lm_eval_embednoise.commands.doctor", "say what works on this machine"),
 }

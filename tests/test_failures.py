@@ -203,14 +203,14 @@ def test_the_command_reads_results_and_writes_all_files(
         write_run(tmp_path / "in", name, n=6, k=3)
     out = tmp_path / "out"
     assert main(["probe", "failures", "--results", str(tmp_path / "in"), "--out", str(out)]) == 0
-    content = json.loads((out / "failures.json").read_text())
+    content = json.loads((out / "failures" / "table.json").read_text())
     assert [row["method"] for row in content["rows"]] == ["greedy", "temp-0.8", "embednoise-0.5"]
     for row in content["rows"]:
         total = row["passed"]["value"] + sum(kind["value"] for kind in row["kinds"].values())
         assert total == pytest.approx(1)
-    arrays = np.load(out / "failures.npz")
+    arrays = np.load(out / "failures" / "shares.npz")
     assert {a.shape for a in arrays.values()} == {(6, len(KINDS))}
-    assert len(list(out.glob("failures-*.svg"))) == 1
+    assert len(list(out.glob("failures/*.svg"))) == 1
     given = ["--results", str(tmp_path / "in"), "--methods", "temp-9", "--out", str(out)]
     assert main(["probe", "failures", *given]) == 1
     assert "no run of temp-9; there are embednoise-0.5" in capsys.readouterr().err

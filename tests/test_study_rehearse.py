@@ -18,7 +18,7 @@ from lm_eval_embednoise.models.hf_embednoise import HFEmbedNoise
 from lm_eval_embednoise.study import study_file
 from lm_eval_embednoise.study.method import Method
 from lm_eval_embednoise.study.plan import Cell, Model
-from lm_eval_embednoise.study.rehearse import _check_methods, _requests
+from lm_eval_embednoise.study.rehearse import _check_methods, requests_of
 from lm_eval_embednoise.study.run import Runner
 from lm_eval_embednoise.study.session import Session, build, quiet_harness
 from lm_eval_embednoise.study.tasks import Tasks
@@ -212,7 +212,7 @@ def test_the_prompts_counted_as_too_long_are_those_that_fail() -> None:
     methods = [Method.load(name) for name in ("greedy", "rsp-16", "prefix-10", "dummy-8")]
     [item] = Tasks(model, (task,)).load(task)
     lm = build(model, weights=False)
-    rooms = _check_methods(lm, task, methods, model, _requests(model, lm, item, 12))
+    rooms = _check_methods(lm, task, methods, model, requests_of(model, lm, item, 12))
     told = {name: room.too_long for room, names in rooms.items() for name in names}
     assert 0 < told["greedy"] < told["rsp-16"] <= 12
     with quiet_harness():

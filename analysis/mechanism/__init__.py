@@ -1,1 +1,1 @@
-"""Why noise does, or does not, diversify: the probes behind `embednoise probe`."""
+"""Why noise does, or doesn't, diversify: probes of a model's inside, `embednoise probe NAME`."""

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lm_eval_embednoise.analysis.arms import dose
+from lm_eval_embednoise.analysis.figures import save
 from lm_eval_embednoise.analysis.identity import by_method, models_apart
 from lm_eval_embednoise.analysis.intervals import Support, mean_intervals
 from lm_eval_embednoise.analysis.mechanism import pictures
@@ -177,7 +178,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="result folders of `embednoise run --log_samples`, `study`, or LABEL=DIR",
     )  # fmt: skip
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("mechanism"), metavar="DIR")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="writes to DIR/failures"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -205,17 +208,17 @@ def run(args: argparse.Namespace) -> int:
                 examples[f"{model}/{task}/{method}"] = found[method].examples
                 bar.update()
             rows += table(found)
-    args.out.mkdir(parents=True, exist_ok=True)
+    out: Path = args.out / "failures"
     kinds = {kind: says for kind, (_, says) in KINDS.items()}
     content = {"probe": "failures", "kinds": kinds, "rows": rows, "examples": examples}
-    write_text(args.out / "failures.json", dumps(content, indent=1))
-    pictures.write_arrays(args.out / "failures.npz", arrays)
-    write_text(args.out / "failures.md", markdown(rows))
+    write_text(out / "table.json", dumps(content, indent=1))
+    pictures.write_arrays(out / "shares.npz", arrays)
+    write_text(out / "table.md", markdown(rows))
     for model, task in groups:
         part = [row for row in rows if (row["model"], row["task"]) == (model, task)]
         if part:
-            pictures.bars(part, list(KINDS), args.out, f"failures-{task}-{model}")
-    print(f"written: {args.out / 'failures.json'}, failures.npz, failures.md and figures")
+            save(pictures.bars(part, list(KINDS)), out, f"failures-{task}-{model}")
+    print(f"written: table.json, table.md, shares.npz and figures in {out}")
     return 0
 
 

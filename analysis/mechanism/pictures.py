@@ -1,4 +1,4 @@
-"""What several probes write alike: arrays, and two kinds of figures."""
+"""What several probes write alike: arrays, numbers in tables, and two kinds of figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from lm_eval_embednoise.analysis.figures import RC, WIDTH, save, shades
+from lm_eval_embednoise.analysis.figures import RC, WIDTH, shades
 from lm_eval_embednoise.written import whole
 
 if TYPE_CHECKING:
@@ -24,14 +24,17 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def bars(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str], folder: Path, name: str) -> None:
+def number(value: float | None, form: str) -> str:
+    """A number in a table; a dash where it is undefined."""
+    return "–" if value is None or not np.isfinite(value) else format(value, form)
+
+
+def bars(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Figure:
     """A bar for each method, its failures stacked by kind.
 
     Args:
         rows: of `failures.table`, in the order drawn.
         kinds: the parts, from left to right.
-        folder: where PNG and SVG go.
-        name: their name.
     """
     colors = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
     with mpl.rc_context(RC):
@@ -48,22 +51,14 @@ def bars(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str], folder: Path, 
         axis.invert_yaxis()
         axis.set_xlabel("samples that fail (%)")
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    save(figure, folder, name)
+    return figure
 
 
-def curves(
-    lines: Mapping[str, tuple[Array, Array]],
-    folder: Path,
-    name: str,
-    x: str,
-    y: str,
-) -> None:
+def curves(lines: Mapping[str, tuple[Array, Array]], x: str, y: str) -> Figure:
     """A line for each method.
 
     Args:
         lines: method → x and y, [points] each; NaN leaves a gap.
-        folder: where PNG and SVG go.
-        name: their name.
         x: what the horizontal axis shows.
         y: what the vertical axis shows.
     """
@@ -76,4 +71,4 @@ def curves(
         axis.set_xlabel(x)
         axis.set_ylabel(y)
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    save(figure, folder, name)
+    return figure

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.engine.sampling import Sampling
-from lm_eval_embednoise.noise.perturbation import EMBED, Perturbation
+from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.store.store import Store, Stored, digest
 from lm_eval_embednoise.study.method import parse_arguments
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lm_eval_embednoise.engine.jobs import Job
     from lm_eval_embednoise.engine.sampler import Sampler
@@ -160,46 +160,28 @@ def activations(made: Regenerated) -> dict[str, Any]:
         `prompt_length` int64 [1].
     """
     import torch
-    from transformers.cache_utils import DynamicCache
 
-    from lm_eval_embednoise.noise.inject import Rows, hooked, noise_keys
+    from lm_eval_embednoise.analysis.mechanism.capture import POST, PRE, Given, capture, sites_of
     from lm_eval_embednoise.noise.sites import in_mlp
 
-    sampler, job, blocks = made.sampler, made.job, made.lm.blocks
-    perturbation, device = sampler.perturbation, sampler.runner.device
-    pair, length = (job.problem, job.samples[0]), len(job.prompt_ids)
-    ids = torch.tensor([[*job.prompt_ids, *made.ids]], device=device)
-    std = sampler.runner.site_std(0, job)
-    rows = Rows(
-        keys=noise_keys(perturbation, [pair], device),
-        std={site: torch.tensor([value], dtype=torch.float64) for site, value in std.items()},
-        prompt_length=torch.tensor([length], device=device),
-        positions=torch.arange(ids.shape[1], device=device)[None],
-        soft=sampler.runner.soft_prompts.vectors([pair]),
-        soft_start=job.soft_starts(1, device),
-    )
+    job, runner = made.job, made.sampler.runner
     tensors: dict[str, torch.Tensor] = {}
 
-    def note(moment: str) -> Any:
-        def act(site: str, hidden: torch.Tensor) -> torch.Tensor:
-            name = f"{site}.{moment}" if site in perturbation.sites else site
-            tensors[name] = hidden[0].detach().float().cpu().clone()
-            return hidden
+    def keep(name: str) -> Callable[[torch.Tensor], None]:
+        def note(hidden: torch.Tensor) -> None:
+            tensors[name] = hidden[0].float().cpu().clone()
 
-        return act
+        return note
 
-    sites = (EMBED, *(f"block.{k}" for k in range(len(sampler.runner.blocks))))
-    sites += tuple(site for site in perturbation.sites if in_mlp(site))
-    with (
-        torch.no_grad(),
-        sampler.drawn(job.samples[0]),
-        hooked(sampler.runner.model, sites, note("pre_noise"), blocks),
-        sampler.runner.perturbed(rows),
-        hooked(sampler.runner.model, tuple(perturbation.sites), note("post_noise"), blocks),
-    ):
-        sampler.runner.forward(ids, DynamicCache())
-    tensors["token_ids"] = ids[0].cpu()
-    tensors["prompt_length"] = torch.tensor([length])
+    reduce = {}
+    noisy_sites = made.sampler.perturbation.sites
+    for site in (*sites_of(runner.blocks), *filter(in_mlp, noisy_sites)):
+        noisy = site in noisy_sites
+        for moment in (PRE, POST) if noisy else (POST,):
+            reduce[site, moment] = keep(f"{site}.{moment}" if noisy else site)
+    capture(runner, [Given(job, job.samples[0], made.ids)], reduce)
+    tensors["token_ids"] = torch.tensor([*job.prompt_ids, *made.ids])
+    tensors["prompt_length"] = torch.tensor([len(job.prompt_ids)])
     return tensors
 
 

@@ -68,6 +68,7 @@ class Runner:
         model: a causal LM in eval mode.
         perturbation: the noise; inactive means the plain model.
         blocks: its decoder blocks.
+        list_name: the dotted name of their list, where it was given.
         embedding: float [vocab, dim], the table of token vectors.
         device, dtype: of that table.
         max_length: most input vectors a sample may have.
@@ -122,7 +123,7 @@ class Runner:
         self.attention_configs = attention.configs(model)
         for site in perturbation.sites:
             find_site(model, site, blocks)
-        self._list_name = blocks
+        self.list_name = blocks
         self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.references = References(model, perturbation, token_ids, blocks)
@@ -221,7 +222,7 @@ class Runner:
 
     def perturbed(self, rows: Rows) -> AbstractContextManager[dict[str, Tensor]]:
         """See `inject.running`; all lanes share the model's hooks, so lock `whole_model`."""
-        return running(self.model, self.perturbation, rows, self._list_name)
+        return running(self.model, self.perturbation, rows, self.list_name)
 
     def room(self, job: Job) -> int:
         """How many tokens the model's length leaves after a job's prompt; none if below 1."""

@@ -63,7 +63,7 @@ def rehearse(
                 notes.append(f"limit={task.limit}: {item.config.task} has {size} problems here")
             notes += filter(None, [early.few_samples(item.config.repeats)])
             _check_verifier(item)
-            requests = _requests(model, lm, item, size)
+            requests = requests_of(model, lm, item, size)
             for room, names in _check_methods(lm, task, methods, model, requests).items():
                 notes += _said(item.config.task, room, names)
     return list(dict.fromkeys(notes))
@@ -87,7 +87,7 @@ def _check_verifier(item: Any) -> None:
         latex.verifier()
 
 
-def _requests(model: Model, lm: Any, item: Any, size: int) -> list[Any]:
+def requests_of(model: Model, lm: Any, item: Any, size: int) -> list[Any]:
     """The harness's requests, one a problem; as chats only where the tokenizer is at hand."""
     template = bool(model.apply_chat_template) and not isinstance(lm, type)
     if item.config.num_fewshot is None:

@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study", metavar="STUDY", help="a study file, or the name of a packaged one: quick, …"
     )
+    add_flags(parser)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags alone, for a command that makes the study itself."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/NAME")
     parser.add_argument("--tasks", metavar="NAME,…", help="instead of the study's tasks")
     parser.add_argument("--limit", type=int, metavar="N", help="problems of each task")
