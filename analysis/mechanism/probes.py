@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Name → one line of help; the module has the same name.
 PROBES = {
     "geometry": "does the noise, or a hidden state, predict which solution is written?",
+    "attention": "what do methods do to attention: entropy, KL from clean, repetition heads",
+    "trajectories": "paths of hidden states: other regions, or the same ones with jitter?",
 }
 Arrays = Mapping[str, np.ndarray]
 Row = dict[str, Any]
@@ -38,7 +40,7 @@ class Probe(Protocol):
     """The functions of a probe's module."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Its own arguments, and `set_defaults` for the shared ones, such as method, limit and k."""
+        """Its own arguments, and `set_defaults` for the shared ones, such as method and k."""
 
     def check(self, args: argparse.Namespace, blocks: Sized) -> None:
         """Refuse (ValueError) what can't work with a model of these blocks, before it is loaded."""
