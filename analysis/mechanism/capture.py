@@ -23,7 +23,7 @@ from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.engine.room import PER_GATE, PER_VECTOR, SHARE, free_bytes
 from lm_eval_embednoise.noise.inject import Rows, hooked, noise_keys
 from lm_eval_embednoise.noise.perturbation import EMBED
-from lm_eval_embednoise.noise.sites import parse_depth, site_order
+from lm_eval_embednoise.noise.sites import block_of, parse_depth, site_order
 
 if TYPE_CHECKING:
     from lm_eval_embednoise.engine.runner import Runner
@@ -71,7 +71,7 @@ def parse_layers(text: str, blocks: Sized) -> tuple[str, ...]:
     for site in sorted(sites, key=site_order):
         if site not in known:
             raise ValueError(
-                f"--layers {text}: layer {site_order(site)} doesn't exist; the model has "
+                f"--layers {text}: layer {block_of(site)} doesn't exist; the model has "
                 f"{len(blocks)} blocks, so a layer is embed or 0 to {len(blocks) - 1}"
             )
     return tuple(sorted(sites, key=site_order))
@@ -109,9 +109,12 @@ def capture(
     places: dict[str, dict[str, Reduce]] = {PRE: {}, POST: {}, ATTENTION: {}}
     for (site, moment), function in reduce.items():
         places[moment][site] = function
-    rows, weights = _rows(runner, given, width), _weights(runner, given)  # norms are the plain model's
+    rows, weights = (
+        _rows(runner, given, width),
+        _weights(runner, given),
+    )  # norms are the plain model's
     with ExitStack() as stack, runner.whole_model:
-        stack.enter_context(weights)
+        stack.enter_context(_weights(runner, given))
         blocks = runner.list_name
         stack.enter_context(hooked(runner.model, *_seeing(places[PRE]), blocks))
         stack.enter_context(runner.perturbed(rows))
@@ -272,7 +275,7 @@ def _attention(
     with ExitStack() as stack:
         stack.enter_context(eager(runner))
         for site in reduce:
-            for module in runner.blocks[site_order(site)].modules():
+            for module in runner.blocks[block_of(site)].modules():
                 stack.callback(module.register_forward_hook(hook(site)).remove)
         yield missing
 

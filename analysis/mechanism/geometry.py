@@ -21,7 +21,7 @@ from lm_eval_embednoise.analysis.mechanism import clusters, linear
 from lm_eval_embednoise.analysis.mechanism.capture import POST, PRE, batches, capture, parse_layers
 from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.minicoder.strategies import strategy
-from lm_eval_embednoise.noise.sites import site_order
+from lm_eval_embednoise.noise.sites import block_of
 
 if TYPE_CHECKING:
     import argparse
@@ -253,7 +253,7 @@ def figures(
         axis = figure.subplots()
         shown = [row for row in rows if row["classes_of"] == KINDS[0]]
         sites = parse_layers(args.layers, material.clean.blocks)
-        order = {EPSILON: -2.0, **{site: float(site_order(site)) for site in sites}}
+        order = {EPSILON: -2.0, **{site: float(block_of(site)) for site in sites}}
         names = [arm.name for arm in material.arms]
         for number, name in enumerate(names):
             color, marker = STYLES[family(name)]

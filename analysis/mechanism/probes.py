@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Name → one line of help; the module has the same name.
 PROBES = {
     "geometry": "does the noise, or a hidden state, predict which solution is written?",
+    "attention": "what do methods do to attention: entropy, KL from clean, repetition heads",
+    "trajectories": "paths of hidden states: other regions, or the same ones with jitter?",
     "early": "where do a problem's samples part, and is the first token it all?",
     "theory": "what do J·ε and the clean model predict of the first tokens, and up to which dose?",
 }

@@ -85,7 +85,7 @@ def path_of(
     entered = torch.tensor([[*job.prompt_ids, *ids][:-1]], device=device)
     keys = noise_keys(runner.perturbation, [(job.problem, s) for s in draws], device)[site]
     where = torch.arange(length, device=device).expand(len(draws), -1)
-    z = streams.normal(keys, where, runner.references.width)
+    z = streams.normal(keys, where, runner.references.width(site))
     z = torch.cat([z, z.new_zeros(len(draws), entered.shape[1] - length, z.shape[2])], dim=1)
 
     def run(change: Callable[[Tensor], Tensor], rows: int) -> Tensor:
