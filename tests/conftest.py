@@ -96,7 +96,16 @@ def wide_qwen2() -> PreTrainedModel:
     return random_qwen2(64)
 
 
-@pytest.fixture(params=["noise in C", "passes in C", "no compiler"])
+WAYS = ("noise in C", "passes in C", "no compiler")
+
+
+@pytest.fixture
+def third(request: pytest.FixtureRequest) -> int:
+    """0, 1 or 2 for the ways of `either`: cases are dealt to them where each would take long."""
+    return WAYS.index(request.node.callspec.params["either"])
+
+
+@pytest.fixture(params=WAYS)
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
     """A random Qwen2 under each way in which a CPU runs it."""
     if request.param == "no compiler":

@@ -38,14 +38,15 @@ GREEDY = Sampling(max_gen_toks=NEW)
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "temperature"])
 def test_sampler_equals_the_slow_reference(
-    either: PreTrainedModel, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+    either: PreTrainedModel, third: int, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every slot × fit × noise, two samples each that share what they can; scales other than 1."""
     monkeypatch.setattr(sampler_module, "SHARED_ROWS", 1)
     monkeypatch.setattr("lm_eval_embednoise.engine.runner.LEAST_SHARED", 1)
     clean = expected(either, Perturbation(), {}, 0, sampling)
     changed = 0
-    for number, (slot, fit, noise) in enumerate(itertools.product(SLOTS, FITS, NOISE)):
+    cases = list(itertools.product(SLOTS, FITS, NOISE))[third::3]
+    for number, (slot, fit, noise) in enumerate(cases):
         scale = (1.0, 1.7, 0.5)[number % 3]
         p = Perturbation(rsp=3, rsp_slot=slot, rsp_fit=fit, rsp_scale=scale, **noise)
         sampler = Sampler(either, p, sampling)
@@ -57,7 +58,7 @@ def test_sampler_equals_the_slow_reference(
             (nll,) = sampler.clean_nll(PROMPT, [tuple(sample.ids)])
             assert sample.nll == pytest.approx(nll, rel=1e-5)
         changed += got[0].ids != clean
-    assert changed > number / 2
+    assert changed > len(cases) / 2
 
 
 @pytest.mark.parametrize("added", [{"rsp": 3}, {"sigma": 0.8, "depth": "embed+1"}])

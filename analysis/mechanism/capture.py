@@ -109,10 +109,7 @@ def capture(
     places: dict[str, dict[str, Reduce]] = {PRE: {}, POST: {}, ATTENTION: {}}
     for (site, moment), function in reduce.items():
         places[moment][site] = function
-    rows, weights = (
-        _rows(runner, given, width),
-        _weights(runner, given),
-    )  # norms are the plain model's
+    rows = _rows(runner, given, width)  # by norms of the plain model
     with ExitStack() as stack, runner.whole_model:
         stack.enter_context(_weights(runner, given))
         blocks = runner.list_name
