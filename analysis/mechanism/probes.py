@@ -31,6 +31,8 @@ PROBES = {
     "geometry": "does the noise, or a hidden state, predict which solution is written?",
     "early": "where do a problem's samples part, and is the first token it all?",
     "theory": "what do J·ε and the clean model predict of the first tokens, and up to which dose?",
+    "attention": "what do methods do to attention: entropy, KL from clean, repetition heads",
+    "trajectories": "paths of hidden states: other regions, or the same ones with jitter?",
 }
 Arrays = Mapping[str, np.ndarray]
 Row = dict[str, Any]
@@ -41,6 +43,7 @@ class Probe(Protocol):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Its own arguments; `set_defaults` for the shared ones, such as method, limit and k."""
+        """Its own arguments, and `set_defaults` for the shared ones, such as method and k."""
 
     def check(self, args: argparse.Namespace, blocks: Sized) -> None:
         """Refuse (ValueError) what can't work with a model of these blocks, before it is loaded."""
