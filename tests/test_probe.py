@@ -1,4 +1,4 @@
-"""`embednoise probe`: from methods and a task to arrays, a table and figures; killed and gone on."""
+"""`embednoise probe`: methods and a task to arrays, table and figures; killed and resumed."""
 
 from __future__ import annotations
 
