@@ -177,6 +177,9 @@ def test_a_planted_kind_is_found_with_what_it_costs(found: dict[str, failures.An
     assert (exchange["against"], exchange["gained"], exchange["lost"]) == ("greedy", 0, 12)
     assert exchange["p_mcnemar"] == pytest.approx(2 * 0.5**12)
     assert exchange["p_permutation"] < 0.01 and exchange["difference"] == -0.5
+    assert exchange["kinds"]["syntax"]["difference"] == 0.5
+    assert exchange["kinds"]["syntax"]["p"] == exchange["p_permutation"]
+    assert exchange["kinds"]["timeout"]["difference"] == 0
     assert [part["lost"] for part in exchange["by"]["prompt length"].values()] == [0, 4, 8]
 
 

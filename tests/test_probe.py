@@ -1,4 +1,4 @@
-"""`embednoise probe`: methods and a task into arrays, a table and figures; killed and resumed."""
+"""`embednoise probe`: methods and a task to arrays, table and figures; killed and resumed."""
 
 from __future__ import annotations
 

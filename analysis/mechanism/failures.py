@@ -97,7 +97,7 @@ def exchange(ours: Anatomy, theirs: Anatomy, difficulty: Array) -> dict[str, Any
 
     A problem is solved where more than half of its samples pass. `gained` are solved by the first
     only, `lost` by the second only, with the exact McNemar test; `difference` is that of the pass
-    rates with the studentised sign-flip test over clusters.
+    rates with the studentised sign-flip test over clusters, and `kinds` the same of each kind.
 
     Args:
         ours: the method.
@@ -106,8 +106,8 @@ def exchange(ours: Anatomy, theirs: Anatomy, difficulty: Array) -> dict[str, Any
     """
     solved, before = ours.passed > 0.5, theirs.passed > 0.5
     gained, lost, p = mcnemar_exact(solved.astype(np.float64), before.astype(np.float64))
-    d = (ours.passed - theirs.passed)[:, None]
-    clusters = cluster_codes(ours.run.clusters, ours.run.n)
+    d = np.column_stack([ours.passed - theirs.passed, ours.shares - theirs.shares])
+    p_values = sign_flips(d, cluster_codes(ours.run.clusters, ours.run.n))
     by: dict[str, Any] = {}
     for name, values in (("success rate", difficulty), ("prompt length", ours.lengths)):
         third = thirds(values)
@@ -125,8 +125,12 @@ def exchange(ours: Anatomy, theirs: Anatomy, difficulty: Array) -> dict[str, Any
         "gained": gained,
         "lost": lost,
         "p_mcnemar": p,
-        "difference": float(d.mean()),
-        "p_permutation": float(sign_flips(d, clusters)[0]),
+        "difference": float(d[:, 0].mean()),
+        "p_permutation": float(p_values[0]),
+        "kinds": {
+            kind: {"difference": float(d[:, j].mean()), "p": float(p_values[j])}
+            for j, kind in enumerate(KINDS, start=1)
+        },
         "by": by,
     }
 
