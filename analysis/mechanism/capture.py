@@ -109,7 +109,7 @@ def capture(
     places: dict[str, dict[str, Reduce]] = {PRE: {}, POST: {}, ATTENTION: {}}
     for (site, moment), function in reduce.items():
         places[moment][site] = function
-    rows = _rows(runner, given, width)  # by norms of the plain model
+    rows = rows_of(runner, given, width)  # by norms of the plain model, in passes nobody sees
     with ExitStack() as stack, runner.whole_model:
         stack.enter_context(_weights(runner, given))
         blocks = runner.list_name
@@ -190,8 +190,8 @@ def bytes_needed(runner: Runner, length: int, *, attention: bool = False, logits
     return int(row + kept * len(runner.embedding) * (size + 4))
 
 
-def _rows(runner: Runner, given: Sequence[Given], width: int) -> Rows:
-    """What the noise of a pass depends on; padding has position −1, and none."""
+def rows_of(runner: Runner, given: Sequence[Given], width: int) -> Rows:
+    """What the noise of a pass of `width` positions depends on; padding has position −1."""
     pairs = [(row.job.problem, row.sample) for row in given]
     device, sites = runner.device, runner.perturbation.sites
     lengths = torch.tensor([row.length for row in given], device=device)
