@@ -177,6 +177,7 @@ def activations(made: Regenerated) -> dict[str, Any]:
         positions=torch.arange(ids.shape[1], device=device)[None],
         soft=sampler.runner.soft_prompts.vectors([pair]),
         soft_start=job.soft_starts(1, device),
+        roots=sampler.runner.roots,
     )
     tensors: dict[str, torch.Tensor] = {}
 
