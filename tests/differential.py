@@ -31,6 +31,7 @@ from torch import Tensor
 from lm_eval_embednoise.engine.jobs import Job, Sample, Stop
 from lm_eval_embednoise.engine.sampler import Sampler
 from lm_eval_embednoise.engine.sampling import Sampling
+from lm_eval_embednoise.noise.clean_states import CleanStates, covariance_roots, decode_norms
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from tests.support.cacheless import (
     Cacheless,
@@ -212,13 +213,15 @@ def _newer_noise(rng: random.Random, old: dict[str, Any], name: str) -> dict[str
     """The same for the perturbation."""
     given: dict[str, Any] = {}
     if old.get("sigma") and rng.random() < 0.5:
-        given["noise_law"] = rng.choice(["gaussian", "uniform", "orthogonal"])
+        given["noise_law"] = rng.choice(["gaussian", "uniform", "covariance", "orthogonal"])
         if given["noise_law"] == "orthogonal":
             given["scope"] = "sequence"
         if name in ("llama wide", "qwen2 tied", "gpt2", "falcon", "gemma2") and rng.random() < 0.4:
             given["depth"] = rng.choice(["mlp:0-2", "mlp:1", "embed+mlp:1", ["mlp:0", 1]])
         if rng.random() < 0.3 and given.get("depth", old["depth"]) in ("mlp:0-2", "embed+1", "0+2"):
             given["shared"] = True
+    if old.get("sigma") and rng.random() < 0.1 and old["sigma_unit"] != "absolute":
+        given["sigma_reference"] = "decode"
     if name in TEMPERED and rng.random() < 0.25:
         given["attention_temperature"] = rng.choice([0.5, 1.5])
         if rng.random() < 0.4:
@@ -369,7 +372,21 @@ def sampler_of(case: Case, batch_size: int | None = None) -> Sampler:
         max_length=LIMIT,
         perplexity=case.perplexity,
         exact=case.exact,
+        states=states_of(case),
     )
+
+
+def states_of(case: Case) -> CleanStates | None:
+    """Some clean states, of every site that the perturbation has, where it needs them."""
+    needed = case.perturbation.get("noise_law") == "covariance"
+    if not needed and case.perturbation.get("sigma_reference") != "decode":
+        return None
+    model = model_of(case.model, torch.float32, "cpu")
+    sites = tuple(Perturbation(**case.perturbation).sites)
+    texts = [range(start, start + 20) for start in (0, 30, 60)]
+    answers = [(text[:5], text[5:]) for text in texts]
+    norms = decode_norms(model, sites, answers) if sites else {}
+    return CleanStates("", norms, covariance_roots(model, sites, texts) if sites else {})
 
 
 def check(case: Case, result: Result) -> None:
@@ -411,7 +428,7 @@ def _check_likelihood(case: Case, sampler: Sampler, result: Result) -> None:
     if not continuation or case.dtype is not torch.float32:
         return
     got, _ = sampler.loglikelihood(0, job, continuation)[:2]
-    reference = Cacheless(sampler.runner.model, sampler.perturbation)
+    reference = Cacheless(sampler.runner.model, sampler.perturbation, states_of(case))
     std = reference.std(job.clean)
     scores = []
     for jitter in (0.0, *JITTERS[case.dtype]):
@@ -431,11 +448,12 @@ class _Judge:
         self.perturbation = Perturbation(**case.perturbation)
         self.sampling = Sampling(**case.sampling)
         self.model = model_of(case.model, case.dtype, case.device)
-        self.reference = Cacheless(self.model, self.perturbation)
+        states = states_of(case)
+        self.reference = Cacheless(self.model, self.perturbation, states)
         wide = model_of(case.model, torch.float32, case.device)
         if case.dtype is not torch.float32:  # the same weights, without the rounding between
             wide = copy.deepcopy(self.model).float()
-        self.wide = Cacheless(wide, self.perturbation)
+        self.wide = Cacheless(wide, self.perturbation, states)
         self.plain = Cacheless(self.model, Perturbation())
         self.half = case.dtype is not torch.float32
         self._stds: dict[tuple[int, ...], dict[str, float]] = {}

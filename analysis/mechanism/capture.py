@@ -208,6 +208,7 @@ def rows_of(runner: Runner, given: Sequence[Given], width: int) -> Rows:
         positions=positions.masked_fill(positions >= lengths[:, None], -1),
         soft=runner.soft_prompts.vectors(pairs),
         soft_start=torch.tensor(starts, device=device) if None not in starts else None,
+        roots=runner.roots,
     )
 
 

@@ -29,7 +29,6 @@ from lm_eval_embednoise.analysis.mechanism.capture import (
 from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.minicoder.strategies import strategy
 from lm_eval_embednoise.noise import perturb
-from lm_eval_embednoise.noise.model_parts import hidden_width
 from lm_eval_embednoise.noise.sites import block_of
 
 if TYPE_CHECKING:
@@ -124,13 +123,16 @@ def noise_products(runner: Runner, given: Sequence[Given]) -> Arrays:
     parts = [] if soft is None else [soft.flatten(1)]
     products = sum((part @ part.T for part in parts), torch.zeros(len(given), len(given)))
     rows = rows_of(runner, given, max(lengths))
-    width = hidden_width(runner.model)
     for site in runner.perturbation.sites:
+        width = runner.references.width(site)
         deviations = rows.deviations(runner.perturbation, site)
         for at in torch.arange(max(lengths)).split(POSITIONS):
             drawn = (rows.keys[site], rows.positions[:, at], deviations[:, at], width)
-            noise = perturb.draw(runner.perturbation, *drawn).flatten(1)
-            products += (noise @ noise.T).cpu()
+            noise = perturb.draw(runner.perturbation, *drawn)
+            if site in rows.roots:
+                noise = noise @ rows.roots[site]
+            flat = noise.flatten(1)
+            products += (flat @ flat.T).cpu()
     norms = products.diagonal().clamp_min(0).sqrt()
     scale = norms.square().mean().clamp_min(1e-30)
     return {"epsilon_gram": (products / scale).numpy(), "epsilon_norm": norms.numpy()}

@@ -256,7 +256,8 @@ class Batch:
     @property
     def _recordable(self) -> bool:
         """Whether the step can be replayed from a recording (graphs.py)."""
-        return self.runner.device.type == "cuda" and not self.share and not self.fixed
+        shaped = bool(self.runner.roots)
+        return self.runner.device.type == "cuda" and not (self.share or self.fixed or shaped)
 
     def _replayed(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
         """`_lean` on a GPU, where rows have all their entries themselves."""
@@ -309,7 +310,7 @@ class Batch:
         sites = self.runner.perturbation.sites
         keys = {site: state[f"key {site}"] for site in sites}
         std = {site: state[f"std {site}"] for site in sites}
-        return Rows(keys, std, state["prompt"])
+        return Rows(keys, std, state["prompt"], roots=self.runner.roots)
 
     def _noise(self, state: dict[str, Tensor], positions: Tensor) -> Rows:
         """The rows' noise at one position each, [rows, 1]."""

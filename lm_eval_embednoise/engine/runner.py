@@ -24,6 +24,7 @@ from lm_eval_embednoise.engine.lean import Lean
 from lm_eval_embednoise.engine.lean_checks import obstacle
 from lm_eval_embednoise.engine.weight_noise import WeightNoise
 from lm_eval_embednoise.noise import perturb
+from lm_eval_embednoise.noise.clean_states import roots_of
 from lm_eval_embednoise.noise.inject import Rows, find_site, running
 from lm_eval_embednoise.noise.model_parts import find_blocks
 from lm_eval_embednoise.noise.perturbation import Perturbation, suggest
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from lm_eval_embednoise.engine.jobs import Job
+    from lm_eval_embednoise.noise.clean_states import CleanStates
 
 DECODERS = ("auto", "torch", "model")
 EXACT_ROWS = 16  # rows of every pass of an exact run
@@ -80,6 +82,7 @@ class Runner:
         keeps_logits: its forward computes the logits of chosen positions only.
         references: norms m.
         soft_prompts: random soft prompts.
+        roots: site → what shapes noise of the law `covariance`.
         weights: noise on the model's weights, or None.
         scales: the attention modules whose logits have another scale; none for most perturbations.
         whole_model: a lock for the model's own forward, whose hooks all lanes share.
@@ -96,6 +99,7 @@ class Runner:
         compiled: bool = False,
         blocks: str | None = None,
         decoder: str = "auto",
+        states: CleanStates | None = None,
     ) -> None:
         """Look at the model; see `Sampler` for the arguments and errors."""
         check_decoder(decoder, compiled)
@@ -126,7 +130,9 @@ class Runner:
         self.list_name = blocks
         self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
-        self.references = References(model, perturbation, token_ids, blocks)
+        self.references = References(model, perturbation, token_ids, blocks, states)
+        shapes = roots_of(perturbation, states)
+        self.roots = {site: root.to(self.device) for site, root in shapes.items()}
         self.soft_prompts = SoftPrompts(model, perturbation, token_ids)
         self._std: dict[int, dict[str, float]] = {}
         self.whole_model = threading.RLock()

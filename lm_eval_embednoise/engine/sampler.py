@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from lm_eval_embednoise.engine.weight_noise import WeightNoise
+    from lm_eval_embednoise.noise.clean_states import CleanStates
     from lm_eval_embednoise.noise.perturbation import Perturbation
 
 LANE_ROWS = 16  # fewest rows that are worth a lane
@@ -62,6 +63,7 @@ class Sampler:
         blocks: str | None = None,
         decoder: str = "auto",
         on_tokens: Callable[[int, int], None] | None = None,
+        states: CleanStates | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -84,6 +86,7 @@ class Sampler:
             on_tokens: told after every pass how many tokens of samples came and how many of
                 prompts were read, by the thread that decodes: one of several on a CPU. Tokens of
                 identical work count for each of its samples, a prompt as often as it is run.
+            states: the clean model's, for `sigma_reference=decode` and `noise_law=covariance`.
 
         Raises:
             ValueError: for a site the model doesn't have, where nothing can be compiled, or for
@@ -91,7 +94,7 @@ class Sampler:
         """
         self.runner = Runner(
             model, perturbation, max_length=max_length, token_ids=token_ids, exact=exact,
-            compiled=compiled, blocks=blocks, decoder=decoder,
+            compiled=compiled, blocks=blocks, decoder=decoder, states=states,
         )  # fmt: skip
         config: Any = model.config
         if sampling.strata > (tokens := config.get_text_config().vocab_size):
@@ -365,6 +368,7 @@ class Sampler:
             positions=torch.arange(ids.shape[1], device=self.runner.device)[None],
             soft=self.runner.soft_prompts.vectors([pair]),
             soft_start=job.soft_starts(1, self.runner.device),
+            roots=self.runner.roots,
         )
         with self.drawn(job.samples[0]), self.runner.perturbed(rows) as measured:
             logits = self.runner.forward(ids, DynamicCache(), at=None)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OWN_ARGS = (
     *("method", "perplexity", "exact", "compile", "decoder", "blocks", "store", "template_date"),
+    "states",
 )
 
 

@@ -33,11 +33,13 @@ from lm_eval_embednoise.models.progress import Progress
 from lm_eval_embednoise.models.prompts import Prompts
 from lm_eval_embednoise.models.ranks import AtMost, Measured, in_order
 from lm_eval_embednoise.models.spelling import Spelling
+from lm_eval_embednoise.models.states import states_of
 from lm_eval_embednoise.models.stored import Ledger, identity
 from lm_eval_embednoise.models.text import StopStrings, after_thinking, emittable_ids, end_tokens
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import find_site
 from lm_eval_embednoise.noise.model_parts import check_config, check_sites
+from lm_eval_embednoise.noise.temper import attention_scales
 from lm_eval_embednoise.store.generation import Generation
 from lm_eval_embednoise.store.store import Store, digest
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lm_eval_embednoise.engine.jobs import Job, Sample
+    from lm_eval_embednoise.noise.clean_states import CleanStates
     from lm_eval_embednoise.noise.perturbation import Perturbation
 
 log = logging.getLogger(f"lm_eval.{__name__}")  # below the harness's logger: its level and handler
@@ -82,6 +85,8 @@ class HFEmbedNoise(HFLM):
             choice by default.
         device_map: as in transformers; `parallelize=true` is device_map=auto.
         store: folder of the generation store: what it has is taken, the rest generated and stored.
+        states: file of the clean model's hidden states, for `sigma_reference=decode` and
+            `noise_law=covariance`; made if it isn't there. By default one in the cache folder.
         template_date: YYYY-MM-DD, the date that a chat template sees instead of today; 2024-07-26
             by default.
         batch_size: rows decoded at a time; `auto` takes what fits.
@@ -106,6 +111,7 @@ class HFEmbedNoise(HFLM):
         blocks: str | None = None,
         store: str | os.PathLike[str] | None = None,
         template_date: str | datetime.date | None = None,
+        states: str | os.PathLike[str] | None = None,
         batch_size: int | str | None = "auto",
         device: str | None = None,
         **kwargs: Any,
@@ -116,6 +122,7 @@ class HFEmbedNoise(HFLM):
         own = {"blocks": blocks, "exact": exact or None, "compile": compile or None}
         own["decoder"] = None if decoder == "auto" else decoder
         own["template_date"] = date
+        self._states_file = own["states"] = None if states is None else os.fspath(states)
         self.given = {"pretrained": pretrained, **own, **hf_args}  # to load it again
         self.identity: dict[str, Any] | None = None  # of the loaded model, worked out when needed
         self._rows = parse_batch_size(batch_size)
@@ -231,10 +238,13 @@ class HFEmbedNoise(HFLM):
         """Swap the noise without loading the model again.
 
         Raises:
-            ValueError: for a site that the model or a token that its tokenizer doesn't have.
+            ValueError: for a site that the model or a token that its tokenizer doesn't have, and
+                for attention whose logits can't be scaled.
         """
         for site in perturbation.sites:
             find_site(self.model, site, self.blocks)
+        attention_scales(self.model, perturbation, self.blocks)
+        self._states: CleanStates | None = None
         self._prompts = Prompts(
             self.tokenizer,
             perturbation,
@@ -402,6 +412,20 @@ class HFEmbedNoise(HFLM):
             self._stops[until] = StopStrings(self.tokenizer, until, width, self._spelling)
         return self._stops[until]
 
+    @property
+    def states(self) -> CleanStates | None:
+        """The clean model's hidden states, where the perturbation needs them; measured once."""
+        if self._states is None:
+            self._states = states_of(
+                self.model,
+                self.perturbation,
+                self.tok_encode,
+                self.fingerprint,
+                self._states_file,
+                self.blocks,
+            )
+        return self._states
+
     def _sampler(
         self,
         sampling: Sampling,
@@ -424,6 +448,7 @@ class HFEmbedNoise(HFLM):
             decoder=self.decoder,
             blocks=self.blocks,
             on_tokens=on_tokens,
+            states=self.states,
         )
 
     def text_of(
@@ -536,6 +561,7 @@ class HFEmbedNoise(HFLM):
                 self.tokenizer, self.model.get_input_embeddings().weight.shape[0]
             ),
             blocks=self.blocks,
+            states=self.states,
         )
         jobs: list[Job] = []
         longest = self.max_length + self._set_aside
@@ -589,6 +615,7 @@ class HFEmbedNoise(HFLM):
             "rho": self.rho(),
             "std": self._measured.mean("std"),
             "soft_prompt_std": self._soft_std,
+            "states": self._states.hash if self._states else None,
             "dummy_token_id": self._prompts.dummy,
             "stream_version": streams.STREAM_VERSION,
             "model": {

@@ -29,6 +29,7 @@ from lm_eval_embednoise.store.store import Document, Prompt, Store, Stored, dige
 if TYPE_CHECKING:
     from lm_eval_embednoise.engine.sampler import Sampler
     from lm_eval_embednoise.engine.sampling import Sampling
+    from lm_eval_embednoise.noise.clean_states import CleanStates
 
 log = logging.getLogger(f"lm_eval.{__name__}")
 
@@ -54,6 +55,10 @@ class Loaded(Protocol):
     method: str | None
     store: Store | None
     think_end_token: Any
+
+    @property
+    def states(self) -> CleanStates | None:
+        """The clean model's hidden states, where the perturbation needs them."""
 
     @property
     def max_length(self) -> int:
@@ -144,6 +149,8 @@ def settings_of(lm: Loaded, sampling: Sampling) -> dict[str, Any]:
     seed = perturbation.pop("seed", None)
     if lm.perturbation.sites and lm.blocks:
         perturbation["blocks"] = lm.blocks
+    if lm.states is not None:
+        perturbation["states"] = lm.states.hash
     fixed = deterministic(lm.perturbation, sampling)
     return {
         **identity(lm),

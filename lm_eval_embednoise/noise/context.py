@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_embednoise.noise import streams
+from lm_eval_embednoise.noise.clean_states import roots_of
 from lm_eval_embednoise.noise.inject import (
     Rows,
     add_noise,
@@ -32,6 +33,7 @@ from lm_eval_embednoise.noise.temper import attention_scales, tempered
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from lm_eval_embednoise.noise.clean_states import CleanStates
     from lm_eval_embednoise.noise.perturbation import Perturbation
 
 Key = tuple[str, int]  # a problem's name and a sample index
@@ -86,6 +88,7 @@ def perturbed(
     *,
     token_ids: Tensor | None = None,
     blocks: str | None = None,
+    states: CleanStates | None = None,
 ) -> Iterator[PerturbedModel]:
     """Within the context, every pass of the model is perturbed; afterwards nothing remains.
 
@@ -100,6 +103,7 @@ def perturbed(
             context; or what makes them from the prompts; `ByPrompt()` by default.
         token_ids: int64, tokens the `table` reference averages over; all by default.
         blocks: dotted name of the list of decoder blocks, for a model where it isn't found.
+        states: the clean model's, for `sigma_reference=decode` and `noise_law=covariance`.
 
     Yields:
         What is known about the rows: their `keys`, and the measured `rho`.
@@ -109,7 +113,7 @@ def perturbed(
             batch of another size than keys, beam search and other ways of generating in which rows
             don't stay what they were, and masks that aren't [rows, positions].
     """
-    state = PerturbedModel(model, perturbation, keys, token_ids, blocks)
+    state = PerturbedModel(model, perturbation, keys, token_ids, blocks, states)
     if not perturbation.active:
         yield state
         return
@@ -141,6 +145,7 @@ class PerturbedModel:
         keys: Sequence[Key] | Keys | None,
         token_ids: Tensor | None,
         blocks: str | None,
+        states: CleanStates | None = None,
     ) -> None:
         added = {
             "positions": f"dummy:{perturbation.where.dummies}" if perturbation.where.dummies else 0,
@@ -165,7 +170,8 @@ class PerturbedModel:
         self._name: Keys | list[Key]
         self._name = ByPrompt() if keys is None else keys if callable(keys) else _checked(keys)
         self.scales = attention_scales(model, perturbation, blocks)
-        self._references = References(model, perturbation, token_ids, blocks)
+        self._references = References(model, perturbation, token_ids, blocks, states)
+        self._roots = roots_of(perturbation, states)
         self._std: dict[tuple[int, ...], dict[str, float]] = {}
         self._rows: Rows | None = None  # of the passes to come
         self._sums = {site: torch.zeros(2, dtype=torch.float64) for site in perturbation.sites}
@@ -239,7 +245,7 @@ class PerturbedModel:
             for site in self.perturbation.sites
         }
         names = noise_keys(self.perturbation, self.keys, ids.device)
-        self._rows = Rows(names, std, real.sum(dim=1))
+        self._rows = Rows(names, std, real.sum(dim=1), roots=self._roots)
 
     def _add(self, site: str, hidden: Tensor) -> Tensor:
         """The noise of the present rows at a site; `hooked` calls it."""

@@ -101,6 +101,7 @@ class Rows:
         soft: float32 [rows, N, dim], random soft prompts to put in the place of embeddings.
         soft_start: int64 [rows], the positions of their first vectors.
         drawn: site → noise [rows, pos, dim] for them where it is at hand; None to draw it.
+        roots: site → float32 [dim, dim] that shapes it (see `CleanStates`), where it is shaped.
     """
 
     keys: dict[str, Tensor]
@@ -110,6 +111,7 @@ class Rows:
     soft: Tensor | None = None
     soft_start: Tensor | None = None
     drawn: dict[str, Tensor] | None = None
+    roots: dict[str, Tensor] = field(default_factory=dict)
     _weights: tuple[Tensor, Tensor] | None = None
 
     def deviations(self, perturbation: Perturbation, site: str) -> Tensor:
@@ -139,6 +141,7 @@ class Rows:
             positions,
             None if self.soft is None else self.soft[rows],
             None if self.soft_start is None else self.soft_start[rows],
+            roots=self.roots,
         )
 
 
@@ -194,6 +197,8 @@ def add_noise(
             given = (hidden.contiguous(), keys.contiguous(), counters.contiguous())
             return draws.add_noise(*given, std.contiguous(), perturbation.noise_law)
         noise = perturb.draw(perturbation, keys, positions, std, hidden.shape[-1])
+    if site in rows.roots:
+        noise = noise @ rows.roots[site].to(device)
     return draws.add_drawn(hidden, noise)
 
 

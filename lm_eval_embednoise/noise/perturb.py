@@ -90,7 +90,7 @@ def shared_len(perturbation: Perturbation, length: int, soft_start: int | None) 
 
 
 def reference_kind(perturbation: Perturbation, site: str) -> str | None:
-    """Which norm m scales a site: `table`, `prompt`, `hidden`, or None for `absolute`."""
+    """Which norm m scales a site: `table`, `prompt`, `hidden`, `decode`, None for `absolute`."""
     if perturbation.sigma_unit == "absolute":
         return None
     if perturbation.sigma_reference == "site":
@@ -123,7 +123,7 @@ def counters(perturbation: Perturbation, positions: Tensor) -> Tensor:
 def draw(
     perturbation: Perturbation, keys: Tensor, positions: Tensor, std: Tensor, dim: int
 ) -> Tensor:
-    """ε for rows of a batch.
+    """ε for rows of a batch; of the law `covariance` before it is shaped.
 
     Args:
         perturbation: gives the scope and the law.
@@ -141,7 +141,8 @@ def draw(
     where = counters(perturbation, positions)
     if perturbation.scope == "sequence":
         where = where[:, :1]
-    return std[:, :, None] * streams.standard(keys, where, dim, perturbation.noise_law)
+    law = "uniform" if perturbation.noise_law == "uniform" else "gaussian"
+    return std[:, :, None] * streams.standard(keys, where, dim, law)
 
 
 def random_prefix(perturbation: Perturbation, problem: str, sample: int) -> str:

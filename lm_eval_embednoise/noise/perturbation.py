@@ -19,9 +19,9 @@ from lm_eval_embednoise.noise.sites import (
 )
 
 SIGMA_UNITS = ("relative", "norm", "absolute")
-SIGMA_REFERENCES = ("site", "table", "prompt", "hidden")
+SIGMA_REFERENCES = ("site", "table", "prompt", "hidden", "decode")
 SCOPES = ("token", "sequence")
-NOISE_LAWS = ("gaussian", "uniform", "orthogonal")
+NOISE_LAWS = ("gaussian", "uniform", "covariance", "orthogonal")
 SCHEDULES = ("constant", "linear", "cosine", "exponential", "step")
 RSP_SLOTS = ("auto", "after-prompt", "before-assistant", "before-text", "after-bos")
 RSP_FITS = ("isotropic", "per-dimension", "exact")
@@ -38,10 +38,11 @@ class Perturbation:
             of these, or a mapping site → sigma.
         sigma_unit: std per coordinate is σ·m/√d (`relative`), σ·m (`norm`) or σ (`absolute`).
         sigma_reference: what m is: `table`, `prompt`, `hidden`, or `site` (table at the embedding,
-            hidden at a block).
+            hidden at a block); or `decode`: the norm of generated positions' clean hidden states.
         scope: a draw for every `token` position, or one shared by the whole `sequence`.
-        noise_law: of each number, `gaussian` or `uniform` of the same variance; or `orthogonal`:
-            the samples of a problem get orthogonal Gaussian vectors (scope `sequence` only).
+        noise_law: of each number, `gaussian` or `uniform` of the same variance; `covariance`:
+            Gaussian, shaped as the clean hidden states at the site; or `orthogonal`: the samples of
+            a problem get orthogonal Gaussian vectors (scope `sequence` only).
         shared: one draw for all sites.
         positions: `prompt`, `all`, `generated`, `first:N`, `last:N`, `generated:N`, or `dummy:N`:
             N dummy tokens appended to the prompt, and they alone perturbed.

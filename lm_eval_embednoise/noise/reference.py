@@ -18,6 +18,8 @@ from lm_eval_embednoise.noise.sites import in_mlp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lm_eval_embednoise.noise.clean_states import CleanStates
+
 
 class _Reached(Exception):
     """Ends a forward pass at the first block, with what entered it."""
@@ -86,6 +88,7 @@ class References:
         perturbation: Perturbation,
         token_ids: Tensor | None = None,
         blocks: str | None = None,
+        states: CleanStates | None = None,
     ) -> None:
         """Nothing is measured yet.
 
@@ -94,7 +97,19 @@ class References:
             perturbation: names the unit, the reference and the sites.
             token_ids: int64, tokens the `table` reference averages over; None for all.
             blocks: dotted name of the decoder blocks' list, if it can't be found.
+            states: the clean model's, for the reference `decode`.
+
+        Raises:
+            ValueError: for the reference `decode` without them.
         """
+        if perturbation.sites and perturbation.sigma_reference == "decode":
+            if states is None:
+                raise ValueError(
+                    "sigma_reference='decode' needs the clean model's states, which hf-embednoise "
+                    "measures; from Python give states=clean_states.load(FILE, FINGERPRINT)"
+                )
+            states.check(perturbation)
+        self._decoded = {} if states is None else states.norms
         weight: Tensor = find_embedding(model).weight  # type: ignore[assignment]
         self.model, self.perturbation, self.blocks = model, perturbation, blocks
         self.device = weight.device
@@ -115,6 +130,8 @@ class References:
         kind = perturb.reference_kind(self.perturbation, site)
         if kind is None:
             return None
+        if kind == "decode":
+            return self._decoded[site]
         if kind == "table":
             if self._table is None:
                 norms = token_norms(self.model, self.token_ids.to(self.device), self.blocks)

@@ -79,6 +79,7 @@ def runner_of(lm: Any) -> Runner:
         token_ids=emittable_ids(lm.tokenizer, width),
         blocks=lm.blocks,
         decoder="model",
+        states=lm.states,
     )
 
 

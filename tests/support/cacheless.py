@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lm_eval_embednoise.engine.sampling import Sampling
+    from lm_eval_embednoise.noise.clean_states import CleanStates
 
 MASK = np.uint64(0xFFFFFFFF)
 
@@ -131,7 +132,13 @@ class Pass:
 class Cacheless:
     """One model under one perturbation, a pass for each sample."""
 
-    def __init__(self, model: PreTrainedModel, perturbation: Perturbation) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        perturbation: Perturbation,
+        states: CleanStates | None = None,
+    ) -> None:
+        self.states = states
         self.model, self.perturbation = model, perturbation
         self.embedding: nn.Module = model.get_input_embeddings()
         blocks = (m for m in model.modules() if isinstance(m, nn.ModuleList))
@@ -150,6 +157,9 @@ class Cacheless:
         kind = self.perturbation.sigma_reference
         if kind == "site":
             kind = "table" if site == "embed" else "hidden"
+        if kind == "decode":
+            assert self.states is not None
+            return self.states.norms[site]
         if kind == "table":
             return float(self.table.norm(dim=-1).mean())
         if kind == "prompt":
@@ -264,7 +274,11 @@ class Cacheless:
             key = stream_key(p.seed, problem, sample // 64, "orthogonal", named)
             return orthogonal(key, sample % 64, dim).expand(len(counters), dim)
         law = uniforms if p.noise_law == "uniform" else normals
-        return law(stream_key(p.seed, problem, sample, "noise", named), counters, dim)
+        drawn = law(stream_key(p.seed, problem, sample, "noise", named), counters, dim)
+        if p.noise_law == "covariance":
+            assert self.states is not None
+            drawn = (drawn.double() @ self.states.roots[site].double()).float()
+        return drawn
 
     def tokens(
         self, job: Job, sample: int, std: dict[str, float], sampling: Sampling, count: int
