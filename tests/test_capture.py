@@ -161,3 +161,28 @@ def test_reducers_see_the_pass_alone() -> None:
         places = {(site, PRE): seen.append for site in layer.sites_of(runner.blocks)}
         capture(runner, [Given(PLAIN, 0, (1, 2))], places)
         assert [tuple(tensor.shape) for tensor in seen] == [(1, 6, 32)] * (BLOCKS + 1)
+
+
+def test_each_pass_has_the_weights_of_its_rows() -> None:
+    """Noise on weights: passes of one draw each, and the model's own weights afterwards."""
+    job = Job((5, 9, 2, 7), "p", (0, 1, 2))
+    runner = runner_of("llama", Perturbation(weight_sigma=0.3, draws=2))
+    given = [Given(job, sample, (3, 4)) for sample in (0, 2, 1)]
+    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    passes = list(layer.batches(runner, given, logits=1))
+    assert [[row.sample for row in rows] for rows in passes] == [[0, 2], [1]]
+    found: list[torch.Tensor] = []
+    for rows in passes:
+        logits = capture(runner, rows, {}, at=[5])
+        assert logits is not None
+        found += logits.unbind()
+    assert runner.weights is not None
+    for row, one in zip(given, found, strict=True):
+        with torch.no_grad(), runner.weights.drawn(row.sample % 2):
+            wanted = runner.model(torch.tensor([[*job.prompt_ids, *row.ids]])).logits[0, -1]
+        torch.testing.assert_close(one[0], wanted, atol=2e-4, rtol=1e-4)
+    assert not torch.allclose(found[0], found[2], atol=0.1)
+    with pytest.raises(ValueError, match="2 draws of noise on the weights can't be one pass"):
+        capture(runner, given, {})
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, before[name])
