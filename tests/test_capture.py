@@ -151,3 +151,13 @@ def test_batches_are_bounded_and_in_order(monkeypatch: pytest.MonkeyPatch) -> No
     found = list(layer.batches(runner, given))
     assert [len(part) for part in found] == [3, 3, 1]
     assert [row for part in found for row in part] == given
+
+
+def test_reducers_see_the_pass_alone() -> None:
+    """Not those that measure the norm which scales the noise."""
+    for perturbation in (Perturbation(sigma=0.5), Perturbation(sigma=0.5, depth=1)):
+        seen: list[torch.Tensor] = []
+        runner = runner_of("llama", perturbation)
+        places = {(site, PRE): seen.append for site in layer.sites_of(runner.blocks)}
+        capture(runner, [Given(PLAIN, 0, (1, 2))], places)
+        assert [tuple(tensor.shape) for tensor in seen] == [(1, 6, 32)] * (BLOCKS + 1)

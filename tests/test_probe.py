@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lm_eval_embednoise import cli
-from lm_eval_embednoise.analysis.mechanism import probes, weights
-from lm_eval_embednoise.analysis.mechanism.capture import POST, capture
+from lm_eval_embednoise.analysis.mechanism import geometry, probes, weights
+from lm_eval_embednoise.analysis.mechanism.capture import POST, PRE, capture
 from lm_eval_embednoise.study import session
 
 SHORT = ["--gen_kwargs", "max_gen_toks=6", "--device", "cpu"]
@@ -156,6 +156,16 @@ def test_a_stored_sample_is_captured_as_it_was_generated(out: Path) -> None:
     methods = [Method.load("embednoise-0.5")]
     material = gather(model, [Task("minicode_diverse", 2, 2)], methods, out / "store")
     (arm,) = material.arms
+    given = [arm.alone(arm.problems[0], index) for index in range(2)]
+    moved: list[Any] = []
+    places: Any = {("embed", PRE): moved.append, ("embed", POST): moved.append}
+    capture(arm.runner, given, places)
+    noise = (moved[1] - moved[0]).flatten(1).numpy()
+    products = noise @ noise.T
+    drawn = geometry.noise_products(arm.runner, given)
+    np.testing.assert_allclose(drawn["epsilon_norm"] ** 2, np.diag(products), rtol=1e-4)
+    wanted = products / np.diag(products).mean()
+    np.testing.assert_allclose(drawn["epsilon_gram"], wanted, atol=1e-4)
     draws = [draw for problem in arm.problems for draw in problem.draws]
     assert len(draws) == 4 and [p.name for p in arm.problems] == [p.name for p in material.problems]
     for draw in draws:

@@ -280,11 +280,11 @@ def figures(
             kl.bar(xs[:-1], [r["kl"] for r in line[:-1]], width, color=color, label=arm.name)
             change.bar(xs, [r["repetition_change"] for r in line], width, color=color)
         kl.set_xticks(range(len(layers)), layers)
-        kl.set(xlabel="block", ylabel="KL from clean, nats", title="greedy continuation")
+        kl.set(xlabel="block", ylabel="KL from clean, nats (greedy continuation)")
         change.set_xticks(range(len(layers) + 1), [*layers, "repetition\nheads"])
         change.set(xlabel="block", ylabel="change of repetition mass")
         change.axhline(0, color="#999999", linewidth=0.8)
-        kl.legend(fontsize=8)
+        figure.legend(loc="outside upper center", ncols=len(material.arms), fontsize=8)
         drawn["attention"] = figure
         adding = [arm for arm in material.arms if arm.runner.perturbation.rsp]
         if adding:

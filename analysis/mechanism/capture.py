@@ -106,9 +106,9 @@ def capture(
     for (site, moment), function in reduce.items():
         places[moment][site] = function
     with ExitStack() as stack, runner.whole_model:
-        blocks = runner.list_name
+        rows, blocks = rows_of(runner, given, width), runner.list_name  # no reducer sees its passes
         stack.enter_context(hooked(runner.model, *_seeing(places[PRE]), blocks))
-        stack.enter_context(runner.perturbed(_rows(runner, given, width)))
+        stack.enter_context(runner.perturbed(rows))
         stack.enter_context(hooked(runner.model, *_seeing(places[POST]), blocks))
         missing = stack.enter_context(_attention(runner, places[ATTENTION], tuple(ids.shape)))
         wanted = (-1,) if at is None else at
@@ -182,8 +182,8 @@ def bytes_needed(runner: Runner, length: int, *, attention: bool = False, logits
     return int(row + kept * len(runner.embedding) * (size + 4))
 
 
-def _rows(runner: Runner, given: Sequence[Given], width: int) -> Rows:
-    """What the noise of a pass depends on; padding has position −1, and none."""
+def rows_of(runner: Runner, given: Sequence[Given], width: int) -> Rows:
+    """What the noise of a pass of `width` positions depends on; padding has position −1."""
     pairs = [(row.job.problem, row.sample) for row in given]
     device, sites = runner.device, runner.perturbation.sites
     lengths = torch.tensor([row.length for row in given], device=device)

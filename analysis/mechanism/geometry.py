@@ -9,18 +9,27 @@ construction: the probes are the sharper question.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from lm_eval_embednoise.analysis.figures import RC, STYLES
 from lm_eval_embednoise.analysis.mechanism import clusters, linear
-from lm_eval_embednoise.analysis.mechanism.capture import POST, PRE, batches, capture, parse_layers
+from lm_eval_embednoise.analysis.mechanism.capture import (
+    POST,
+    batches,
+    capture,
+    parse_layers,
+    rows_of,
+)
 from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.minicoder.strategies import strategy
+from lm_eval_embednoise.noise import perturb
+from lm_eval_embednoise.noise.model_parts import hidden_width
 from lm_eval_embednoise.noise.sites import site_order
 
 if TYPE_CHECKING:
@@ -28,14 +37,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence, Sized
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
+    from lm_eval_embednoise.analysis.mechanism.capture import Given
     from lm_eval_embednoise.analysis.mechanism.material import Arm, Material, Problem
     from lm_eval_embednoise.analysis.mechanism.probes import Arrays, Row
+    from lm_eval_embednoise.engine.runner import Runner
     from lm_eval_embednoise.scoring.records import Record
 
 KINDS = ("strategy", "tree", "behaviour")
 LEAST_SAMPLES = 20
 EPSILON = "epsilon"
+POSITIONS = 8  # whose noise is drawn at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,69 +90,50 @@ def _states(arm: Arm, problem: Problem, layers: str) -> Arrays:
     Returns:
         `<site>` float32 [K, dim], after the noise, at the prompt's last position; `epsilon_gram`
         float32 [K, K], products of all ε on the prompt and all soft vectors, scaled to mean
-        diagonal 1; `epsilon_norm` float32 [K], root mean square of ‖ε‖ over perturbed positions;
+        diagonal 1; `epsilon_norm` float32 [K], the norm of all of them;
         `rho` float32 [K]; `<kind>` int64 [K], classes of `KINDS`, −1 unknown.
     """
-    runner = arm.runner
-    states: dict[str, list[NDArray[np.float32]]] = {}
-    noise: list[NDArray[np.float32]] = []
+    runner, wanted = arm.runner, parse_layers(layers, arm.runner.blocks)
+    states: dict[str, list[NDArray[np.float32]]] = {site: [] for site in wanted}
     given = [arm.alone(problem, index) for index in range(len(problem.draws))]
     for rows in batches(runner, given):
-        before: dict[str, Any] = {}
-        parts: list[NDArray[np.float32]] = []
         ends = [row.length - 1 for row in rows]
 
-        def keep(site: str, hidden: Any, ends: list[int] = ends) -> None:
-            last = hidden[range(len(ends)), ends].float().cpu().numpy()
-            states.setdefault(site, []).append(last)
+        def keep(site: str, hidden: Tensor, ends: list[int] = ends) -> None:
+            states[site].append(hidden[range(len(ends)), ends].float().cpu().numpy())
 
-        def note(site: str, hidden: Any, before: dict[str, Any] = before) -> None:
-            before[site] = hidden.float()
-
-        def subtract(
-            site: str,
-            hidden: Any,
-            before: dict[str, Any] = before,
-            parts: list[NDArray[np.float32]] = parts,
-        ) -> None:
-            parts.append((hidden.float() - before.pop(site)).flatten(1).cpu().numpy())
-
-        reduce: dict[tuple[str, str], Any] = {}
-        noisy = tuple(runner.perturbation.sites)
-        for site in noisy:
-            reduce[site, PRE] = functools.partial(note, site)
-        wanted = parse_layers(layers, runner.blocks)
-        for site in {*wanted, *noisy}:
-            functions = [keep] * (site in wanted) + [subtract] * (site in noisy)
-            reduce[site, POST] = functools.partial(_each, site, functions)
-        capture(runner, rows, reduce)
-        soft = runner.soft_prompts.vectors([(row.job.problem, row.sample) for row in rows])
-        if soft is not None:
-            parts.append(soft.flatten(1).float().cpu().numpy())
-        if parts and len(set(ends)) == 1:
-            noise.append(np.concatenate(parts, axis=1))
+        capture(runner, rows, {(site, POST): functools.partial(keep, site) for site in wanted})
     arrays = {site: np.concatenate(values) for site, values in states.items()}
-    arrays |= _of_noise(noise, len(given))
+    arrays |= noise_products(runner, given)
     rhos = [draw.record.get("rho") for draw in problem.draws]
     arrays["rho"] = np.array([np.nan if rho is None else rho for rho in rhos], dtype=np.float32)
     records = [draw.record for draw in problem.draws]
     return arrays | {kind: labelled(kind, records) for kind in KINDS}
 
 
-def _each(site: str, functions: Sequence[Callable[[str, Any], None]], hidden: Any) -> None:
-    for function in functions:
-        function(site, hidden)
+def noise_products(runner: Runner, given: Sequence[Given]) -> Arrays:
+    """`epsilon_gram` and `epsilon_norm` of rows, drawn anew a few positions at a time.
 
-
-def _of_noise(noise: list[NDArray[np.float32]], k: int) -> dict[str, np.ndarray]:
-    """Products and norms of each sample's ε; nothing where prompts differ in length."""
-    if sum(map(len, noise)) != k or not noise:
+    Returns:
+        Nothing where the input has no noise, or prompts differ in length (random prefixes).
+    """
+    lengths = {row.length for row in given}
+    soft = runner.soft_prompts.vectors([(row.job.problem, row.sample) for row in given])
+    if len(lengths) > 1 or not (runner.perturbation.sites or soft is not None):
         return {}
-    whole = np.concatenate(noise)
-    products = whole @ whole.T
-    norms = np.sqrt(np.diag(products))
-    scale = max(float(np.square(norms).mean()), 1e-30)
-    return {"epsilon_gram": products / scale, "epsilon_norm": norms}
+    parts = [] if soft is None else [soft.flatten(1)]
+    products = sum((part @ part.T for part in parts), torch.zeros(len(given), len(given)))
+    rows = rows_of(runner, given, max(lengths))
+    width = hidden_width(runner.model)
+    for site in runner.perturbation.sites:
+        deviations = rows.deviations(runner.perturbation, site)
+        for at in torch.arange(max(lengths)).split(POSITIONS):
+            drawn = (rows.keys[site], rows.positions[:, at], deviations[:, at], width)
+            noise = perturb.draw(runner.perturbation, *drawn).flatten(1)
+            products += (noise @ noise.T).cpu()
+    norms = products.diagonal().clamp_min(0).sqrt()
+    scale = norms.square().mean().clamp_min(1e-30)
+    return {"epsilon_gram": (products / scale).numpy(), "epsilon_norm": norms.numpy()}
 
 
 def labelled(kind: str, records: Sequence[Record]) -> NDArray[np.int64]:
