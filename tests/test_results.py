@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from lm_eval_embednoise.analysis import schema
+from lm_eval_embednoise.analysis.mechanism import section
 from lm_eval_embednoise.store.store import Store
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-STUDIES = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+PROBES = RESULTS / "mechanism"
+STUDIES = sorted(path for path in RESULTS.iterdir() if path.is_dir() and path != PROBES)
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
@@ -29,6 +31,12 @@ def test_a_study_is_small_and_complete(study: Path) -> None:
     schema.validate(content)
     assert len(content["leaderboard"]) > 1 and content["pairs"]
     assert f"## {study.name}" in (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_probes_results_are_small_and_can_be_shown() -> None:
+    assert sum(path.stat().st_size for path in PROBES.rglob("*") if path.is_file()) <= 1.5e6
+    for part in section.read(PROBES):
+        assert part.table[1] and f"## {part.name}" in (PROBES / "README.md").read_text("utf-8")
 
 
 def test_the_published_samples_are_a_store(tmp_path: Path) -> None:
