@@ -29,6 +29,7 @@ from lm_eval_embednoise.study.method import Method, StudyError
 from lm_eval_embednoise.study.plan import FAMILIES, Model, Task, parse_arguments
 from lm_eval_embednoise.study.rehearse import rehearse
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
+from lm_eval_embednoise.study.sweep import AXES
 from lm_eval_embednoise.study.tasks import Tasks
 from lm_eval_embednoise.written import write_text
 
@@ -64,8 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="AXIS=D,D,…",
-        help="instead of the protocol's grid for sigma, temperature, top_p, min_p or rsp_scale; "
-        "equally many for every family",
+        help=f"instead of the protocol's grid for {', '.join(AXES)}; equally many for every family",
     )
     parser.add_argument("--task", default="minicode_diverse")
     parser.add_argument(
