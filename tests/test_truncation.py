@@ -130,6 +130,19 @@ def test_temperature_acts_on_the_first_tokens_only() -> None:
     assert not torch.equal(tokens, drawn)
 
 
+def test_what_is_off_is_in_no_key_and_what_is_on_is() -> None:
+    plain = Sampling(temperature=0.8)
+    assert plain.canonical() == {"temperature": 0.8, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    assert Sampling(p_less=True).canonical() == {"temperature": 0.0}  # greedy
+    on: list[dict[str, Any]] = [
+        *({"typical_p": 0.5}, {"epsilon_cutoff": 0.1}, {"eta_cutoff": 0.1}, {"top_n_sigma": 1.0}),
+        *({"p_less": True}, {"temperature_tokens": 3}, {"min_p": 0.1}),
+    ]
+    for knob in on:
+        canonical = Sampling(temperature=0.8, **knob).canonical()
+        assert canonical == plain.canonical() | knob
+
+
 @pytest.mark.parametrize("name", ["typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma"])
 def test_logits_without_a_softmax_choose_nothing(name: str) -> None:
     logits = torch.tensor([[0.0, torch.nan, 1.0], [torch.inf, 0.0, 0.0], [-torch.inf] * 3])

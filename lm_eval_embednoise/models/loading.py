@@ -60,7 +60,7 @@ IN_KEY_AS = {
     "think_end_token": "think_end_token",
     **dict.fromkeys(("truncation", "add_bos_token", "prefix_token_id"), "prompt"),
     **dict.fromkeys(("enable_thinking", "chat_template_args", "template_date"), "prompt"),
-    "blocks": "perturbation",
+    **dict.fromkeys(("blocks", "states"), "perturbation"),
     "exact": "exact",
 }
 _PLACES = (

@@ -30,6 +30,7 @@ from lm_eval_embednoise.study.plan import Model, Task
 from lm_eval_embednoise.study.rehearse import rehearse
 from lm_eval_embednoise.study.session import Session, first_rank, launch, quiet_harness
 from lm_eval_embednoise.study.study_file import FAMILIES
+from lm_eval_embednoise.study.sweep import AXES
 from lm_eval_embednoise.study.tasks import Tasks
 from lm_eval_embednoise.written import write_text
 
@@ -65,8 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="AXIS=D,D,…",
-        help="instead of the protocol's grid for sigma, temperature, top_p, min_p or rsp_scale; "
-        "equally many for every family",
+        help=f"instead of the protocol's grid for {', '.join(AXES)}; equally many for every family",
     )
     parser.add_argument("--task", default="minicode_diverse")
     parser.add_argument(
