@@ -66,8 +66,10 @@ def test_tempered_attention_is_naive_attention(family: str, blocks: str | None) 
     assert (got - plain).abs().max() > 20 * (got - expected).abs().max()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-@pytest.mark.parametrize("decoder", ["auto", "torch", "model"])
+@pytest.mark.parametrize(
+    ("family", "decoder"),
+    [("llama", "auto"), ("llama", "torch"), ("llama", "model"), ("gemma2", "auto")],
+)
 def test_samples_are_tempered_and_their_scores_are_not(family: str, decoder: str) -> None:
     model, sampling = tiny(family), Sampling(max_gen_toks=8)
     p = Perturbation(attention_temperature=3.0)
