@@ -13,7 +13,8 @@ from lm_eval_embednoise.analysis import schema
 from lm_eval_embednoise.store.store import Store
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-STUDIES = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+PROBES = RESULTS / "mechanism"
+STUDIES = sorted(path for path in RESULTS.iterdir() if path.is_dir() and path != PROBES)
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
@@ -29,6 +30,15 @@ def test_a_study_is_small_and_complete(study: Path) -> None:
     schema.validate(content)
     assert len(content["leaderboard"]) > 1 and content["pairs"]
     assert f"## {study.name}" in (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_probes_results_are_few_and_told() -> None:
+    files = [path for path in PROBES.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 1.5e6
+    told = (PROBES / "README.md").read_text(encoding="utf-8")
+    for path in files:
+        name = path.relative_to(PROBES).as_posix()
+        assert name == "README.md" or f"({name})" in told, name
 
 
 def test_the_published_samples_are_a_store(tmp_path: Path) -> None:
