@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FOLDS = 5
-PERMUTATIONS = 199
+PERMUTATIONS = 499
 LEAST = FOLDS  # samples of a class; rarer ones are left out
 
 
