@@ -64,7 +64,7 @@ def test_geometry_sees_what_the_methods_do_to_the_prompt(out: Path) -> None:
     found = rows(out / "geometry")
     assert {row["method"] for row in found} == {"embednoise-0.5", "rsp-4"}
     assert {row["place"] for row in found} == {"epsilon", "embed", "block.3"}
-    assert (out / "geometry" / "strategy-probe.svg").stat().st_size > 1000
+    assert (out / "geometry" / "probe-accuracy.svg").stat().st_size > 1000
 
 
 def test_attention_of_the_clean_model_is_clean(out: Path) -> None:

@@ -30,7 +30,6 @@ from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.minicoder.strategies import strategy
 from lm_eval_embednoise.noise import perturb
 from lm_eval_embednoise.noise.model_parts import hidden_width
-from lm_eval_embednoise.noise.sites import site_order
 
 if TYPE_CHECKING:
     import argparse
@@ -241,32 +240,31 @@ def _coordinates(products: NDArray[np.float64]) -> NDArray[np.float32]:
 def figures(
     material: Material, args: argparse.Namespace, found: Mapping[str, Arrays], rows: list[Row]
 ) -> dict[str, Figure]:
-    """Balanced accuracy of the strategy's probe over depth, for each method; chance dashed."""
+    """The probe's balanced accuracy from ε through the layers, for each method; chance dashed.
+
+    Of the strategy, or of the tree where there is no strategy to tell.
+    """
+    defined = [row for row in rows if np.isfinite(row["accuracy"])]
+    kind = next((k for k in KINDS if any(row["classes_of"] == k for row in defined)), KINDS[0])
+    sites = parse_layers(args.layers, material.clean.blocks)
+    places = (EPSILON, *sites)
     with mpl.rc_context(RC):
         figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
         axis = figure.subplots()
-        shown = [row for row in rows if row["classes_of"] == KINDS[0]]
-        sites = parse_layers(args.layers, material.clean.blocks)
-        order = {EPSILON: -2.0, **{site: float(site_order(site)) for site in sites}}
-        names = [arm.name for arm in material.arms]
-        for number, name in enumerate(names):
-            color, marker = STYLES[family(name)]
-            for problem in dict.fromkeys(row["problem"] for row in shown):
-                line = [r for r in shown if (r["method"], r["problem"]) == (name, problem)]
-                if not line:
-                    continue
-                xs = [order[row["place"]] for row in line]
-                ys = [row["accuracy"] for row in line]
-                style = ("-", "--", ":", "-.")[number % 4]
-                axis.plot(xs, ys, style, color=color, marker=marker, label=f"{name}: {problem}")
-                sure = [row["probe_p"] <= 0.05 for row in line]
-                rings = np.array([xs, ys])[:, sure]
-                axis.scatter(rings[0], rings[1], s=90, facecolors="none", edgecolors=color)
-                axis.axhline(line[0]["chance"], color="#999999", linewidth=0.8, linestyle="--")
-        axis.set_xticks(list(order.values()), ["ε", *(s.removeprefix("block.") for s in sites)])
+        shown = [row for row in defined if row["classes_of"] == kind]
+        for number, key in enumerate(dict.fromkeys((r["method"], r["problem"]) for r in shown)):
+            line = [row for row in shown if (row["method"], row["problem"]) == key]
+            color, marker = STYLES[family(key[0])]
+            style = ("-", "--", ":", "-.")[number % 4]
+            at = np.array([[places.index(row["place"]), row["accuracy"]] for row in line]).T
+            axis.plot(*at, style, color=color, marker=marker, label=": ".join(key))
+            x, y = at[:, [row["probe_p"] <= 0.05 for row in line]]
+            axis.scatter(x, y, s=90, facecolors="none", edgecolors=color)
+            axis.axhline(line[0]["chance"], color="#999999", linewidth=0.8, linestyle="--")
+        axis.set_xticks(range(len(places)), ["ε", *(s.removeprefix("block.") for s in sites)])
         axis.set_xlabel("where the probe looks (block; last position of the prompt)")
-        axis.set_ylabel("balanced accuracy, strategy")
+        axis.set_ylabel(f"balanced accuracy, {kind}")
         axis.set_ylim(0, 1.02)
-        if axis.get_legend_handles_labels()[0]:
+        if shown:
             axis.legend(fontsize=8, title="ring: p ≤ 0.05; dashed grey: chance", title_fontsize=8)
-    return {"strategy-probe": figure}
+    return {"probe-accuracy": figure}
