@@ -357,5 +357,5 @@ def test_programs_of_the_grammar_do_the_same_without_dead_code(seed: int) -> Non
 def test_hostile_programs_take_no_more_time_than_they_are_long(source: str) -> None:
     start = time.process_time()
     facts = examine(source, "f")
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 4
     assert set(facts) == {"compiled", "defined", "trivial", "undefined", "ast"}

@@ -33,20 +33,10 @@ def test_a_study_is_small_and_complete(study: Path) -> None:
     assert f"## {study.name}" in (RESULTS / "README.md").read_text(encoding="utf-8")
 
 
-<<<<<<< HEAD
 def test_the_probes_results_are_small_and_can_be_shown() -> None:
     assert sum(path.stat().st_size for path in PROBES.rglob("*") if path.is_file()) <= 1.5e6
     for part in section.read(PROBES):
         assert part.table[1] and f"## {part.name}" in (PROBES / "README.md").read_text("utf-8")
-=======
-def test_the_probes_results_are_few_and_told() -> None:
-    files = [path for path in PROBES.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 1.5e6
-    told = (PROBES / "README.md").read_text(encoding="utf-8")
-    for path in files:
-        name = path.relative_to(PROBES).as_posix()
-        assert name == "README.md" or f"({name})" in told, name
->>>>>>> probe
 
 
 def test_the_published_samples_are_a_store(tmp_path: Path) -> None:

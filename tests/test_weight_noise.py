@@ -63,7 +63,7 @@ def test_weights_come_back_whatever_ends_the_run() -> None:
     ran.close()
     assert same(model, before)
 
-    def stop(tokens: int) -> None:
+    def stop(*tokens: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
