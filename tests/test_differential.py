@@ -9,7 +9,7 @@ import pytest
 
 from tests.differential import Result, draw, run_case
 
-CASES, PARTS = 64, 8
+CASES, PARTS = 48, 8
 SEED = 0
 
 
