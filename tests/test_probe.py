@@ -13,7 +13,9 @@ import pytest
 from lm_eval_embednoise import cli
 from lm_eval_embednoise.analysis.mechanism import geometry, probes, weights
 from lm_eval_embednoise.analysis.mechanism.capture import POST, PRE, capture
+from lm_eval_embednoise.commands.probe import load_methods
 from lm_eval_embednoise.study import session
+from lm_eval_embednoise.study.method import StudyError
 
 SHORT = ["--gen_kwargs", "max_gen_toks=6", "--device", "cpu"]
 METHODS = ["temp-0.8", "embednoise-0.5", "rsp-4"]
@@ -175,3 +177,12 @@ def test_a_stored_sample_is_captured_as_it_was_generated(out: Path) -> None:
         assert logits is not None and logits[0].argmax(-1).tolist() == list(draw.ids)
         assert seen[0].shape[1] == draw.given.length
         assert weights.kept_columns(draw.job) == list(range(draw.given.prompt_length))
+
+
+def test_methods_are_named_as_in_a_study() -> None:
+    names = ["temp-0.8=0.2:0.4", "embednoise-0.5"]
+    assert [method.name for method in load_methods(names)] == ["temp-0.2", "temp-0.4", *names[1:]]
+    with pytest.raises(StudyError, match=r"temp-0.8 is given twice"):
+        load_methods(["temp-0.8", "temp-0.8=0.4:0.8"])
+    with pytest.raises(StudyError, match="greedy has no dose"):
+        load_methods(["greedy=1"])

@@ -62,7 +62,8 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         "--method",
         nargs="+",
         metavar="NAME",
-        help="method files, or packaged ones by name, as in embednoise run; default: %(default)s",
+        help="method files, packaged ones by name, or families, NAME=DOSE:DOSE:…; default: "
+        "%(default)s",
     )
     parser.add_argument("--tasks", default="minicode_diverse", metavar="NAME,…")
     parser.add_argument(
@@ -121,12 +122,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_methods(names: Sequence[str]) -> list[Method]:
-    """Methods by name or file.
+    """Methods by name or file, or a family by its doses, `temp-0.8=0.2:0.4`.
 
     Raises:
         StudyError: a file that can't be read, or two of one name.
     """
-    methods = [Method.load(name) for name in names]
+    methods = [method for name in names for method in options.methods_named(name)]
     known = [method.name for method in methods]
     for name in known:
         if known.count(name) > 1:

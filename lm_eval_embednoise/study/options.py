@@ -115,13 +115,22 @@ def _chosen(study: Study, text: str) -> tuple[Method, ...]:
     calibrated = study.calibrate.names if study.calibrate else ()
     found: list[Method] = []
     for entry in filter(None, text.split(",")):
-        name, swept, doses = entry.partition("=")
-        if swept:
-            item = {"name": name, "doses": [yaml.safe_load(dose) for dose in doses.split(":")]}
-            found += read_methods(item, None, calibrated)
-        else:
-            found += [own[name]] if name in own else read_methods(name, None, calibrated)
+        found += [own[entry]] if entry in own else methods_named(entry, calibrated)
     return tuple(found)
+
+
+def methods_named(entry: str, calibrated: tuple[str, ...] = ()) -> list[Method]:
+    """Methods as a command line names them: one by name or file, or a family, `NAME=DOSE:DOSE`.
+
+    Args:
+        entry: what the user wrote.
+        calibrated: see `study_file.read_methods`.
+    """
+    name, swept, doses = entry.partition("=")
+    if not swept:
+        return read_methods(name, None, calibrated)
+    item = {"name": name, "doses": [yaml.safe_load(dose) for dose in doses.split(":")]}
+    return read_methods(item, None, calibrated)
 
 
 def _truth(value: Any) -> bool:
