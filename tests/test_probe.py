@@ -74,6 +74,8 @@ def test_attention_of_the_clean_model_is_clean(out: Path) -> None:
     calm, noisy = (piece(folder, name) for name in ("temp-0.8", "embednoise-0.5"))
     assert np.abs(calm["forced_kl"]).max() < 1e-5 and noisy["forced_kl"].mean() > 1e-3
     np.testing.assert_allclose(calm["free_repetition"], calm["free_repetition_clean"], atol=1e-5)
+    known = [row for row in rows(folder) if (row["method"], row["way"]) == ("temp-0.8", "forced")]
+    assert known and {row["repetition_change"] for row in known} == {0.0}  # not its rounding
     soft = piece(folder, "rsp-4")
     assert soft["added"] == 4 and soft["added_mass"].shape == (2, 7)
     assert (soft["added_mass"] > 0).all() and (soft["added_mass"] < 1).all()

@@ -49,6 +49,7 @@ REPEATED, ROUNDS = 25, 4  # length of the random sequence that is given twice, a
 HEADS = "heads"  # the piece that finds repetition heads
 LEAST_HEADS = 3
 MEASURES = ("entropy", "kl", "repetition")
+ROUNDING = 1e-6  # by which means over a sample of two equal passes differ in float32
 WAYS = ("forced", "free")  # on the greedy continuation, on the sample's own
 
 
@@ -244,6 +245,7 @@ def _summary(
 
     row: Row = {name: _mean(values(name)) for name in MEASURES}
     difference = values("repetition") - values("repetition_clean")
+    difference[np.abs(difference) < ROUNDING] = 0.0
     known = np.isfinite(difference)
     test = stats.signed_rank(difference[known], clusters[known])
     row |= {"repetition_change": _mean(difference), "n": int(known.sum())}
