@@ -81,7 +81,7 @@ def test_attention_of_the_clean_model_is_clean(out: Path) -> None:
     assert (soft["added_mass"] > 0).all() and (soft["added_mass"] < 1).all()
     assert np.isfinite(soft["free_kl"]).all() and soft["forced_kl"].mean() > 1e-3
     scores = piece(folder, "heads")["scores"]
-    assert scores.shape == (2, noisy["forced_kl"].shape[-1]) and (scores >= 0).all()
+    assert scores.shape == (24, noisy["forced_kl"].shape[-1]) and (scores >= 0).all()
     assert (folder / "added-mass.png").exists() and (folder / "attention.png").exists()
 
 

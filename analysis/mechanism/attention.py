@@ -10,6 +10,7 @@ random prefixes: the mass on what was added, step by step.
 from __future__ import annotations
 
 import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -27,12 +28,14 @@ from lm_eval_embednoise.analysis.mechanism.capture import (
     capture,
     check_attention,
     parse_layers,
+    sites_of,
 )
 from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.analysis.pairs import sign_flips
 from lm_eval_embednoise.analysis.resample import cluster_codes
 from lm_eval_embednoise.engine.jobs import Job
 from lm_eval_embednoise.noise.perturbation import EMBED
+from lm_eval_embednoise.noise.sites import block_of
 
 if TYPE_CHECKING:
     import argparse
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from lm_eval_embednoise.engine.runner import Runner
 
 REPEATED, ROUNDS = 25, 4  # length of the random sequence that is given twice, and how many of them
+log = logging.getLogger(f"lm_eval.{__name__}")
+
 HEADS = "heads"  # the piece that finds repetition heads
 LEAST_HEADS = 3
 MEASURES = ("entropy", "kl", "repetition")
@@ -88,7 +93,7 @@ def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[
     check_attention(material.clean)
     layers = _blocks(args, material.clean)
     found: dict[str, Callable[[], Arrays]] = {
-        HEADS: functools.partial(heads, material.clean, layers, args.seed)
+        HEADS: functools.partial(heads, material.clean, args.seed)
     }
     for arm in material.arms:
         for number, problem in enumerate(arm.problems):
@@ -98,8 +103,9 @@ def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[
     return found
 
 
-def heads(runner: Runner, layers: Sequence[str], seed: int) -> Arrays:
-    """`scores` float32 [layers, heads]: the standard test on random tokens given twice."""
+def heads(runner: Runner, seed: int) -> Arrays:
+    """`scores` float32 [blocks, heads]: the standard test on random tokens given twice."""
+    layers = sites_of(runner.blocks)[1:]
     rng = np.random.default_rng(seed)
     table = runner.references.token_ids.cpu().numpy()
     bos = getattr(runner.model.config, "bos_token_id", None)
@@ -211,8 +217,15 @@ def _gap(columns: list[int] | None) -> int:
 def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arrays]) -> list[Row]:
     """A row for each method, way and layer, paired over problems with the clean model."""
     layers = _blocks(args, material.clean)
-    scores = found[HEADS]["scores"]
+    everywhere = found[HEADS]["scores"]
+    scores = everywhere[[block_of(site) for site in layers]]
     chosen = repetition_heads(scores, args.induction)
+    if (best := float(scores.max())) < args.induction <= float(everywhere.max()):
+        others = np.flatnonzero((everywhere >= args.induction).any(axis=1))
+        log.warning(
+            "no head of the chosen layers repeats (the highest score is %.2f); blocks %s have such "
+            "heads: name some by --layers", best, ", ".join(map(str, others)),
+        )  # fmt: skip
     rows = []
     for arm in material.arms:
         of_arm = [found[f"{arm.name}@{p.task}@{p.name}"] for p in arm.problems]
