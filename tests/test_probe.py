@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lm_eval_embednoise import cli
-from lm_eval_embednoise.analysis.mechanism import geometry, probes, weights
+from lm_eval_embednoise.analysis.mechanism import attention, geometry, probes, weights
 from lm_eval_embednoise.analysis.mechanism.capture import POST, PRE, capture
 from lm_eval_embednoise.commands.probe import load_methods
 from lm_eval_embednoise.study import session
@@ -188,3 +189,14 @@ def test_methods_are_named_as_in_a_study() -> None:
         load_methods(["temp-0.8", "temp-0.8=0.4:0.8"])
     with pytest.raises(StudyError, match="greedy has no dose"):
         load_methods(["greedy=1"])
+
+
+def test_repetition_heads_in_other_blocks_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    scores = np.zeros((6, 4), dtype=np.float32)
+    scores[3, 1] = scores[5, 0] = 0.9
+    material: Any = SimpleNamespace(arms=[], clean=SimpleNamespace(blocks=range(6)))
+    for layers, named in (("1,2", True), ("1,3", False)):
+        caplog.clear()
+        args: Any = SimpleNamespace(layers=layers, induction=0.4)
+        assert attention.table(material, args, {"heads": {"scores": scores}}) == []
+        assert ("blocks 3, 5 have such heads" in caplog.text) == named
