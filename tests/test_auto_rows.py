@@ -152,7 +152,6 @@ def test_a_run_stays_within_what_is_counted() -> None:
         assert len(list(sampler.run(jobs))) == 24
         once, row = room.needed(sampler.runner, 60, 84)
         peak = _resident("VmHWM") - before
-    print(peak, once, row)
     assert 24 * row / 8 < peak < once + 24 * row
 
 

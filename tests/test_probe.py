@@ -153,7 +153,7 @@ def test_bad_input_is_named_before_weights_are_read(
 
 def test_a_stored_sample_is_captured_as_it_was_generated(out: Path) -> None:
     """The state that a greedy sample's last logits come from chooses the token that was chosen."""
-    from lm_eval_embednoise.study.material import gather
+    from lm_eval_embednoise.study.gather import gather
     from lm_eval_embednoise.study.method import Method
     from lm_eval_embednoise.study.plan import Model, Task
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -30,6 +30,7 @@ from lm_eval_embednoise.analysis.mechanism.capture import (
     parse_layers,
     sites_of,
 )
+from lm_eval_embednoise.analysis.mechanism.means import mean
 from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.analysis.pairs import sign_flips
 from lm_eval_embednoise.analysis.resample import cluster_codes
@@ -99,7 +100,7 @@ def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[
         for number, problem in enumerate(arm.problems):
             greedy = material.problems[number].draws[0]
             work = functools.partial(_problem, material.clean, arm, problem, greedy, layers)
-            found[f"{arm.name}@{problem.task}@{problem.name}"] = work
+            found[arm.piece(problem)] = work
     return found
 
 
@@ -228,9 +229,9 @@ def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arra
         )  # fmt: skip
     rows = []
     for arm in material.arms:
-        of_arm = [found[f"{arm.name}@{p.task}@{p.name}"] for p in arm.problems]
+        of_arm = [found[arm.piece(p)] for p in arm.problems]
         clusters = cluster_codes([p.cluster for p in arm.problems], len(arm.problems))
-        facts = {"method": arm.name, "rep_4": _mean(p.metrics.get("rep_4") for p in arm.problems)}
+        facts = {"method": arm.name, "rep_4": mean(p.metrics.get("rep_4") for p in arm.problems)}
         for way in WAYS:
             for place, at in [*((s, i) for i, s in enumerate(layers)), ("repetition heads", None)]:
                 row: Row = {**facts, "way": way, "layer": place}
@@ -256,26 +257,21 @@ def _summary(
         per = [piece[f"{way}_{name}"].astype(np.float64) for piece in pieces]
         return np.array([p[:, chosen].mean() if layer is None else p[:, layer].mean() for p in per])
 
-    row: Row = {name: _mean(values(name)) for name in MEASURES}
+    row: Row = {name: mean(values(name)) for name in MEASURES}
     difference = values("repetition") - values("repetition_clean")
     difference[np.abs(difference) < ROUNDING] = 0.0
     known = np.isfinite(difference)
     test = stats.signed_rank(difference[known], clusters[known])
-    row |= {"repetition_change": _mean(difference), "n": int(known.sum())}
+    row |= {"repetition_change": mean(difference), "n": int(known.sum())}
     row |= {"change_p_wilcoxon": test.p, "effect": test.rank_biserial}
     row["change_p_flips"] = float(sign_flips(stats.settle(difference)[:, None], clusters)[0])
     masses = [piece["added_mass"] for piece in pieces if piece["added"][0] > 0]
     if way == "forced" and layer is not None and masses:
-        row["added_mass_first"] = _mean(m[layer, 0] for m in masses)
-        row["added_mass_last"] = _mean(m[layer, -1] for m in masses)
+        row["added_mass_first"] = mean(m[layer, 0] for m in masses)
+        row["added_mass_last"] = mean(m[layer, -1] for m in masses)
     else:
         row |= {"added_mass_first": float("nan"), "added_mass_last": float("nan")}
     return row
-
-
-def _mean(values: Any) -> float:
-    known = [float(v) for v in values if v is not None and np.isfinite(v)]
-    return float(np.mean(known)) if known else float("nan")
 
 
 def figures(
@@ -311,7 +307,7 @@ def _masses(arms: Sequence[Arm], found: Mapping[str, Arrays], layers: Sequence[s
     """Mass on soft vectors by step, and what a head of constant score would give them: L/(L+t)."""
     figure = Figure(figsize=(4.2 * len(arms), 3.4), dpi=150, layout="constrained")
     for arm, axis in zip(arms, np.ravel(figure.subplots(1, len(arms))), strict=True):
-        pieces = [found[f"{arm.name}@{p.task}@{p.name}"] for p in arm.problems]
+        pieces = [found[arm.piece(p)] for p in arm.problems]
         steps = max(p["added_mass"].shape[1] for p in pieces)
         padded = np.full((len(pieces), len(layers), steps), np.nan)
         constant = np.full((len(pieces), steps), np.nan)

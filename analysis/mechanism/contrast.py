@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lm_eval_embednoise.analysis.mechanism.means import mean
 from lm_eval_embednoise.analysis.mechanism.pictures import number
 from lm_eval_embednoise.analysis.pairs import add_holm, compare_pairs
 from lm_eval_embednoise.analysis.records import align, samples
@@ -21,7 +22,6 @@ from lm_eval_embednoise.scoring.ngrams import count_orders
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lm_eval_embednoise.analysis.resample import Array
     from lm_eval_embednoise.analysis.runs import Run
 
 MATCHED = "vendi_matched"
@@ -98,7 +98,7 @@ def contrast(runs: Sequence[Run], reference: str) -> list[dict[str, Any]]:
             "task": run.task,
             "n": run.n,
             "k": run.k,
-            "means": {name: _mean(run.metrics[name]) for name in metrics},
+            "means": {name: mean(run.metrics[name]) for name in metrics},
             "tests": found.get(run.method, {}),
         }
         for run in aligned
@@ -120,7 +120,3 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             cells.append(text)
         lines.append("| " + " | ".join([row["method"], row["task"], str(row["n"]), *cells]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _mean(values: Array) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

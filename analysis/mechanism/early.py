@@ -16,6 +16,7 @@ import numpy as np
 
 from lm_eval_embednoise.analysis.intervals import Support, mean_intervals, ratio_intervals
 from lm_eval_embednoise.analysis.mechanism import pictures
+from lm_eval_embednoise.analysis.mechanism.means import mean_first
 from lm_eval_embednoise.analysis.mechanism.steps import early_steps
 from lm_eval_embednoise.analysis.pairs import as_json, sign_flips
 from lm_eval_embednoise.analysis.resample import Resampler, cluster_codes
@@ -146,7 +147,7 @@ def check(args: argparse.Namespace, blocks: Sized) -> None:
 def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[], Arrays]]:
     """One piece for each method and problem: see `early_steps`."""
     return {
-        _piece(arm, problem): functools.partial(early_steps, material, arm, problem, args.steps)
+        arm.piece(problem): functools.partial(early_steps, material, arm, problem, args.steps)
         for arm in material.arms
         for problem in arm.problems
     }
@@ -166,7 +167,7 @@ def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arra
             row: Row = {"method": arm.name, "task": task, "n": len(ours), "k": args.k}
             row |= _parted(ours)
             row |= _departures(problems, [d.ids[: d.kept] for d in paths], found, arm)
-            row |= _stepwise([found[_piece(arm, p)] for p in problems], args.steps)
+            row |= _stepwise([found[arm.piece(p)] for p in problems], args.steps)
             row |= _flat(mediation(ours, clusters))
             for place in range(2):
                 other = stratified[place] if place < len(stratified) else None
@@ -200,7 +201,7 @@ def figures(
             lines = {
                 arm.name: (
                     np.arange(1.0, args.steps + 1),
-                    _mean([found[_piece(arm, p)][name] for p in arm.problems if p.task == task]),
+                    _by_step([found[arm.piece(p)][name] for p in arm.problems if p.task == task]),
                 )
                 for arm in material.arms
             }
@@ -209,10 +210,6 @@ def figures(
 
 
 _TESTS = ("total_difference", "total_p", "left_difference", "left_p")
-
-
-def _piece(arm: Arm, problem: Problem) -> str:
-    return f"{arm.name}@{problem.task}@{problem.name}"
 
 
 def _of(arm: Arm, task: str) -> list[Begun]:
@@ -234,7 +231,7 @@ def _departures(
     steps: dict[bool, list[float]] = {True: [], False: []}
     ranks: dict[bool, list[float]] = {True: [], False: []}
     for problem, path in zip(problems, paths, strict=True):
-        rank = found[_piece(arm, problem)]["rank"]
+        rank = found[arm.piece(problem)]["rank"]
         for place, draw in enumerate(problem.draws):
             ids, passed = draw.ids[: draw.kept], bool(draw.record["passed"])
             left = np.nan if ids == path else float(common(ids, path))
@@ -252,9 +249,14 @@ def _departures(
 def _stepwise(arrays: Sequence[Arrays], steps: int) -> Row:
     row: Row = {}
     for name in ("entropy", "top", "kl"):
-        by_step = _mean([one[name] for one in arrays])
+        by_step = _by_step([one[name] for one in arrays])
         row |= {f"{name}_{n}": float(by_step[n - 1]) for n in LENGTHS if n <= steps}
     return row
+
+
+def _by_step(arrays: Sequence[Array]) -> Array:
+    """[steps] of each problem's [samples, steps]: mean over samples, then over problems."""
+    return mean_first(np.stack([mean_first(one) for one in arrays]))
 
 
 def _flat(found: Mapping[str, Any]) -> Row:
@@ -281,19 +283,6 @@ def _tested(
         told[f"{name}_difference"] = float(defined.mean()) if len(defined) else np.nan
         told[f"{name}_p"] = float(p[j])
     return told
-
-
-def _mean(arrays: Sequence[Array]) -> Array:
-    """Mean over the samples of a problem, then over problems, of [samples, steps]; NaN left out."""
-    columns = []
-    for one in arrays:
-        there = np.isfinite(one)
-        total, count = np.where(there, one, 0).sum(0), there.sum(0)
-        columns.append(np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
-    stacked = np.stack(columns)
-    there = np.isfinite(stacked)
-    total, count = np.where(there, stacked, 0).sum(0), there.sum(0)
-    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
 
 
 def _median(values: Array) -> float:

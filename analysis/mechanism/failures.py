@@ -7,7 +7,6 @@ few examples of each kind. It reads result folders: nothing is generated.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,9 +243,3 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
             cells.append(f"{e['p_permutation']:.3g}")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Content of a probe's JSON file."""
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return content

@@ -71,15 +71,10 @@ def check(args: argparse.Namespace, blocks: Sized) -> None:
 def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[], Arrays]]:
     """One piece for each method and problem."""
     return {
-        piece_name(arm, problem): functools.partial(_states, arm, problem, args.layers)
+        arm.piece(problem): functools.partial(_states, arm, problem, args.layers)
         for arm in material.arms
         for problem in arm.problems
     }
-
-
-def piece_name(arm: Arm, problem: Problem) -> str:
-    """The file of a method's samples of a problem."""
-    return f"{arm.name}@{problem.task}@{problem.name}"
 
 
 def _states(arm: Arm, problem: Problem, layers: str) -> Arrays:
@@ -164,7 +159,7 @@ def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arra
     rows = []
     for arm in material.arms:
         for problem in arm.problems:
-            arrays = found[piece_name(arm, problem)]
+            arrays = found[arm.piece(problem)]
             facts = {"method": arm.name, "problem": problem.name, **_diversity(arrays, problem)}
             for place in (EPSILON, *parse_layers(args.layers, arm.runner.blocks)):
                 rows += [{**facts, **row} for row in examined(arrays, place)]

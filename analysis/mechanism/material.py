@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_embednoise.analysis.mechanism.capture import Given
+from lm_eval_embednoise.engine.runner import Runner
+from lm_eval_embednoise.models.text import emittable_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lm_eval_embednoise.engine.jobs import Job
-    from lm_eval_embednoise.engine.runner import Runner
     from lm_eval_embednoise.engine.sampling import Sampling
+    from lm_eval_embednoise.noise.clean_states import CleanStates
     from lm_eval_embednoise.noise.perturbation import Perturbation
     from lm_eval_embednoise.scoring.records import Record
 
@@ -74,6 +76,10 @@ class Arm:
     runner: Runner
     problems: tuple[Problem, ...]
 
+    def piece(self, problem: Problem) -> str:
+        """The name of what a probe keeps of this method's samples of a problem."""
+        return f"{self.name}@{problem.task}@{problem.name}"
+
     def alone(self, problem: Problem, index: int = 0) -> Given:
         """The row with a sample's input alone, no continuation."""
         draw = problem.draws[index]
@@ -100,3 +106,17 @@ class Material:
     def problems(self) -> tuple[Problem, ...]:
         """The problems, with the greedy sample of each."""
         return self.greedy.problems
+
+
+def runner_of(lm: Any, perturbation: Perturbation, states: CleanStates | None = None) -> Runner:
+    """A loaded model under a perturbation, for captures: its own forward, which has hooks."""
+    width = lm.model.get_input_embeddings().weight.shape[0]
+    return Runner(
+        lm.model,
+        perturbation,
+        max_length=lm.max_length,
+        token_ids=emittable_ids(lm.tokenizer, width),
+        blocks=lm.blocks,
+        decoder="model",
+        states=states,
+    )

@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lm_eval_embednoise.analysis.figures import save
+from lm_eval_embednoise.analysis.mechanism.pictures import write_arrays
 from lm_eval_embednoise.store.store import digest
-from lm_eval_embednoise.written import dumps, whole, write_text
+from lm_eval_embednoise.written import dumps, write_text
 
 if TYPE_CHECKING:
     import argparse
@@ -112,9 +113,7 @@ def measured(
         kept = _read(path, settings)
         if kept is None:
             kept = dict(work())
-            with whole(path) as partial, partial.open("wb") as file:
-                arrays: dict[str, Any] = {**kept, "settings": np.array(settings)}
-                np.savez_compressed(file, **arrays)
+            write_arrays(path, {**kept, "settings": np.array(settings)})
         found[piece] = kept
     return found
 

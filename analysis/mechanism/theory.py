@@ -23,9 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lm_eval_embednoise.analysis.mechanism import pictures
 from lm_eval_embednoise.analysis.mechanism.capture import parse_layers
+from lm_eval_embednoise.analysis.mechanism.material import runner_of
 from lm_eval_embednoise.checks import integer, number
-from lm_eval_embednoise.engine.runner import Runner
-from lm_eval_embednoise.models.text import emittable_ids
 from lm_eval_embednoise.noise import streams
 from lm_eval_embednoise.noise.inject import hooked, noise_keys
 from lm_eval_embednoise.noise.perturbation import Perturbation
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from lm_eval_embednoise.analysis.mechanism.material import Material, Problem
     from lm_eval_embednoise.analysis.mechanism.probes import Arrays, Row
     from lm_eval_embednoise.engine.jobs import Job
+    from lm_eval_embednoise.engine.runner import Runner
 
 # Two logits under Gumbel noise of scale T (sampling at temperature T) differ by a logistic number
 # of standard deviation T·π/√3.
@@ -197,11 +197,7 @@ def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[
         draw = problem.draws[0]
         depth = site.removeprefix("block.")
         lm, perturbation = material.lm, Perturbation(sigma=1, depth=depth, seed=args.seed)
-        width = lm.model.get_input_embeddings().weight.shape[0]
-        runner = Runner(
-            lm.model, perturbation, max_length=lm.max_length, blocks=lm.blocks, decoder="model",
-            token_ids=emittable_ids(lm.tokenizer, width),
-        )  # fmt: skip
+        runner = runner_of(lm, perturbation)
         ids = draw.ids[: args.path] or (0,)
         path = path_of(runner, draw.job, ids, site, range(args.draws), lm.blocks)
         rows = compared(path, sigmas_of(args))

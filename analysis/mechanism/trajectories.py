@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from lm_eval_embednoise.analysis import stats
 from lm_eval_embednoise.analysis.figures import RC, STYLES
 from lm_eval_embednoise.analysis.mechanism.capture import POST, batches, capture, parse_layers
+from lm_eval_embednoise.analysis.mechanism.means import mean, mean_first
 from lm_eval_embednoise.analysis.mechanism.spread import Covariance, needed, outside, spread
 from lm_eval_embednoise.analysis.methods import family
 from lm_eval_embednoise.analysis.pairs import sign_flips
@@ -78,7 +79,7 @@ def pieces(material: Material, args: argparse.Namespace) -> dict[str, Callable[[
     found: dict[str, Callable[[], Arrays]] = {CLEAN: basis}
     for arm in material.arms:
         for problem, greedy in zip(arm.problems, material.problems, strict=True):
-            found[f"{arm.name}@{problem.task}@{problem.name}"] = functools.partial(
+            found[arm.piece(problem)] = functools.partial(
                 _problem, material.clean, arm, problem, greedy.draws[0], layers, args.steps, basis
             )
     return found
@@ -153,12 +154,12 @@ def _problem(
     total = fit["variances"].sum(-1, dtype=np.float64)[:, None]
     scale = np.where(total > 0, total, np.nan)
     with np.errstate(invalid="ignore"):
-        mean = _mean_known(found)
+        middle = mean_first(found)
         return {
             "paths": np.stack([_plane(found[:, i], fit, i) for i in range(len(layers))], 1),
             "greedy": np.stack([_plane(clean_path[i], fit, i) for i in range(len(layers))]),
             "spread": (spread(found) / scale).astype(np.float32),
-            "away": (np.square(mean - clean_path).sum(-1) / scale).astype(np.float32),
+            "away": (np.square(middle - clean_path).sum(-1) / scale).astype(np.float32),
             "outside": np.stack([_outside(found[:, i], fit, i) for i in range(len(layers))]),
         }
 
@@ -174,22 +175,14 @@ def _outside(vectors: NDArray[np.float32], fit: Arrays, layer: int) -> NDArray[n
     """[steps] of [samples, steps, dim]."""
     held = fit["axes"][layer][:, : int(fit["kept"][layer])].astype(np.float64)
     shares = outside(vectors, fit["mean"][layer].astype(np.float64), held)
-    return _mean_known(shares[..., None])[..., 0].astype(np.float32)
-
-
-def _mean_known(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Mean over the first axis of the entries that are there; NaN where none is."""
-    known = np.isfinite(values)
-    count = known.sum(0)
-    total = np.where(known, values, 0.0).astype(np.float64).sum(0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean_first(shares[..., None])[..., 0].astype(np.float32)
 
 
 def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arrays]) -> list[Row]:
     """A row for each method and layer, noise paired with the temperature of like distinct_2."""
     layers = parse_layers(args.layers, material.clean.blocks)
     distinct = {
-        arm.name: _mean(p.metrics["distinct_2"] for p in arm.problems) for arm in material.arms
+        arm.name: mean(p.metrics["distinct_2"] for p in arm.problems) for arm in material.arms
     }
     plain = [arm for arm in material.arms if not arm.sampling.greedy and arm.perturbation.plain]
     rows = []
@@ -200,7 +193,7 @@ def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arra
             other = min(plain, key=lambda o: abs(distinct[o.name] - distinct[arm.name]))
         for i, layer in enumerate(layers):
             row: Row = {"method": arm.name, "layer": layer, "distinct_2": distinct[arm.name]}
-            row |= {name: _mean(own[name][:, i]) for name in own}
+            row |= {name: mean(own[name][:, i]) for name in own}
             row["kept"] = int(found[CLEAN]["kept"][i])
             row["against"] = other.name if other else ""
             row["against_distinct_2"] = distinct[other.name] if other else float("nan")
@@ -210,9 +203,9 @@ def table(material: Material, args: argparse.Namespace, found: Mapping[str, Arra
 
 def _per_problem(arm: Arm, found: Mapping[str, Arrays]) -> dict[str, NDArray[np.float64]]:
     """[problems, layers] means over steps."""
-    pieces = [found[f"{arm.name}@{p.task}@{p.name}"] for p in arm.problems]
+    pieces = [found[arm.piece(p)] for p in arm.problems]
     return {
-        name: np.stack([_mean_known(piece[name].T) for piece in pieces])
+        name: np.stack([mean_first(piece[name].T) for piece in pieces])
         for name in ("spread", "away", "outside")
     }
 
@@ -231,7 +224,7 @@ def _paired(
     for name in ("spread", "outside"):
         difference = own[name][:, layer] - theirs[name][:, layer] if theirs else np.empty(0)
         known = np.isfinite(difference)
-        row[f"{name}_difference"] = _mean(difference)
+        row[f"{name}_difference"] = mean(difference)
         if not known.any():
             row |= {f"{name}_p": float("nan"), f"{name}_p_flips": float("nan")}
             continue
@@ -240,11 +233,6 @@ def _paired(
         row[f"{name}_p_flips"] = float(flips[0])
     row["n"] = int(known.sum())
     return row
-
-
-def _mean(values: Any) -> float:
-    known = [float(value) for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan")
 
 
 def figures(
@@ -259,14 +247,14 @@ def figures(
         for number, arm in enumerate(material.arms):
             color = mpl.colors.to_rgba(STYLES[family(arm.name)][0], 1 - 0.2 * (number % 4))
             style = ("-", "--", ":", "-.")[number % 4]
-            pieces = [found[f"{arm.name}@{p.task}@{p.name}"] for p in arm.problems]
-            for path in found[f"{arm.name}@{first.task}@{first.name}"]["paths"][:3, -1]:
+            pieces = [found[arm.piece(p)] for p in arm.problems]
+            for path in found[arm.piece(first)]["paths"][:3, -1]:
                 plane.plot(*path.T, style, color=color, linewidth=0.8)
-            steps = _mean_known(np.stack([piece["spread"][-1] for piece in pieces]))
+            steps = mean_first(np.stack([piece["spread"][-1] for piece in pieces]))
             by_step.plot(steps, style, color=color, label=arm.name)
             shares = [row["outside"] for row in rows if row["method"] == arm.name]
             by_layer.plot(range(len(layers)), shares, style, color=color, marker=".")
-        piece = found[f"{material.arms[0].name}@{first.task}@{first.name}"]
+        piece = found[material.arms[0].piece(first)]
         plane.plot(*piece["greedy"][-1].T, color="#000000", linewidth=1.5, label="greedy, clean")
         plane.set(xlabel="first clean axis", ylabel="second clean axis", title=f"{first.name}")
         plane.legend(fontsize=8)

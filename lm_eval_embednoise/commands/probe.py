@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
     from lm_eval_embednoise.models.stored import identity
     from lm_eval_embednoise.store.store import digest
-    from lm_eval_embednoise.study.material import gather
+    from lm_eval_embednoise.study.gather import gather
     from lm_eval_embednoise.study.session import quiet_harness
 
     with quiet_harness():

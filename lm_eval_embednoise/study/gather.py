@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_embednoise.analysis.mechanism.material import Arm, Draw, Material, Problem
-from lm_eval_embednoise.engine.runner import Runner
+from lm_eval_embednoise.analysis.mechanism.material import (
+    Arm,
+    Draw,
+    Material,
+    Problem,
+    runner_of,
+)
 from lm_eval_embednoise.engine.sampling import Sampling
 from lm_eval_embednoise.models.stored import Ledger
-from lm_eval_embednoise.models.text import emittable_ids
 from lm_eval_embednoise.noise.perturbation import Perturbation
 from lm_eval_embednoise.study.method import Method, StudyError
 from lm_eval_embednoise.study.rehearse import requests_of
@@ -61,26 +65,12 @@ def gather(
             for task in tasks
         ]
         problems = tuple(problem for _, of_task in sampled for problem in of_task)
-        runner = runner_of(session.lm)
+        runner = runner_of(session.lm, session.lm.perturbation, session.lm.states)
         return Arm(method.name, runner.perturbation, sampled[0][0], runner, problems)
 
     arms = tuple(arm(method, None) for method in methods)
     greedy = arm(GREEDY, 1)
     return Material(session.lm, greedy.runner, greedy, arms)
-
-
-def runner_of(lm: Any) -> Runner:
-    """A model under its present perturbation, for captures."""
-    width = lm.model.get_input_embeddings().weight.shape[0]
-    return Runner(
-        lm.model,
-        lm.perturbation,
-        max_length=lm.max_length,
-        token_ids=emittable_ids(lm.tokenizer, width),
-        blocks=lm.blocks,
-        decoder="model",
-        states=lm.states,
-    )
 
 
 def _sampled(
